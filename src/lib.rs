@@ -1,0 +1,9 @@
+//! libmmada: a native runtime for MMaDA, the unified multimodal diffusion language model.
+
+pub mod error;
+pub mod gguf;
+pub mod kernels;
+pub mod parallel;
+pub mod tensor;
+
+pub use error::{Error, Result};
