@@ -19,14 +19,9 @@ enum Content {
 }
 
 /// A cache line: what a file that was read is aligned to (a mapped one is aligned to its pages).
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([u64; 8]);
-
-// SAFETY: `Line` is `repr(C)` around 64 bytes of integers and its alignment, 64, adds no padding; any bits are valid.
-unsafe impl bytemuck::Zeroable for Line {}
-// SAFETY: as above.
-unsafe impl bytemuck::Pod for Line {}
 
 impl Mapping {
     /// Maps the file; reads it into memory if the system refuses to map it.
