@@ -4,6 +4,7 @@ pub mod error;
 pub mod gguf;
 pub mod kernels;
 pub mod parallel;
+pub mod sampler;
 pub mod tensor;
 
 pub use error::{Error, Result};
