@@ -5,5 +5,6 @@ pub mod gguf;
 pub mod kernels;
 pub mod parallel;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
