@@ -5,6 +5,8 @@ pub mod gguf;
 pub mod kernels;
 
 pub mod parallel;
+pub mod sampler;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
