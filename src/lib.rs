@@ -3,7 +3,8 @@
 pub mod error;
 pub mod gguf;
 pub mod kernels;
-
+pub mod mmap;
+pub mod model;
 pub mod parallel;
 pub mod sampler;
 pub mod tensor;

@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::product::Scratch;
-use crate::tensor::{GgmlType, Matrix};
+use crate::tensor::{self, GgmlType, Matrix};
 
 /// How the int8 panel of a type looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,7 +72,7 @@ fn floats(dtype: GgmlType, bytes: &[u8], out: &mut [f32]) {
             }
         }
         // the model's loader refuses types that cannot be dequantized
-        _ => out.fill(f32::NAN),
+        _ => tensor::dequantize(dtype, bytes, out).unwrap_or_else(|_| out.fill(f32::NAN)),
     }
 }
 

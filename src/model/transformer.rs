@@ -31,7 +31,7 @@ impl Sequence<'_> {
 }
 
 /// Sees the residual stream [tokens, d_model] that enters each layer, and the final norm's output after the last.
-pub type LayerObserver<'a> = &'a mut dyn FnMut(usize, &[f32]);
+pub type LayerObserver<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
 
 /// The backbone over a mapped file.
 pub struct Transformer {
