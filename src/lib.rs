@@ -3,9 +3,10 @@
 pub mod error;
 pub mod gguf;
 pub mod kernels;
-pub mod mmap;
+
 pub mod parallel;
 pub mod prompt;
+pub mod sampler;
 pub mod tensor;
 pub mod tokenizer;
 
