@@ -6,6 +6,7 @@ pub mod kernels;
 pub mod mmap;
 pub mod model;
 pub mod parallel;
+pub mod prompt;
 pub mod sampler;
 pub mod tensor;
 pub mod tokenizer;
