@@ -152,8 +152,7 @@ impl Transformer {
         input.project(&layer.v, v, Epilogue::Store);
         self.rope.apply(exec, q, &s.positions[..tokens]);
         self.rope.apply(exec, k, &s.positions[..tokens]);
-        let shape =
-            Attention { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, sequences: &s.sequences };
+        let shape = Attention { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, sequences: &s.sequences };
         shape.run(exec, q, k, v, &mut s.h[..d]);
         let mut input = Input::new(exec, file, &s.h[..d], &mut s.int8, c.d_model);
         input.project(&layer.attn_output, &mut s.x[..d], Epilogue::Add);
