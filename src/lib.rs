@@ -2,9 +2,11 @@
 
 pub mod error;
 pub mod gguf;
+pub mod image;
 pub mod kernels;
 pub mod mmap;
 pub mod parallel;
 pub mod tensor;
+pub mod vq;
 
 pub use error::{Error, Result};
