@@ -125,7 +125,7 @@ impl Context {
         let mut state = self.inner.lock()?;
         let exec = self.exec(None);
         let model = self.model();
-        model.transformer().forward(&exec, model.bytes(), &mut state, &batch, &mut [], Some(&mut keep))?;
+        model.transformer().forward(&exec, self.compute(), model.bytes(), &mut state, &batch, &mut [], Some(&mut keep))?;
         Ok(states)
     }
 
@@ -219,7 +219,7 @@ impl Engine for Inner {
             out.resize(wanted, 0.0);
         }
         let exec = Engine::exec(self, cancel);
-        let done = self.model.transformer().forward(&exec, self.model.bytes(), &mut state, batch, &mut out[first..], None);
+        let done = self.model.transformer().forward(&exec, self.compute, self.model.bytes(), &mut state, batch, &mut out[first..], None);
         if done.is_err() {
             out.truncate(first);
         }
