@@ -79,7 +79,11 @@ impl Checkpoint {
     /// index says it has.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = find(dir)?;
-        if path.extension().is_some_and(|e| e == "json") { Self::open_index(dir, &path) } else { Self::open_file(&path) }
+        if path.extension().is_some_and(|e| e == "json") {
+            Self::open_index(dir, &path)
+        } else {
+            Self::open_file(&path)
+        }
     }
 
     fn open_file(path: &Path) -> Result<Self> {
@@ -100,14 +104,20 @@ impl Checkpoint {
                 ErrorKind::NotFound => {
                     let first = wanted().next().map_or("", String::as_str);
                     let others = wanted().count() - 1;
-                    Error::format(path.display(), format!("the shard is missing: it holds {first} and {others} more tensors"))
+                    Error::format(
+                        path.display(),
+                        format!("the shard is missing: it holds {first} and {others} more tensors"),
+                    )
                 }
                 _ => Error::io(path.display(), e),
             })?;
             let mut header: BTreeMap<_, _> = read_header(&file, &path, shards.len())?.into_iter().collect();
             for tensor in wanted() {
                 let (tensor, entry) = header.remove_entry(tensor).ok_or_else(|| {
-                    Error::format(path.display(), format!("tensor {tensor} is missing, though the index says it is here"))
+                    Error::format(
+                        path.display(),
+                        format!("tensor {tensor} is missing, though the index says it is here"),
+                    )
                 })?;
                 entries.insert(tensor, entry);
             }
@@ -142,7 +152,10 @@ impl Checkpoint {
             ));
         }
         if let SourceType::Other(name) = &entry.dtype {
-            return Err(Error::unsupported(file, format!("tensor {tensor} has type {name}; f32, f16 and bf16 can be read")));
+            return Err(Error::unsupported(
+                file,
+                format!("tensor {tensor} has type {name}; f32, f16 and bf16 can be read"),
+            ));
         }
         match &entry.problem {
             Some(problem) => Err(Error::unsupported(file, format!("tensor {tensor} {problem}"))),
@@ -237,7 +250,8 @@ fn safetensors_header(mut file: &File, name: &str, shard: usize) -> Result<Vec<(
         return Err(Error::format(name, "not a safetensors file: its header would be larger than the format allows"));
     }
     if header_len > file_len - 8 {
-        let reason = format!("its header needs {} bytes but the file ends at {file_len} (truncated download?)", header_len + 8);
+        let reason =
+            format!("its header needs {} bytes but the file ends at {file_len} (truncated download?)", header_len + 8);
         return Err(Error::format(name, reason));
     }
     let mut header = vec![0u8; header_len as usize];
@@ -253,7 +267,9 @@ fn safetensors_header(mut file: &File, name: &str, shard: usize) -> Result<Vec<(
         if end > file_len {
             return Err(Error::format(
                 name,
-                format!("tensor {tensor} needs bytes {start}..{end} but the file ends at {file_len} (truncated download?)"),
+                format!(
+                    "tensor {tensor} needs bytes {start}..{end} but the file ends at {file_len} (truncated download?)"
+                ),
             ));
         }
         let dtype = match info.dtype {

@@ -122,7 +122,10 @@ impl Config {
             return Ok(());
         }
         let said: Vec<String> = self.rows.iter().map(|(key, n)| format!("{key} {n}")).collect();
-        Err(Error::format(&self.file, format!("the embedding has {rows} rows, but the config says {}", said.join(", "))))
+        Err(Error::format(
+            &self.file,
+            format!("the embedding has {rows} rows, but the config says {}", said.join(", ")),
+        ))
     }
 }
 
@@ -294,7 +297,8 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_ignored_and_text_only_checkpoints_have_no_images() {
-        let llada = with(json!({"model_type": "llada", "codebook_size": null, "num_vq_tokens": null, "new_key": [1]})).unwrap();
+        let llada =
+            with(json!({"model_type": "llada", "codebook_size": null, "num_vq_tokens": null, "new_key": [1]})).unwrap();
         assert_eq!((llada.family, llada.codebook_size), (Family::Llada, None));
         let by_class = with(json!({"model_type": null, "architectures": ["MMadaModelLM"]})).unwrap();
         assert_eq!(by_class.family, Family::Mmada);

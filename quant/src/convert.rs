@@ -120,7 +120,8 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> 
         let name = &tensor.spec.name;
         progress(Progress::Bytes { tensor: name, done, total });
         let checkpoint = if tensor.vq { source.vq.as_ref().map(|(c, _)| c) } else { Some(&source.backbone) };
-        let checkpoint = checkpoint.ok_or_else(|| Error::Internal("an image tokenizer was planned without one".into()))?;
+        let checkpoint =
+            checkpoint.ok_or_else(|| Error::Internal("an image tokenizer was planned without one".into()))?;
         let sink = |bytes: &[u8]| {
             if options.cancel.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
                 return Err(Error::Cancelled);
@@ -215,7 +216,9 @@ impl Source {
         };
         let offset = options.image_code_offset.unwrap_or(text);
         if offset < text {
-            return Err(Error::invalid(format!("the image code offset {offset} lies inside the {text} tokens of {file}")));
+            return Err(Error::invalid(format!(
+                "the image code offset {offset} lies inside the {text} tokens of {file}"
+            )));
         }
         if u64::from(offset) + u64::from(codes) > rows as u64 {
             let reason = format!("{codes} image codes from {offset} on do not fit the embedding's {rows} rows");
@@ -235,7 +238,8 @@ impl Source {
     /// The output must not replace what it is made from.
     fn guard_inputs(&self, options: &ConvertOptions) -> Result<()> {
         let Ok(output) = options.output.canonicalize() else { return Ok(()) };
-        let json = ["config.json", "tokenizer.json", "tokenizer_config.json", "mmada_tokens.json", "mmada_sampling.json"];
+        let json =
+            ["config.json", "tokenizer.json", "tokenizer_config.json", "mmada_tokens.json", "mmada_sampling.json"];
         let mut inputs: Vec<PathBuf> = json.map(|name| self.dir.join(name)).into();
         inputs.push(self.dir.join("chat_template.jinja"));
         inputs.extend(options.chat_template.clone());
@@ -244,7 +248,9 @@ impl Source {
             inputs.extend(checkpoint.files().map(Path::to_owned));
         }
         match inputs.iter().find(|input| input.canonicalize().is_ok_and(|input| input == output)) {
-            Some(input) => Err(Error::invalid(format!("the output would replace {}, which it is made from", input.display()))),
+            Some(input) => {
+                Err(Error::invalid(format!("the output would replace {}, which it is made from", input.display())))
+            }
             None => Ok(()),
         }
     }
@@ -267,7 +273,9 @@ fn image_tokenizer(
         None if beside.is_dir() => &beside,
         None => {
             if config.codebook_size.is_some() {
-                notes.push("no image tokenizer was given (--vq DIR): the file will neither see nor draw pictures".into());
+                notes.push(
+                    "no image tokenizer was given (--vq DIR): the file will neither see nor draw pictures".into(),
+                );
             }
             return Ok(None);
         }
@@ -279,7 +287,11 @@ fn image_tokenizer(
     match config.codebook_size {
         None => return wrong("the checkpoint has no image codes, so it cannot have an image tokenizer".into()),
         Some(codes) if codes != layout.codebook_size() => {
-            return wrong(format!("codebook_size is {codes}, but {} has {} codes", dir.display(), layout.codebook_size()));
+            return wrong(format!(
+                "codebook_size is {codes}, but {} has {} codes",
+                dir.display(),
+                layout.codebook_size()
+            ));
         }
         Some(_) => {}
     }

@@ -32,7 +32,8 @@ impl Object {
     }
 
     pub fn parse(text: &str, file: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text).map_err(|e| Error::format(file, format!("not valid JSON: {e}")))?;
+        let value: Value =
+            serde_json::from_str(text).map_err(|e| Error::format(file, format!("not valid JSON: {e}")))?;
         match value {
             Value::Object(map) => Ok(Object { map, file: file.to_owned(), prefix: String::new() }),
             other => Err(Error::format(file, format!("expected a JSON object, found {}", kind(&other)))),

@@ -83,7 +83,8 @@ fn global(module: &str, name: &str) -> Option<Global> {
 /// The tensors of a pickled state dict, by name, in the file's order. Entries that are no tensors are left out.
 /// The error is a reason without the file's name.
 pub fn state_dict(pickle: &[u8]) -> Result<Vec<(String, PickledTensor)>, String> {
-    let mut machine = Machine { input: pickle, at: 0, stack: vec![], marks: vec![], memo: HashMap::new(), arena: vec![] };
+    let mut machine =
+        Machine { input: pickle, at: 0, stack: vec![], marks: vec![], memo: HashMap::new(), arena: vec![] };
     let top = machine.run().map_err(|reason| format!("{reason} (at byte {} of data.pkl)", machine.at))?;
     let Value::Ref(top) = top else { return Err("data.pkl holds no dictionary of tensors".into()) };
     let Some(Object::Dict(entries)) = machine.arena.get(top) else {

@@ -58,7 +58,8 @@ pub fn embedding_rows(config: &Config, backbone: &Checkpoint) -> Result<usize> {
     let rows = match entry.shape.as_slice() {
         &[rows, cols] if cols == config.d_model => rows,
         shape => {
-            let reason = format!("tensor {EMBEDDING} has shape {shape:?}, expected rows of d_model = {}", config.d_model);
+            let reason =
+                format!("tensor {EMBEDDING} has shape {shape:?}, expected rows of d_model = {}", config.d_model);
             return Err(Error::format(backbone.file_of(entry).display(), reason));
         }
     };

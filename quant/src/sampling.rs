@@ -43,7 +43,9 @@ impl Default for Sampling {
         let text = Text { gen_length: 512, steps: 256, block_length: 128, temperature: 0.0 };
         let image = Image { steps: 15, guidance_scale: 3.5, temperature: 1.0, schedule: "cosine".into() };
         Sampling {
-            text: ["text", "text_think", "image_question", "image_question_think"].map(|task| (task, text.clone())).into(),
+            text: ["text", "text_think", "image_question", "image_question_think"]
+                .map(|task| (task, text.clone()))
+                .into(),
             draw_max_text_len: 512,
             draw: image.clone(),
             draw_think_text_len: 512,

@@ -103,16 +103,20 @@ impl TextTokenizer {
     /// An added token may stand in the vocabulary too, with the same id.
     fn insert(&mut self, id: u32, text: &str, kind: i32) -> Result<()> {
         if id >= MAX_ID {
-            return Err(Error::format(&self.file, format!("token {text:?} has the id {id}, beyond the limit {MAX_ID}")));
+            return Err(Error::format(
+                &self.file,
+                format!("token {text:?} has the id {id}, beyond the limit {MAX_ID}"),
+            ));
         }
         let before = self.ids.insert(text.to_owned(), id).filter(|&other| other != id);
         if let Some(other) = before {
             return Err(Error::format(&self.file, format!("token {text:?} has two ids, {other} and {id}")));
         }
         match self.tokens.insert(id, Token { text: text.to_owned(), kind }) {
-            Some(other) if other.text != text => {
-                Err(Error::format(&self.file, format!("the id {id} belongs to two tokens, {:?} and {text:?}", other.text)))
-            }
+            Some(other) if other.text != text => Err(Error::format(
+                &self.file,
+                format!("the id {id} belongs to two tokens, {:?} and {text:?}", other.text),
+            )),
             _ => Ok(()),
         }
     }

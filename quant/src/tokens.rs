@@ -77,7 +77,8 @@ impl Roles {
                 Some(id) => roles.push((role.key, id)),
                 None if needed => {
                     let file = table.as_ref().map_or(tokenizer.file(), Object::file);
-                    let reason = format!("no id for {}, which the model needs (mmada_tokens.json can say it)", role.name);
+                    let reason =
+                        format!("no id for {}, which the model needs (mmada_tokens.json can say it)", role.name);
                     return Err(Error::format(file, reason));
                 }
                 None => {}
@@ -118,7 +119,8 @@ fn listed(role: &Role, table: &Object, tokenizer: &TextTokenizer) -> Result<Opti
 
 /// An id for a role that the tokenizer does not name.
 fn unlisted(role: &Role, tokenizer: &TextTokenizer, config: &Config) -> Option<u32> {
-    let reserved = |id: u32| tokenizer.is_special(id) && tokenizer.text(id).is_some_and(|text| text.contains("reserved"));
+    let reserved =
+        |id: u32| tokenizer.is_special(id) && tokenizer.text(id).is_some_and(|text| text.contains("reserved"));
     let known = |id: &u32| tokenizer.text(*id).is_some();
     match role.key {
         "bos" => tokenizer.configured("bos_token"),

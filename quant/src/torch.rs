@@ -52,7 +52,10 @@ pub fn tensors(file: &File, name: &str, shard: usize) -> Result<Vec<(String, Ent
     let mut read = |suffix: &str| -> Result<Option<Vec<u8>>> {
         let Some(stored) = entries.get(&format!("{root}{suffix}")) else { return Ok(None) };
         if stored.len > MAX_PICKLE {
-            return Err(Error::format(name, format!("{suffix} has {} bytes, more than a state dict needs", stored.len)));
+            return Err(Error::format(
+                name,
+                format!("{suffix} has {} bytes, more than a state dict needs", stored.len),
+            ));
         }
         let mut bytes = Vec::new();
         let entry = archive.by_index(stored.index).map_err(bad_zip)?;

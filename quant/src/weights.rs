@@ -39,9 +39,11 @@ pub fn convert(
         checkpoint.read(entry, first as u64 * row_in as u64, input)?;
         let failed = pool.install(|| {
             let rows = output.par_chunks_mut(row_out).zip(input.par_chunks(row_in)).enumerate();
-            rows.map_init(Scratch::default, |scratch, (i, (out, row))| Some((i, scratch.convert(tensor, row, out).err()?)))
-                .flatten()
-                .min_by_key(|&(i, _)| i)
+            rows.map_init(Scratch::default, |scratch, (i, (out, row))| {
+                Some((i, scratch.convert(tensor, row, out).err()?))
+            })
+            .flatten()
+            .min_by_key(|&(i, _)| i)
         });
         if let Some((i, failure)) = failed {
             return Err(failure.at(checkpoint, tensor, first + i));
