@@ -93,7 +93,8 @@ impl Int8Rows {
         let at = (row * self.k + k) / LANES;
         // SAFETY: the caller's promise
         unsafe {
-            let sum = *self.sums.get_unchecked(at) + if group == GROUP { *self.sums.get_unchecked(at + 1) } else { 0.0 };
+            let sum =
+                *self.sums.get_unchecked(at) + if group == GROUP { *self.sums.get_unchecked(at + 1) } else { 0.0 };
             sum * self.scale_at(row, k)
         }
     }
