@@ -13,9 +13,9 @@ mod golden_support {
     pub mod noise;
     pub mod tensors;
 
-    // mod drawing;
+    mod drawing;
     mod forward;
     mod pictures;
     mod prompts;
-    // mod text;
+    mod text;
 }
