@@ -37,11 +37,8 @@ impl<'a> Network<'a> {
     fn run(&self, batch: &[&[u32]]) -> Output {
         let rows: Vec<Vec<usize>> = batch.iter().map(|ids| (0..ids.len()).collect()).collect();
         let vocab = 0..self.fixture.model().vocabulary.rows;
-        let requests: Vec<SequenceRequest> = batch
-            .iter()
-            .zip(&rows)
-            .map(|(ids, rows)| SequenceRequest { ids, rows, vocab: vocab.clone() })
-            .collect();
+        let requests: Vec<SequenceRequest> =
+            batch.iter().zip(&rows).map(|(ids, rows)| SequenceRequest { ids, rows, vocab: vocab.clone() }).collect();
         self.request(&requests)
     }
 
@@ -107,10 +104,8 @@ fn leaving_out_the_left_pads_gives_the_logits_of_the_padded_batch() {
 #[test]
 fn sequences_of_a_batch_do_not_see_each_other() {
     for fixture in fixtures() {
-        let ids: Vec<Vec<u32>> = cases(fixture)
-            .iter()
-            .map(|case| fixture.tensor(Tensors::ids, &format!("{case}.input_ids")).data)
-            .collect();
+        let ids: Vec<Vec<u32>> =
+            cases(fixture).iter().map(|case| fixture.tensor(Tensors::ids, &format!("{case}.input_ids")).data).collect();
         if ids.is_empty() {
             continue;
         }
