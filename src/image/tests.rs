@@ -201,7 +201,10 @@ fn a_picture_that_cannot_be_written_says_why_and_leaves_nothing() {
     let says = |path: PathBuf, part: &str| {
         for error in [save(&rgb, &path).unwrap_err(), check_target(&path).unwrap_err()] {
             let sentence = error.to_string();
-            assert!(sentence.contains(path.to_str().unwrap()) && sentence.contains(part), "`{sentence}` lacks `{part}`");
+            assert!(
+                sentence.contains(path.to_str().unwrap()) && sentence.contains(part),
+                "`{sentence}` lacks `{part}`"
+            );
         }
     };
     says(folder.path().join("a.webp"), "not as .webp");
