@@ -63,6 +63,9 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("clip_qkv", &[]),
 ];
 
+/// The runtime's limit for every size; far above any model.
+const MAX_SIZE: u32 = 1 << 24;
+
 impl Config {
     /// Reads `config.json` of a checkpoint folder.
     ///
@@ -169,7 +172,7 @@ fn check_flags(o: &Object) -> Result<()> {
 
 fn opt_size(o: &Object, key: &str) -> Result<Option<u32>> {
     match o.u32(key)? {
-        Some(0) => Err(o.wrong(key, "is 0")),
+        Some(n) if !(1..=MAX_SIZE).contains(&n) => Err(o.wrong(key, format!("is {n}, outside 1..={MAX_SIZE}"))),
         n => Ok(n),
     }
 }
@@ -208,7 +211,7 @@ fn mlp(o: &Object, d_model: usize) -> Result<usize> {
         return Err(o.wrong("mlp_hidden_size", "is missing, and so is mlp_ratio"));
     };
     let width = ratio * d_model as f64;
-    if width.fract() != 0.0 || !(1.0..4294967296.0).contains(&width) {
+    if width.fract() != 0.0 || !(1.0..=f64::from(MAX_SIZE)).contains(&width) {
         return Err(o.wrong("mlp_ratio", format!("({ratio}) times d_model ({d_model}) is no usable width")));
     }
     Ok(width as usize)

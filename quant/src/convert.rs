@@ -10,11 +10,10 @@ use mmada::{Error, Result};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
-use crate::json::read_text;
 use crate::metadata::{Sources, metadata};
 use crate::plan::{self, Planned, TYPES};
 use crate::sampling::Sampling;
-use crate::tokenizer::TextTokenizer;
+use crate::tokenizer::{TextTokenizer, read_template};
 use crate::tokens::Roles;
 use crate::vq::Layout;
 use crate::weights;
@@ -182,7 +181,7 @@ impl Source {
     ) -> Result<Vec<(String, mmada::gguf::MetaValue)>> {
         let rows = plan::embedding_rows(&self.config, &self.backbone)?;
         let chat_template = match &options.chat_template {
-            Some(file) => Some(read_text(file)?),
+            Some(file) => Some(read_template(file)?),
             None => self.tokenizer.chat_template(&self.dir, self.config.family)?,
         };
         if chat_template.is_none() {

@@ -29,4 +29,3 @@ mod vq;
 mod weights;
 
 pub use convert::{ConvertOptions, Progress, Report, convert};
-pub use tokenizer::MMADA_CHAT_TEMPLATE;

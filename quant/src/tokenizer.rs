@@ -5,17 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use mmada::gguf::{MetaArray, MetaValue};
+use mmada::prompt::{ChatTemplate, MMADA_CHAT_TEMPLATE};
+use mmada::tokenizer::Tokenizer;
 use mmada::{Error, Result};
 use serde_json::{Value, json};
 
 use crate::config::Family;
 use crate::json::{Object, read_text};
-
-/// MMaDA's prompt layout, which its inference code sets over the template of the tokenizer: header, line break,
-/// stripped content, `<|eot_id|>` per message, then the header of the answer.
-pub const MMADA_CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
-    {{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n' + message['content'] | trim + '<|eot_id|>' }}\
-    {% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n' }}";
 
 /// Added, in this order, to tokenizers that lack them.
 const CHAT_TOKENS: [&str; 3] = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"];
@@ -50,8 +46,8 @@ impl TextTokenizer {
     /// Reads the tokenizer of a checkpoint folder and appends the chat tokens it lacks (named in `notes`).
     ///
     /// # Errors
-    /// `Io` where tokenizer.json cannot be read, `Format` where it contradicts itself, `Unsupported` where it is no
-    /// byte-pair encoding.
+    /// `Io` where tokenizer.json cannot be read, `Format` where it contradicts itself, `Unsupported` where the runtime
+    /// could not use it.
     pub fn read(dir: &Path, notes: &mut Vec<String>) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let text = read_text(&path)?;
@@ -59,6 +55,8 @@ impl TextTokenizer {
         let mut tokenizer = Self::parse(text, &path.display().to_string())?;
         tokenizer.config = config;
         tokenizer.add_chat_tokens(notes)?;
+        // The runtime's own loader has the last word: what it refuses must not get into a file.
+        Tokenizer::from_json(&tokenizer.json, &tokenizer.file)?;
         Ok(tokenizer)
     }
 
@@ -66,9 +64,9 @@ impl TextTokenizer {
         let root = Object::parse(&text, file)?;
         let model = root.required("model", root.object("model")?)?;
         match model.str("type")? {
-            Some("BPE") => {}
-            other => {
-                let reason = format!("the tokenizer model is {}, only BPE is supported", other.unwrap_or("not named"));
+            Some("BPE") | None => {} // files of old versions do not say
+            Some(other) => {
+                let reason = format!("the tokenizer model is {other}, only BPE is supported");
                 return Err(Error::unsupported(file, reason));
             }
         }
@@ -176,28 +174,30 @@ impl TextTokenizer {
         self.id(text)
     }
 
-    /// The chat template to write: MMaDA's for MMaDA checkpoints, else the checkpoint's own.
+    /// The chat template to write: MMaDA's for MMaDA checkpoints, whose inference code sets it over the tokenizer's,
+    /// else the checkpoint's own.
     pub fn chat_template(&self, dir: &Path, family: Family) -> Result<Option<String>> {
         if family == Family::Mmada {
             return Ok(Some(MMADA_CHAT_TEMPLATE.to_owned()));
         }
         let beside = dir.join("chat_template.jinja");
         if beside.is_file() {
-            return read_text(&beside).map(Some);
+            return read_template(&beside).map(Some);
         }
         let Some(config) = &self.config else { return Ok(None) };
-        match config.get("chat_template") {
-            None => Ok(None),
-            Some(Value::String(template)) => Ok(Some(template.clone())),
+        let template = match config.get("chat_template") {
+            None => return Ok(None),
+            Some(Value::String(template)) => template,
             // Several templates: a list of {name, template}.
             Some(Value::Array(list)) => list
                 .iter()
                 .find(|t| t["name"] == "default")
                 .and_then(|t| t["template"].as_str())
-                .map(|t| Some(t.to_owned()))
-                .ok_or_else(|| config.wrong("chat_template", "has no template named default")),
-            Some(_) => Err(config.wrong("chat_template", "is neither a string nor a list of templates")),
-        }
+                .ok_or_else(|| config.wrong("chat_template", "has no template named default"))?,
+            Some(_) => return Err(config.wrong("chat_template", "is neither a string nor a list of templates")),
+        };
+        ChatTemplate::new(template, config.file())?;
+        Ok(Some(template.to_owned()))
     }
 
     /// `tokenizer.*` metadata. `mask` is the id of the mask token.
@@ -227,6 +227,13 @@ impl TextTokenizer {
         out.push(("tokenizer.ggml.add_bos_token", MetaValue::Bool(false)));
         out.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
+}
+
+/// A Jinja file, its syntax checked.
+pub fn read_template(path: &Path) -> Result<String> {
+    let template = read_text(path)?;
+    ChatTemplate::new(&template, &path.display().to_string())?;
+    Ok(template)
 }
 
 /// "a b" or ["a", "b"] each; written as "a b".

@@ -9,6 +9,10 @@ use crate::checkpoint::Checkpoint;
 pub const NORM_GROUPS: usize = 32;
 pub const NORM_EPSILON: f32 = 1e-6;
 
+/// Limits of the runtime.
+const MAX_LEVELS: usize = 8;
+const MAX_BLOCKS: usize = 64;
+
 /// One of the two halves: level by level from the full resolution down, for the decoder too.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Half {
@@ -55,8 +59,12 @@ impl Layout {
             return refuse(format!("image codes of {} bits are not supported (1 to 24 are)", layout.z_channels));
         }
         let (down, up) = (layout.encoder.channel_mult.len(), layout.decoder.channel_mult.len());
-        if down != up {
-            return refuse(format!("the image encoder has {down} levels but the decoder {up}"));
+        if down != up || down > MAX_LEVELS {
+            let reason = format!("the image encoder has {down} levels and the decoder {up}");
+            return refuse(format!("{reason}; both need the same number, up to {MAX_LEVELS}"));
+        }
+        if let Some(n) = layout.encoder.res_blocks.iter().chain(&layout.decoder.res_blocks).find(|n| **n > MAX_BLOCKS) {
+            return refuse(format!("a level of the image tokenizer has {n} residual blocks, more than {MAX_BLOCKS}"));
         }
         Ok(layout)
     }
