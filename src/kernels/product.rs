@@ -97,7 +97,8 @@ pub fn matmul(exec: &Exec, w: &Matrix, x: Activations, y: &mut [f32], y_stride: 
         let panel = Panel { w, x, rows, cols, y, y_stride, add: epilogue == Epilogue::Add };
         match x {
             Activations::Bf16(x) => exec.kernels.run_bf16(panel, x),
-            _ => exec.kernels.run(panel),
+            // the scratch is taken out here: a closure inside `call` would be compiled without the instruction set
+            _ => SCRATCH.with_borrow_mut(|scratch| exec.kernels.run(PanelTask { panel, scratch })),
         }
     };
     let tasks = panels * n.div_ceil(chunk);
@@ -139,15 +140,22 @@ pub(super) struct Panel<'a> {
     add: bool,
 }
 
-impl Op for Panel<'_> {
+/// A panel with the memory of the thread that computes it.
+struct PanelTask<'a> {
+    panel: Panel<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Op for PanelTask<'_> {
     type Output = ();
     #[inline(always)]
     fn call<I: Isa>(self, isa: I) {
-        SCRATCH.with_borrow_mut(|scratch| match self.x {
-            Activations::F32 { x, .. } => self.f32(isa, x, scratch),
-            Activations::Int8(x) => self.int8(isa, x, scratch),
+        let PanelTask { panel, scratch } = self;
+        match panel.x {
+            Activations::F32 { x, .. } => panel.f32(isa, x, scratch),
+            Activations::Int8(x) => panel.int8(isa, x, scratch),
             Activations::Bf16(_) => unreachable!("goes through `run_bf16`"),
-        });
+        }
     }
 }
 
