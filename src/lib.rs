@@ -3,6 +3,7 @@
 pub mod error;
 pub mod gguf;
 pub mod kernels;
+pub mod mmap;
 pub mod parallel;
 pub mod tensor;
 
