@@ -5,6 +5,7 @@ pub mod gguf;
 pub mod kernels;
 pub mod mmap;
 pub mod parallel;
+pub mod sampler;
 pub mod tensor;
 
 pub use error::{Error, Result};

@@ -39,7 +39,9 @@ pub fn matmul_f32(exec: &Exec, w: &Matrix, x: &[f32], y: &mut [f32], y_stride: u
         for (c, v) in row.iter_mut().enumerate() {
             *v = match w.dtype() {
                 crate::gguf::GgmlType::F32 => f32::from_le_bytes(w.row(i)[c * 4..][..4].try_into().unwrap()),
-                crate::gguf::GgmlType::F16 => half::f16::from_le_bytes(w.row(i)[c * 2..][..2].try_into().unwrap()).to_f32(),
+                crate::gguf::GgmlType::F16 => {
+                    half::f16::from_le_bytes(w.row(i)[c * 2..][..2].try_into().unwrap()).to_f32()
+                }
                 _ => half::bf16::from_le_bytes(w.row(i)[c * 2..][..2].try_into().unwrap()).to_f32(),
             };
         }
