@@ -7,5 +7,6 @@ pub mod mmap;
 pub mod parallel;
 pub mod sampler;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
