@@ -51,7 +51,7 @@ pub enum Command {
 pub struct DrawArgs {
     /// What to draw
     pub prompt: String,
-    /// Picture file: .png, .jpg, .jpeg or .gif
+    /// Picture file: .png, .jpg or .jpeg
     #[arg(short, long, value_name = "FILE", default_value = "out.png")]
     pub output: PathBuf,
     /// Think out a fuller description first, print it, and draw that
@@ -72,7 +72,7 @@ pub struct DrawArgs {
     /// How many positions stay undecided as the steps go: cosine, linear, sigmoid, or pow and an exponent (pow2)
     #[arg(long, value_name = "NAME")]
     pub schedule: Option<String>,
-    /// What counts as sure: the drawn code's probability, or the lead of the best code over the second
+    /// What counts as sure: the drawn code's probability, or the lead of the best code over the second best
     #[arg(long, value_enum)]
     pub confidence: Option<ConfidenceArg>,
     /// Random seed; the same seed gives the same picture. Left out: a new one, which is reported
@@ -142,7 +142,9 @@ pub struct AskArgs {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "One line of input is one message. /reset forgets the conversation, /quit or end of input leaves.")]
+#[command(
+    after_help = "One line of input is one message. /reset forgets the conversation, /quit or end of input leaves."
+)]
 pub struct ChatArgs {
     /// What the model is told before the conversation
     #[arg(long, value_name = "TEXT")]
@@ -238,7 +240,8 @@ mod tests {
     fn a_size_is_two_positive_numbers() {
         assert_eq!("64x48".parse(), Ok(Size { width: 64, height: 48 }));
         assert_eq!("512X16".parse(), Ok(Size { width: 512, height: 16 }));
-        for bad in ["", "64", "x", "64x", "x64", "0x64", "64x0", "-8x8", "+8x8", "64x64x64", "6 x6", "1e2x8", "64×64"] {
+        for bad in ["", "64", "x", "64x", "x64", "0x64", "64x0", "-8x8", "+8x8", "64x64x64", "6 x6", "1e2x8", "64×64"]
+        {
             assert!(bad.parse::<Size>().is_err(), "{bad:?} was taken for a size");
         }
         assert!("99999999999999999999999x1".parse::<Size>().is_err());

@@ -42,11 +42,6 @@ pub fn cancels(cancel: impl Fn() + Send + 'static) -> Guard {
     Guard(())
 }
 
-/// Defers Ctrl-C while files are open, until the guard is dropped; `check` tells whether it was pressed.
-pub fn deferred() -> Guard {
-    cancels(|| ())
-}
-
 impl Drop for Guard {
     fn drop(&mut self) {
         *stop() = None;

@@ -1,7 +1,6 @@
 //! Where a command's words and pictures go: the result to standard output, all else to standard error, files
 //! whole or not at all. Nothing here panics when a pipe is closed or a disk is full.
 
-use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -83,44 +82,29 @@ pub fn reason(error: &io::Error) -> String {
     }
 }
 
-/// Checks, before any work is done, that `path` can be written later: its folder exists and its extension is one
-/// of `extensions` (lower case).
-pub fn check_target(path: &Path, extensions: &[&str]) -> Result<(), Failure> {
+/// Checks, before any work is done, that the animation `path` can be written later: its folder exists and it is
+/// named as a GIF. (For pictures `mmada::image::check_target` does the same.)
+pub fn check_animation(path: &Path) -> Result<(), Failure> {
     let name = path.display();
-    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
-    match extension {
-        Some(e) if extensions.contains(&e.as_str()) => {}
-        Some(e) => return Err(Failure::Input(format!("{name}: cannot write .{e} files, only {}", listed(extensions)))),
-        None => {
-            return Err(Failure::Input(format!("{name}: the name must end in {}", listed(extensions))));
-        }
+    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gif")) {
+        return Err(Failure::Input(format!("{name}: animations are written as .gif")));
     }
-    let folder = folder_of(path);
-    match fs::metadata(folder) {
-        Ok(m) if m.is_dir() => {}
-        Ok(_) => return Err(Failure::Input(format!("{name}: {} is not a folder", folder.display()))),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(Failure::Input(format!("{name}: the folder {} does not exist", folder.display())));
-        }
-        Err(e) => return Err(Failure::Input(format!("{name}: {}", reason(&e)))),
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(Failure::Input(format!("{name}: the folder {} does not exist", folder.display())));
     }
     if path.is_dir() {
-        return Err(Failure::Input(format!("{name}: is a folder, not a file")));
+        return Err(Failure::Input(format!("{name}: is a folder")));
     }
     Ok(())
 }
 
-fn listed(extensions: &[&str]) -> String {
-    let dotted: Vec<_> = extensions.iter().map(|e| format!(".{e}")).collect();
-    dotted.join(", ")
-}
-
-/// The folder that holds `path`; `.` for a bare name.
-pub fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
+/// The outcome of writing a file: what the system refused is this run's failure, not bad input.
+pub fn written<T>(result: mmada::Result<T>) -> Result<T, Failure> {
+    result.map_err(|error| match error {
+        mmada::Error::Io { file, source } => Failure::Run(format!("{file}: {}", reason(&source))),
+        other => other.into(),
+    })
 }
 
 /// `out.png` with a suffix before the extension: `out-2.png`.
@@ -145,25 +129,33 @@ mod tests {
     }
 
     #[test]
-    fn a_target_needs_an_existing_folder_and_a_known_extension() {
+    fn an_animation_needs_an_existing_folder_and_the_right_extension() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        fs::write(at("file"), b"x").unwrap();
-        fs::create_dir(at("folder.png")).unwrap();
-        assert!(check_target(&at("new.PNG"), &["png"]).is_ok());
+        std::fs::write(at("file"), b"x").unwrap();
+        std::fs::create_dir(at("folder.gif")).unwrap();
+        assert!(check_animation(&at("new.GIF")).is_ok());
+        assert!(check_animation(Path::new("here.gif")).is_ok());
         for (name, part) in [
-            ("new.bmp", "cannot write .bmp"),
-            ("new", "must end in .png"),
-            (".png", "must end in .png"),
-            ("none/new.png", "does not exist"),
-            ("file/new.png", "is not a folder"),
-            ("folder.png", "is a folder"),
+            ("new.png", "written as .gif"),
+            ("new", "written as .gif"),
+            (".gif", "written as .gif"),
+            ("none/new.gif", "does not exist"),
+            ("file/new.gif", "does not exist"),
+            ("folder.gif", "is a folder"),
         ] {
-            let failure = check_target(&at(name), &["png"]).unwrap_err();
+            let failure = check_animation(&at(name)).unwrap_err();
             assert_eq!(failure.exit_code(), 2);
             assert!(failure.to_string().contains(part), "{name}: {failure}");
         }
-        assert!(check_target(Path::new("here.gif"), &["gif"]).is_ok());
+    }
+
+    #[test]
+    fn a_full_disk_is_a_failure_of_the_run() {
+        let full = mmada::Error::io("out.png", io::ErrorKind::StorageFull.into());
+        let failure = written::<()>(Err(full)).unwrap_err();
+        assert_eq!((failure.exit_code(), failure.to_string().as_str()), (1, "out.png: no space left on the device"));
+        assert_eq!(written::<()>(Err(mmada::Error::invalid("x"))).unwrap_err().exit_code(), 2);
     }
 
     #[test]
