@@ -4,6 +4,8 @@ use std::fmt;
 
 use mmada::Error;
 
+use crate::output;
+
 pub const FAILED: u8 = 1;
 pub const BAD_INPUT: u8 = 2;
 pub const INTERRUPTED: u8 = 130;
@@ -45,6 +47,7 @@ impl From<Error> for Failure {
         match &error {
             Error::Cancelled => Failure::Interrupted,
             Error::OutOfMemory { .. } | Error::Busy | Error::Internal(_) => Failure::Run(error.to_string()),
+            Error::Io { file, source } => Failure::Input(format!("{file}: {}", output::reason(source))),
             _ => Failure::Input(error.to_string()),
         }
     }
