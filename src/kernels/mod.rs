@@ -14,6 +14,9 @@ mod product;
 mod quantize;
 mod unpack;
 
+#[cfg(test)]
+mod tests;
+
 pub use dispatch::Kernels;
 pub use product::{Activations, Epilogue, matmul, matmul_f32};
 pub use quantize::Int8Rows;

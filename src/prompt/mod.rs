@@ -125,9 +125,9 @@ pub fn image_question(
     ];
     let mut ids = vec![mmu, soi];
     for &code in codes {
-        let id = vocabulary.image_id(code).ok_or_else(|| {
-            Error::invalid(format!("{code} is no image code, the codebook has {}", vocabulary.codes))
-        })?;
+        let id = vocabulary
+            .image_id(code)
+            .ok_or_else(|| Error::invalid(format!("{code} is no image code, the codebook has {}", vocabulary.codes)))?;
         ids.push(id);
     }
     ids.push(eoi);

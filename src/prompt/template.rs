@@ -3,6 +3,7 @@
 //! A template never sees the messages. It is given a mark of private-use characters in place of each, and the marks
 //! tell afterwards which parts of the output are its own: only there special tokens are recognised.
 
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, ErrorKind, State, Value, context};
 
@@ -55,7 +56,8 @@ impl ChatTemplate {
         if source.contains([OPEN, CLOSE]) {
             return Err(template.bad("holds characters of the private use area"));
         }
-        environment(0).template_from_str(source).map_err(|e| template.bad(format!("is not valid: {e}")))?;
+        let environment = environment(0).map_err(|e| template.bad(e))?;
+        environment.template_from_str(source).map_err(|e| template.bad(format!("is not valid: {e}")))?;
         Ok(template)
     }
 
@@ -81,8 +83,8 @@ impl ChatTemplate {
         let variables = context! {
             messages => marked, bos_token => bos, eos_token => eos, add_generation_prompt => true,
         };
-        let rendered = (environment(fuel).template_from_str(&self.source))
-            .and_then(|template| template.render(variables))
+        let rendered = environment(fuel)
+            .and_then(|environment| environment.template_from_str(&self.source)?.render(variables))
             .map_err(|e| self.bad(format!("fails: {e}")))?;
         let parts = self.split(&rendered, messages.len())?;
         match (0..messages.len()).find(|&i| !parts.contains(&Part::Content(i))) {
@@ -124,20 +126,19 @@ impl Role {
 }
 
 /// An environment as templates written for Python expect: blocks eat their line, strings have methods.
-fn environment<'a>(fuel: u64) -> Environment<'a> {
+fn environment<'a>(fuel: u64) -> Result<Environment<'a>, minijinja::Error> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_fuel(Some(fuel));
     environment.set_unknown_method_callback(string_method);
     environment.add_function("raise_exception", |reason: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))
     });
-    environment
+    Ok(environment)
 }
 
 /// The methods of Python's strings and dictionaries that chat templates use.
-fn string_method(_: &State, this: &Value, method: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
+fn string_method(_: &mut State, this: &Value, method: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
     let unknown = || minijinja::Error::from(ErrorKind::UnknownMethod);
     if this.kind() == ValueKind::Map && method == "get" {
         let (key, Rest(default)): (Value, Rest<Value>) = minijinja::value::from_args(args)?;

@@ -89,7 +89,8 @@ fn the_longest_token_wins_and_strips_its_sides() {
             json!({"id": id, "content": content, "single_word": word, "lstrip": strip, "rstrip": strip,
                    "normalized": false, "special": true})
         };
-        let added = [token(498, "<a>", false, false), token(499, "<a><b>", true, false), token(500, "cat", false, true)];
+        let added =
+            [token(498, "<a>", false, false), token(499, "<a><b>", true, false), token(500, "cat", false, true)];
         json["added_tokens"].as_array_mut().unwrap().extend(added);
     })
     .unwrap();
@@ -162,7 +163,8 @@ fn a_file_cut_off_anywhere_is_an_error() {
     }
     assert!(Tokenizer::from_json(&"[".repeat(1_000_000), "t.json").is_err());
     let long = "x".repeat(60);
-    let bad_pattern = changed(|j| j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(format!("({long}")));
+    let bad_pattern =
+        changed(|j| j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(format!("({long}")));
     assert!(bad_pattern.is_err());
 }
 
