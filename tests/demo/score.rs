@@ -273,13 +273,13 @@ fn in_parallel<T: Sync, R: Send>(
 }
 
 /// The scores of one or more files in markdown, a column each; all have the same measures.
-pub fn table(columns: &[(&str, &[Score])]) -> String {
+pub fn table(columns: &[(String, Vec<Score>)]) -> String {
     let mut table = String::from("| task | settings | reference |");
     for (name, _) in columns {
         let _ = write!(table, " {name} |");
     }
     let _ = writeln!(table, "\n|---|---|---|{}", "---|".repeat(columns.len()));
-    let rows = columns.first().map_or(&[][..], |(_, scores)| *scores);
+    let rows = columns.first().map_or(&[][..], |(_, scores)| scores);
     for (row, score) in rows.iter().enumerate() {
         let _ = write!(
             table,
