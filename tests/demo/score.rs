@@ -106,13 +106,6 @@ impl Measure {
             Measure::Text { thinking: true } => 0.615,
         }
     }
-
-    /// The standard error of the reference's value over `tasks` tasks. Attributes of a picture go wrong together,
-    /// so that a share counts as one observation per picture.
-    pub fn standard_error(self, tasks: usize) -> f64 {
-        let p = self.reference();
-        (p * (1.0 - p) / tasks as f64).sqrt()
-    }
 }
 
 /// What one measure found.
