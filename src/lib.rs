@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod gguf;
+pub mod image;
 pub mod kernels;
 pub mod mmap;
 pub mod model;
@@ -10,5 +11,6 @@ pub mod prompt;
 pub mod sampler;
 pub mod tensor;
 pub mod tokenizer;
+pub mod vq;
 
 pub use error::{Error, Result};

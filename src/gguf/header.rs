@@ -148,34 +148,47 @@ impl Header {
     }
 
     pub fn opt_usizes(&self, bytes: &[u8], key: &str) -> Result<Option<Vec<usize>>> {
-        let Some(array) = self.array(key, "an array of integers")? else { return Ok(None) };
-        let mut cursor = self.elements(bytes, array)?;
-        let read = |i| {
-            let value = cursor.scalar(array.element, format_args!("{key}"))?;
-            let v = value.as_integer().ok_or_else(|| self.wrong_array(key, array, "integers"))?;
-            usize::try_from(v).map_err(|_| self.bad(key, format_args!("element {i} is {v}, which is out of range")))
-        };
-        (0..array.len).map(read).collect::<Result<_>>().map(Some)
+        self.numbers(bytes, key, "integers", |value| {
+            let v = value.as_integer()?;
+            Some(usize::try_from(v).map_err(|_| self.bad(key, format_args!("holds {v}, which is out of range"))))
+        })
     }
 
     pub fn opt_f32s(&self, bytes: &[u8], key: &str) -> Result<Option<Vec<f32>>> {
-        let Some(array) = self.array(key, "an array of floats")? else { return Ok(None) };
-        let mut cursor = self.elements(bytes, array)?;
-        let read = |_| match cursor.scalar(array.element, format_args!("{key}"))? {
-            Value::F32(v) => Ok(v),
-            Value::F64(v) => Ok(v as f32),
-            _ => Err(self.wrong_array(key, array, "floats")),
-        };
-        (0..array.len).map(read).collect::<Result<_>>().map(Some)
+        self.numbers(bytes, key, "floats", |value| match value {
+            Value::F32(v) => Some(Ok(*v)),
+            Value::F64(v) => Some(Ok(*v as f32)),
+            _ => None,
+        })
     }
 
     pub fn opt_strings<'a>(&self, bytes: &'a [u8], key: &str) -> Result<Option<Vec<&'a str>>> {
-        let Some(array) = self.array(key, "an array of strings")? else { return Ok(None) };
+        let Some(array) = self.array(key, "strings")? else { return Ok(None) };
         if array.element != ValueType::String {
             return Err(self.wrong_array(key, array, "strings"));
         }
         let mut cursor = self.elements(bytes, array)?;
-        (0..array.len).map(|_| cursor.string(format_args!("{key}"))).collect::<Result<_>>().map(Some)
+        (0..array.len).map(|_| cursor.string(format_args!("metadata {key}"))).collect::<Result<_>>().map(Some)
+    }
+
+    /// Reads an array of numbers; `convert` gives `None` for elements that are not `wanted`.
+    fn numbers<T>(
+        &self,
+        bytes: &[u8],
+        key: &str,
+        wanted: &str,
+        convert: impl Fn(&Value) -> Option<Result<T>>,
+    ) -> Result<Option<Vec<T>>> {
+        let Some(array) = self.array(key, wanted)? else { return Ok(None) };
+        if array.element.size().is_none() {
+            return Err(self.wrong_array(key, array, wanted));
+        }
+        let mut cursor = self.elements(bytes, array)?;
+        let read = |_| {
+            let value = cursor.scalar(array.element, format_args!("metadata {key}"))?;
+            convert(&value).unwrap_or_else(|| Err(self.wrong_array(key, array, wanted)))
+        };
+        (0..array.len).map(read).collect::<Result<_>>().map(Some)
     }
 
     /// The value with its array read, as the writer takes it: for copying metadata from file to file.
@@ -211,7 +224,7 @@ impl Header {
         self.get(key)
             .map(|value| match value {
                 Value::Array(array) => Ok(array),
-                other => Err(self.wrong(key, other, wanted)),
+                other => Err(self.wrong(key, other, format_args!("an array of {wanted}"))),
             })
             .transpose()
     }
@@ -223,7 +236,7 @@ impl Header {
     fn missing(&self, key: &str) -> Error {
         self.bad(key, "is missing")
     }
-    fn wrong(&self, key: &str, found: &Value, wanted: &str) -> Error {
+    fn wrong(&self, key: &str, found: &Value, wanted: impl std::fmt::Display) -> Error {
         self.bad(key, format_args!("is of type {}, expected {wanted}", found.value_type()))
     }
     fn wrong_array(&self, key: &str, found: &ArrayRef, wanted: &str) -> Error {
@@ -242,20 +255,20 @@ fn owned_array(cursor: &mut Cursor<'_, '_>, element: ValueType, len: usize, key:
                 $(ValueType::$variant => {
                     let mut v = Vec::new();
                     for _ in 0..len {
-                        if let Value::$variant(x) = cursor.scalar(element, format_args!("{key}"))? {
+                        if let Value::$variant(x) = cursor.scalar(element, format_args!("metadata {key}"))? {
                             v.push(x);
                         }
                     }
                     MetaArray::$variant(v)
                 })*
                 ValueType::String => {
-                    let read = |_| cursor.string(format_args!("{key}")).map(str::to_owned);
+                    let read = |_| cursor.string(format_args!("metadata {key}")).map(str::to_owned);
                     MetaArray::String((0..len).map(read).collect::<Result<_>>()?)
                 }
                 ValueType::Array => {
                     let mut v = Vec::new();
                     for _ in 0..len {
-                        let (element, len) = cursor.array_start(format_args!("{key}"))?;
+                        let (element, len) = cursor.array_start(format_args!("metadata {key}"))?;
                         v.push(owned_array(cursor, element, len, key)?);
                     }
                     MetaArray::Array(v)

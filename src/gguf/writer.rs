@@ -270,3 +270,156 @@ fn sync_folder(target: &Path) {
         let _ = folder.sync_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Header;
+
+    fn spec(name: &str, dims: &[usize]) -> TensorSpec {
+        TensorSpec { name: name.into(), dtype: GgmlType::F16, dims: dims.to_vec() }
+    }
+
+    fn names_in(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            folder.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn tensors_are_written_in_pieces_of_any_size_and_padded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        let tensors = [spec("a", &[37]), spec("b", &[16]), spec("c", &[100_003])];
+        let content: Vec<Vec<u8>> =
+            [74, 32, 200_006].iter().map(|&n| (0..n).map(|i| (i * 7 + n) as u8).collect()).collect();
+        let mut writer = Writer::create(&path, &[], &tensors).unwrap();
+        assert_eq!(names_in(folder.path()), ["a.gguf.part"]);
+        assert_eq!(writer.next(), Some(("a", 74)));
+        writer.write(&content[0][..1]).unwrap();
+        writer.write(&[]).unwrap();
+        assert_eq!(writer.next(), Some(("a", 73)));
+        writer.write(&content[0][1..]).unwrap();
+        writer.write_tensor("b", &content[1]).unwrap();
+        content[2].chunks(997).for_each(|piece| writer.write(piece).unwrap());
+        assert_eq!(writer.next(), None);
+        writer.finish().unwrap();
+        assert_eq!(names_in(folder.path()), ["a.gguf"]);
+
+        let bytes = std::fs::read(&path).unwrap();
+        let header = Header::parse(&bytes, "a.gguf").unwrap();
+        for (info, content) in header.tensors.iter().zip(&content) {
+            assert!(info.range.start.is_multiple_of(32) && info.data(&bytes) == content, "{}", info.name);
+        }
+        let used: usize = header.tensors.iter().map(|t| t.range.len()).sum();
+        assert!(bytes.len().is_multiple_of(32) && bytes.len() - header.data_start < used + 3 * 32);
+    }
+
+    #[test]
+    fn a_writer_that_is_not_finished_leaves_the_old_file_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        std::fs::write(&path, "old").unwrap();
+        let mut writer = Writer::create(&path, &[], &[spec("a", &[64])]).unwrap();
+        writer.write(&[5; 100]).unwrap();
+        drop(writer);
+        assert_eq!(names_in(folder.path()), ["a.gguf"]);
+
+        let mut writer = Writer::create(&path, &[], &[spec("a", &[64]), spec("b", &[8])]).unwrap();
+        writer.write(&[5; 128]).unwrap();
+        let message = writer.finish().unwrap_err().to_string();
+        assert_eq!(message, format!("{}: tensor b lacks 16 bytes", path.display()));
+        assert_eq!(names_in(folder.path()), ["a.gguf"]);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+
+        let mut writer = Writer::create(&path, &[], &[spec("a", &[64])]).unwrap();
+        writer.write(&[5; 128]).unwrap();
+        writer.finish().unwrap();
+        assert!(std::fs::read(&path).unwrap().starts_with(b"GGUF"), "a finished one replaces it");
+    }
+
+    #[test]
+    fn bytes_beyond_a_tensor_or_for_another_are_refused_and_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        let mut writer = Writer::create(&path, &[], &[spec("a", &[16]), spec("b", &[16])]).unwrap();
+        writer.write(&[1; 30]).unwrap();
+        let refused = |e: Error| e.to_string().split_once(": ").unwrap().1.to_owned();
+        assert_eq!(refused(writer.write(&[2; 3]).unwrap_err()), "tensor a takes 2 more bytes but 3 were given");
+        let wrong = refused(writer.write_tensor("b", &[2; 32]).unwrap_err());
+        assert_eq!(wrong, "next are 2 bytes of tensor a but 32 of b were given");
+        writer.write(&[1; 2]).unwrap();
+        assert!(writer.write_tensor("b", &[2; 31]).is_err());
+        writer.write_tensor("b", &[2; 32]).unwrap();
+        assert_eq!(refused(writer.write(&[3]).unwrap_err()), "bytes after the last tensor");
+        assert_eq!(refused(writer.write_tensor("c", &[3]).unwrap_err()), "tensor c after the last");
+        writer.finish().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let header = Header::parse(&bytes, "a").unwrap();
+        assert_eq!((header.tensors[0].data(&bytes), header.tensors[1].data(&bytes)), (&[1; 32][..], &[2; 32][..]));
+    }
+
+    #[test]
+    fn requests_that_no_file_can_hold_are_refused_before_there_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        let entry = |key: &str, v: u32| (key.to_owned(), MetaValue::U32(v));
+        let long = "n".repeat(64);
+        type Case<'a> = (Vec<(String, MetaValue)>, Vec<TensorSpec>, &'a str);
+        let cases: Vec<Case<'_>> = vec![
+            (vec![entry("k", 1), entry("k", 2)], vec![], "metadata \"k\" is empty, too long or given twice"),
+            (vec![], vec![spec("", &[1])], "tensor \"\" is empty, too long or given twice"),
+            (vec![], vec![spec("t", &[1]), spec("t", &[1])], "tensor \"t\" is empty, too long or given twice"),
+            (vec![], vec![spec(&long, &[1])], "is longer than 63 bytes"),
+            (vec![], vec![spec("t", &[])], "tensor t has 0 dimensions, not 1 to 4"),
+            (vec![], vec![spec("t", &[3, 0])], "a dimension is zero"),
+            (vec![], vec![spec("t", &[usize::MAX / 2])], "the file's size overflows"),
+            (vec![], vec![spec("t", &[usize::MAX, 2])], "the number of elements overflows"),
+            (vec![entry("general.alignment", 48)], vec![], "not a u32 power of two from 8 on"),
+            (vec![("general.alignment".into(), 32u64.into())], vec![], "not a u32 power of two from 8 on"),
+        ];
+        for (metadata, tensors, reason) in cases {
+            let e = Writer::create(&path, &metadata, &tensors).err().unwrap();
+            assert!(e.code() == 4 && e.to_string().ends_with(reason), "{e} / {reason}");
+            assert!(names_in(folder.path()).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_file_larger_than_the_disk_allows_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        // More than the largest file offset that systems have.
+        let tensors = [spec("a", &[1 << 61]), spec("b", &[1 << 61])];
+        let e = Writer::create(folder.path().join("a.gguf"), &[], &tensors).err().unwrap();
+        assert!(e.code() == 1 && e.to_string().contains("a.gguf.part: "), "{e}");
+        assert!(names_in(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn places_where_no_file_can_be_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("no/such");
+        let e = Writer::create(missing.join("a.gguf"), &[], &[]).err().unwrap().to_string();
+        let reason = format!("the output folder {} does not exist", missing.display());
+        assert_eq!(e, format!("{}: {reason}", missing.join("a.gguf").display()));
+        let e = Writer::create(folder.path(), &[], &[]).err().unwrap().to_string();
+        assert_eq!(e, format!("{}: this is a folder, not the name of a file", folder.path().display()));
+        assert!(names_in(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_leftover_of_a_killed_process_is_replaced_but_a_file_being_written_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        std::fs::write(folder.path().join("a.gguf.part"), "left over").unwrap();
+        let mut first = Writer::create(&path, &[], &[spec("a", &[8])]).unwrap();
+        let e = Writer::create(&path, &[], &[]).err().unwrap().to_string();
+        assert!(e.ends_with("a.gguf.part: another process is writing this file"), "{e}");
+        first.write(&[9; 16]).unwrap();
+        first.finish().unwrap();
+        assert_eq!(names_in(folder.path()), ["a.gguf"]);
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(Header::parse(&bytes, "a").unwrap().tensors[0].data(&bytes), [9; 16]);
+    }
+}

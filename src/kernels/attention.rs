@@ -164,13 +164,7 @@ impl Tile<'_> {
 
 /// Turns a tile of scores [n][R] into exponentials against the running maximum, and rescales what was summed before.
 #[inline(always)]
-fn softmax_tile<I: Isa>(
-    isa: I,
-    scores: &mut [f32],
-    peak: &mut [f32; MAX_R],
-    sum: &mut [f32; MAX_R],
-    out: &mut [f32],
-) {
+fn softmax_tile<I: Isa>(isa: I, scores: &mut [f32], peak: &mut [f32; MAX_R], sum: &mut [f32; MAX_R], out: &mut [f32]) {
     let scores = scores.as_chunks_mut::<LANES>().0;
     let out = out.as_chunks_mut::<LANES>().0;
     let (peak, sum) = (peak.as_chunks_mut::<LANES>().0, sum.as_chunks_mut::<LANES>().0);

@@ -45,8 +45,7 @@ impl Rope {
         let half = head_dim / 2;
         let mut cos = crate::parallel::try_vec(positions * half, "rotary angles")?;
         let mut sin = crate::parallel::try_vec(positions * half, "rotary angles")?;
-        let frequencies: Vec<f32> =
-            (0..half).map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32)).collect();
+        let frequencies: Vec<f32> = (0..half).map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32)).collect();
         for p in 0..positions {
             for (i, f) in frequencies.iter().enumerate() {
                 let (s, c) = (p as f32 * f).sin_cos();

@@ -150,11 +150,20 @@ fn int8_products_are_bit_identical_on_every_instruction_set_and_near_the_dequant
             for i in 0..want.len() {
                 let error = (f64::from(specification[i]) - want[i]).abs();
                 // an outlier of 30 sigma coarsens its group of 32 to steps of about 0.1
-                assert!(error <= 0.12 * size[i] + 1e-30, "{dtype} {rows}x{k}x{n}: {} for {}", specification[i], want[i]);
+                assert!(
+                    error <= 0.12 * size[i] + 1e-30,
+                    "{dtype} {rows}x{k}x{n}: {} for {}",
+                    specification[i],
+                    want[i]
+                );
             }
             for kernels in Kernels::available() {
                 let y = product(&threads, kernels, &w, &x);
-                assert!(y.iter().zip(&specification).all(|(a, b)| a.to_bits() == b.to_bits()), "{dtype} {}", kernels.name());
+                assert!(
+                    y.iter().zip(&specification).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{dtype} {}",
+                    kernels.name()
+                );
             }
         }
     }
@@ -170,12 +179,22 @@ fn int8_products_of_exactly_representable_activations_are_exact() {
         let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
         // every group holds +-127, so its scale is 1 and whole numbers survive
         let x: Vec<f32> = (0..n * k)
-            .map(|i| if i % 32 == 5 { if rng.bits() & 1 == 0 { 127.0 } else { -127.0 } } else { (rng.bits() % 255) as f32 - 127.0 })
+            .map(|i| {
+                if i % 32 == 5 {
+                    if rng.bits() & 1 == 0 { 127.0 } else { -127.0 }
+                } else {
+                    (rng.bits() % 255) as f32 - 127.0
+                }
+            })
             .collect();
         let (want, size) = reference(&dequantized(&w), &x, k);
         for kernels in Kernels::available() {
             for (y, (want, size)) in product(&threads, kernels, &w, &x).iter().zip(want.iter().zip(&size)) {
-                assert!((f64::from(*y) - want).abs() <= 2e-6 * size + 1e-30, "{dtype} {}: {y} for {want}", kernels.name());
+                assert!(
+                    (f64::from(*y) - want).abs() <= 2e-6 * size + 1e-30,
+                    "{dtype} {}: {y} for {want}",
+                    kernels.name()
+                );
             }
         }
     }

@@ -6,6 +6,8 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::product::Scratch;
+use super::quantize::bf16_bits;
+use crate::tensor::block::*;
 use crate::tensor::{self, GgmlType, Matrix};
 
 /// How the int8 panel of a type looks.
@@ -46,6 +48,36 @@ pub(super) fn f32_panel(w: &Matrix, rows: Range<usize>, k: Range<usize>, r: usiz
         floats(w.dtype(), &w.row(at)[bytes.clone()], row);
         for (v, to) in row.iter().zip(panel[i..].iter_mut().step_by(r)) {
             *to = *v;
+        }
+    }
+}
+
+/// The same as a bfloat16 panel, [pair of k][r]: BF16 as it is, other types rounded.
+#[inline(always)]
+pub(super) fn bf16_panel(w: &Matrix, rows: Range<usize>, k: Range<usize>, r: usize, panel: &mut [u32]) {
+    let block = w.dtype().block_len();
+    let bytes = k.start / block * w.dtype().block_bytes()..k.end / block * w.dtype().block_bytes();
+    let mut row = [0.0f32; 512];
+    for (i, at) in rows.enumerate() {
+        let bytes = &w.row(at)[bytes.clone()];
+        let mut to = panel[i..].iter_mut().step_by(r);
+        if w.dtype() == GgmlType::BF16 {
+            let (pairs, last) = bytes.as_chunks::<4>();
+            for (pair, to) in pairs.iter().zip(&mut to) {
+                *to = u32::from_le_bytes(*pair);
+            }
+            if let ([a, b], Some(to)) = (last, to.next()) {
+                *to = u32::from(u16::from_le_bytes([*a, *b]));
+            }
+            continue;
+        }
+        let row = &mut row[..k.len().next_multiple_of(2)];
+        row[k.len() - 1..].fill(0.0);
+        for (part, bytes) in row[..k.len()].chunks_mut(256).zip(bytes.chunks(256 / block * w.dtype().block_bytes())) {
+            floats(w.dtype(), bytes, part);
+        }
+        for (pair, to) in row.as_chunks::<2>().0.iter().zip(to) {
+            *to = bf16_bits(pair[0]) | bf16_bits(pair[1]) << 16;
         }
     }
 }
@@ -119,136 +151,157 @@ pub(super) fn int8_panel(
     shape
 }
 
+/// One block as int8 with a scale (and offset) per group.
 #[inline(always)]
-fn half_at(b: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
-}
-
-/// The values of ggml's IQ4_NL code book.
-const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
-/// The 6-bit scale and minimum `j` of a Q4_K or Q5_K block's 12 bytes (layout: `tensor::block`).
-#[inline(always)]
-fn k4_scale_min(s: &[u8], j: usize) -> (f32, f32) {
-    let (sc, m) = if j < 4 {
-        (s[j] & 63, s[j + 4] & 63)
-    } else {
-        ((s[j + 4] & 15) | (s[j - 4] >> 6) << 4, (s[j + 4] >> 4) | (s[j] >> 6) << 4)
-    };
-    (f32::from(sc), f32::from(m))
-}
-
-/// One block as int8 with a scale (and offset) per group. Bit layouts are drawn in `tensor::block`.
-#[inline(always)]
-fn block_int8(dtype: GgmlType, b: &[u8], q: &mut [i8; 256], scale: &mut [f32; 16], offset: &mut [f32; 16]) {
+fn block_int8(dtype: GgmlType, bytes: &[u8], q: &mut [i8; 256], scale: &mut [f32; 16], offset: &mut [f32; 16]) {
     match dtype {
         GgmlType::Q8_0 => {
-            scale[0] = half_at(b, 0);
-            for (q, v) in q.iter_mut().zip(&b[2..34]) {
-                *q = *v as i8;
-            }
+            let b: &BlockQ8_0 = one(bytes);
+            scale[0] = b.d.get();
+            q[..32].copy_from_slice(&b.qs);
         }
         GgmlType::Q4_0 => {
-            scale[0] = half_at(b, 0);
-            for i in 0..16 {
-                q[i] = (b[2 + i] & 15) as i8 - 8;
-                q[i + 16] = (b[2 + i] >> 4) as i8 - 8;
-            }
+            let b: &BlockQ4_0 = one(bytes);
+            scale[0] = b.d.get();
+            nibbles(&b.qs, q, |v| v as i8 - 8);
         }
         GgmlType::Q4_1 => {
-            (scale[0], offset[0]) = (half_at(b, 0), half_at(b, 2));
-            for i in 0..16 {
-                q[i] = (b[4 + i] & 15) as i8;
-                q[i + 16] = (b[4 + i] >> 4) as i8;
-            }
+            let b: &BlockQ4_1 = one(bytes);
+            (scale[0], offset[0]) = (b.d.get(), b.m.get());
+            nibbles(&b.qs, q, |v| v as i8);
         }
-        GgmlType::Q5_0 | GgmlType::Q5_1 => {
-            let one = dtype == GgmlType::Q5_1;
-            let at = if one { 4 } else { 2 };
-            scale[0] = half_at(b, 0);
-            offset[0] = if one { half_at(b, 2) } else { 0.0 };
-            let centre = if one { 0 } else { 16 };
-            let high = u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
-            for i in 0..16 {
-                let v = b[at + 4 + i];
-                q[i] = ((v & 15) | ((high >> i) as u8 & 1) << 4) as i8 - centre;
-                q[i + 16] = ((v >> 4) | ((high >> (i + 16)) as u8 & 1) << 4) as i8 - centre;
-            }
+        GgmlType::Q5_0 => {
+            let b: &BlockQ5_0 = one(bytes);
+            scale[0] = b.d.get();
+            nibbles(&b.qs, q, |v| v as i8 - 16);
+            fifth_bits(b.qh, q);
+        }
+        GgmlType::Q5_1 => {
+            let b: &BlockQ5_1 = one(bytes);
+            (scale[0], offset[0]) = (b.d.get(), b.m.get());
+            nibbles(&b.qs, q, |v| v as i8);
+            fifth_bits(b.qh, q);
         }
         GgmlType::IQ4_NL => {
-            scale[0] = half_at(b, 0);
-            for i in 0..16 {
-                q[i] = IQ4_NL[usize::from(b[2 + i] & 15)];
-                q[i + 16] = IQ4_NL[usize::from(b[2 + i] >> 4)];
-            }
+            let b: &BlockIQ4_NL = one(bytes);
+            scale[0] = b.d.get();
+            nibbles(&b.qs, q, |v| IQ4_VALUES[usize::from(v)]);
         }
         GgmlType::IQ4_XS => {
-            let d = half_at(b, 0);
-            let high = u16::from_le_bytes([b[2], b[3]]);
+            let b: &BlockIQ4_XS = one(bytes);
+            let (qs, q) = (b.qs.as_chunks::<16>().0, q.as_chunks_mut::<32>().0);
             for g in 0..8 {
-                let low = (b[4 + g / 2] >> (4 * (g % 2))) & 15;
-                let s = i32::from(low) | i32::from((high >> (2 * g)) & 3) << 4;
-                scale[g] = d * (s - 32) as f32;
-                for i in 0..16 {
-                    let v = b[8 + g * 16 + i];
-                    q[g * 32 + i] = IQ4_NL[usize::from(v & 15)];
-                    q[g * 32 + i + 16] = IQ4_NL[usize::from(v >> 4)];
-                }
+                scale[g] = b.d.get() * f32::from(scale_iq4_xs(b, g));
+                nibbles(&qs[g], &mut q[g], |v| IQ4_VALUES[usize::from(v)]);
             }
         }
-        GgmlType::Q4_K | GgmlType::Q5_K => {
-            let (d, dmin) = (half_at(b, 0), half_at(b, 2));
-            let five = dtype == GgmlType::Q5_K;
-            let (high, low) = if five { (&b[16..48], &b[48..176]) } else { (&b[..0], &b[16..144]) };
-            for g in 0..8 {
-                let (s, m) = k4_scale_min(&b[4..16], g);
-                (scale[g], offset[g]) = (d * s, -(dmin * m));
-                for i in 0..32 {
-                    let v = (low[g / 2 * 32 + i] >> (4 * (g % 2))) & 15;
-                    q[g * 32 + i] = if five { v | ((high[i] >> g) & 1) << 4 } else { v } as i8;
+        GgmlType::Q4_K => {
+            let b: &BlockQ4_K = one(bytes);
+            k4_scales(b.d, b.dmin, &b.scales, scale, offset);
+            k4_nibbles(&b.qs, q);
+        }
+        GgmlType::Q5_K => {
+            let b: &BlockQ5_K = one(bytes);
+            k4_scales(b.d, b.dmin, &b.scales, scale, offset);
+            k4_nibbles(&b.qs, q);
+            for (g, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                for (q, high) in q.iter_mut().zip(&b.qh) {
+                    *q |= ((high >> g & 1) << 4) as i8;
                 }
             }
         }
         GgmlType::Q6_K => {
-            let d = half_at(b, 208);
-            for g in 0..16 {
-                scale[g] = d * f32::from(b[192 + g] as i8);
+            let b: &BlockQ6_K = one(bytes);
+            for (scale, s) in scale.iter_mut().zip(&b.scales) {
+                *scale = b.d.get() * f32::from(*s);
             }
             for half in 0..2 {
-                let (low, high) = (&b[half * 64..][..64], &b[128 + half * 32..][..32]);
+                let (low, high) = (&b.ql[half * 64..][..64], &b.qh[half * 32..][..32]);
                 let q = &mut q[half * 128..][..128];
                 for i in 0..32 {
-                    q[i] = ((low[i] & 15) | (high[i] & 3) << 4) as i8 - 32;
-                    q[i + 32] = ((low[i + 32] & 15) | (high[i] >> 2 & 3) << 4) as i8 - 32;
-                    q[i + 64] = ((low[i] >> 4) | (high[i] >> 4 & 3) << 4) as i8 - 32;
-                    q[i + 96] = ((low[i + 32] >> 4) | (high[i] >> 6) << 4) as i8 - 32;
+                    q[i] = (low[i] & 15 | (high[i] & 3) << 4) as i8 - 32;
+                    q[i + 32] = (low[i + 32] & 15 | (high[i] >> 2 & 3) << 4) as i8 - 32;
+                    q[i + 64] = (low[i] >> 4 | (high[i] >> 4 & 3) << 4) as i8 - 32;
+                    q[i + 96] = (low[i + 32] >> 4 | (high[i] >> 6) << 4) as i8 - 32;
                 }
             }
         }
         GgmlType::Q3_K => {
-            let (mask, low, s, d) = (&b[..32], &b[32..96], &b[96..108], half_at(b, 108));
-            for g in 0..16 {
-                let nibble = if g < 8 { s[g] & 15 } else { s[g - 8] >> 4 };
-                let v = nibble | (s[8 + g % 4] >> (2 * (g / 4)) & 3) << 4;
-                scale[g] = d * (f32::from(v) - 32.0);
+            let b: &BlockQ3_K = one(bytes);
+            for (g, scale) in scale.iter_mut().enumerate() {
+                *scale = b.d.get() * f32::from(scale_q3_k(&b.scales, g));
             }
-            for i in 0..256 {
-                let (half, plane, at) = (i / 128, i % 128 / 32, i % 32);
-                let v = (low[half * 32 + at] >> (2 * plane)) & 3;
-                let set = (mask[at] >> (half * 4 + plane)) & 1;
-                q[i] = v as i8 - if set == 1 { 0 } else { 4 };
+            crumbs(&b.qs, q);
+            for (plane, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                for (q, mask) in q.iter_mut().zip(&b.hmask) {
+                    *q += ((mask >> plane & 1) << 2) as i8 - 4;
+                }
             }
         }
         GgmlType::Q2_K => {
-            let (s, low, d, dmin) = (&b[..16], &b[16..80], half_at(b, 80), half_at(b, 82));
+            let b: &BlockQ2_K = one(bytes);
             for g in 0..16 {
-                (scale[g], offset[g]) = (d * f32::from(s[g] & 15), -(dmin * f32::from(s[g] >> 4)));
+                scale[g] = b.d.get() * f32::from(b.scales[g] & 15);
+                offset[g] = -(b.dmin.get() * f32::from(b.scales[g] >> 4));
             }
-            for (i, q) in q.iter_mut().enumerate() {
-                let (half, plane, at) = (i / 128, i % 128 / 32, i % 32);
-                *q = ((low[half * 32 + at] >> (2 * plane)) & 3) as i8;
-            }
+            crumbs(&b.qs, q);
         }
         _ => unreachable!("int8_shape has no such type"),
+    }
+}
+
+/// The bytes of one block as its struct.
+#[inline(always)]
+fn one<B: Block>(bytes: &[u8]) -> &B {
+    bytemuck::from_bytes(bytes)
+}
+
+/// Sixteen bytes: low nibbles are the first 16 elements, high ones the others.
+#[inline(always)]
+fn nibbles(bytes: &[u8; 16], q: &mut [i8], value: impl Fn(u8) -> i8) {
+    for (i, b) in bytes.iter().enumerate() {
+        q[i] = value(b & 15);
+        q[i + 16] = value(b >> 4);
+    }
+}
+
+/// The fifth bits of 32 elements.
+#[inline(always)]
+fn fifth_bits(high: [u8; 4], q: &mut [i8]) {
+    let high = u32::from_le_bytes(high);
+    for (i, q) in q[..32].iter_mut().enumerate() {
+        *q += ((high >> i & 1) << 4) as i8;
+    }
+}
+
+/// Scales and offsets of the eight groups of Q4_K and Q5_K.
+#[inline(always)]
+fn k4_scales(d: Half, dmin: Half, scales: &[u8; 12], scale: &mut [f32; 16], offset: &mut [f32; 16]) {
+    for g in 0..8 {
+        let (s, m) = scale_min_k4(scales, g);
+        (scale[g], offset[g]) = (d.get() * f32::from(s), -(dmin.get() * f32::from(m)));
+    }
+}
+
+/// Four times 32 bytes: low nibbles are one group of 32 elements, high ones the next.
+#[inline(always)]
+fn k4_nibbles(bytes: &[u8; 128], q: &mut [i8; 256]) {
+    for (b, q) in bytes.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<64>().0) {
+        for i in 0..32 {
+            q[i] = (b[i] & 15) as i8;
+            q[i + 32] = (b[i] >> 4) as i8;
+        }
+    }
+}
+
+/// Twice 32 bytes of four 2-bit planes: each plane is 32 elements.
+#[inline(always)]
+fn crumbs(bytes: &[u8; 64], q: &mut [i8; 256]) {
+    for (b, q) in bytes.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<128>().0) {
+        for (plane, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for i in 0..32 {
+                q[i] = (b[i] >> (2 * plane) & 3) as i8;
+            }
+        }
     }
 }

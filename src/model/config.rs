@@ -88,7 +88,9 @@ impl Config {
             return fail(format!("mmada.rope.dimension_count must be the head size {dim}"));
         }
         if !(self.rms_eps.is_finite() && self.rms_eps >= 0.0 && self.rope_theta.is_finite() && self.rope_theta > 0.0) {
-            return fail("mmada.attention.layer_norm_rms_epsilon or mmada.rope.freq_base is not a positive number".into());
+            return fail(
+                "mmada.attention.layer_norm_rms_epsilon or mmada.rope.freq_base is not a positive number".into(),
+            );
         }
         Ok(())
     }

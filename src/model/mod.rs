@@ -5,9 +5,9 @@ mod state;
 mod transformer;
 mod weights;
 
-pub use config::Config;
+pub use config::{ARCHITECTURE, Config};
 pub use state::State;
-pub use transformer::{LayerObserver, Sequence, Transformer};
+pub use transformer::{LayerObserver, SequenceRequest, Transformer};
 pub use weights::{TensorRef, Weights};
 
 /// How products with F32, F16 and BF16 weights are computed. Quantized weights always take int8 activations.

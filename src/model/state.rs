@@ -36,10 +36,9 @@ impl State {
         // give back before asking again: the peak is one set of buffers
         *self = State::default();
         let rows = |width: usize| -> Result<Vec<f32>> {
-            let len = tokens.checked_mul(width).ok_or_else(|| Error::OutOfMemory {
-                what: format!("a batch of {tokens} tokens"),
-                bytes: usize::MAX,
-            })?;
+            let len = tokens
+                .checked_mul(width)
+                .ok_or_else(|| Error::OutOfMemory { what: format!("a batch of {tokens} tokens"), bytes: usize::MAX })?;
             try_vec(len, "a batch's activations")
         };
         let (d, kv, ff) = (c.d_model, c.kv_dim(), c.d_ff);
@@ -63,8 +62,6 @@ impl State {
     /// Bytes that [`State::reserve`] takes for `tokens` tokens.
     pub fn bytes(c: &Config, tokens: usize) -> usize {
         let floats = 3 * c.d_model + 2 * c.kv_dim() + 2 * c.d_ff + 1;
-        tokens
-            .saturating_mul(floats * 4)
-            .saturating_add(Int8Rows::bytes(tokens, c.d_model.max(c.d_ff)))
+        tokens.saturating_mul(floats * 4).saturating_add(Int8Rows::bytes(tokens, c.d_model.max(c.d_ff)))
     }
 }

@@ -13,20 +13,21 @@ use crate::kernels::{Activations, Epilogue, Int8Rows, has_int8, matmul, matmul_f
 use crate::parallel::Exec;
 use crate::tensor;
 
-/// One sequence of a batch and what is wanted of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Sequence<'a> {
+/// A sequence to run the network on, and the part of its logits that is wanted.
+#[derive(Clone, Debug)]
+pub struct SequenceRequest<'a> {
+    /// The whole sequence, masks included. It attends to itself only.
     pub ids: &'a [u32],
-    /// positions whose logits are wanted, in the order wanted
+    /// The positions whose logits are wanted, in this order.
     pub rows: &'a [usize],
-    /// which rows of the output matrix: logits have `vocab.len()` columns
-    pub vocab: (u32, u32),
+    /// The ids whose logits are wanted.
+    pub vocab: Range<u32>,
 }
 
-impl Sequence<'_> {
-    /// Number of logits wanted.
+impl SequenceRequest<'_> {
+    /// Number of logits wanted; they are [rows, vocab].
     pub fn logits(&self) -> usize {
-        self.rows.len() * (self.vocab.1.saturating_sub(self.vocab.0)) as usize
+        self.rows.len().saturating_mul(self.vocab.len())
     }
 }
 
@@ -63,7 +64,7 @@ impl Transformer {
         exec: &Exec,
         file: &[u8],
         state: &mut State,
-        batch: &[Sequence],
+        batch: &[SequenceRequest],
         logits: &mut [f32],
         mut observe: Option<LayerObserver>,
     ) -> Result<()> {
@@ -92,7 +93,7 @@ impl Transformer {
     }
 
     /// Validates a batch; returns its number of tokens.
-    fn check(&self, batch: &[Sequence], logits: usize) -> Result<usize> {
+    fn check(&self, batch: &[SequenceRequest], logits: usize) -> Result<usize> {
         let c = &self.config;
         let mut tokens = 0usize;
         let mut wanted = 0usize;
@@ -111,12 +112,11 @@ impl Transformer {
             if let Some(row) = s.rows.iter().find(|row| **row >= n) {
                 return Err(Error::invalid(format!("logits of position {row} of a sequence of {n} were asked for")));
             }
-            if s.vocab.0 > s.vocab.1 || s.vocab.1 as usize > c.vocab {
-                let (a, b) = s.vocab;
-                return Err(Error::invalid(format!("logits of ids {a}..{b} of a vocabulary of {}", c.vocab)));
+            if s.vocab.start > s.vocab.end || s.vocab.end as usize > c.vocab {
+                return Err(Error::invalid(format!("logits of ids {:?} of a vocabulary of {}", s.vocab, c.vocab)));
             }
             tokens += n;
-            wanted += s.logits();
+            wanted = wanted.saturating_add(s.logits());
         }
         if wanted != logits {
             return Err(Error::Internal(format!("room for {logits} logits where {wanted} are wanted")));
@@ -124,7 +124,7 @@ impl Transformer {
         Ok(tokens)
     }
 
-    fn embed(&self, file: &[u8], state: &mut State, batch: &[Sequence]) -> Result<()> {
+    fn embed(&self, file: &[u8], state: &mut State, batch: &[SequenceRequest]) -> Result<()> {
         let d = self.config.d_model;
         let table = self.weights.token_embd.view(file);
         let mut at = 0;
@@ -152,8 +152,7 @@ impl Transformer {
         input.project(&layer.v, v, Epilogue::Store);
         self.rope.apply(exec, q, &s.positions[..tokens]);
         self.rope.apply(exec, k, &s.positions[..tokens]);
-        let shape =
-            Attention { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, sequences: &s.sequences };
+        let shape = Attention { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, sequences: &s.sequences };
         shape.run(exec, q, k, v, &mut s.h[..d]);
         let mut input = Input::new(exec, file, &s.h[..d], &mut s.int8, c.d_model);
         input.project(&layer.attn_output, &mut s.x[..d], Epilogue::Add);
@@ -174,12 +173,12 @@ impl Transformer {
 
     /// Logits of the wanted rows: they are gathered first (into `q`, free by now), then multiplied once per run of
     /// sequences that want the same part of the vocabulary.
-    fn output(&self, exec: &Exec, file: &[u8], s: &mut State, batch: &[Sequence], mut logits: &mut [f32]) {
+    fn output(&self, exec: &Exec, file: &[u8], s: &mut State, batch: &[SequenceRequest], mut logits: &mut [f32]) {
         let d = self.config.d_model;
         let output = self.weights.output.view(file);
         let mut first = 0;
         while first < batch.len() {
-            let vocab = batch[first].vocab;
+            let vocab = batch[first].vocab.clone();
             let mut end = first;
             let mut rows = 0;
             // a row may be wanted twice: the buffer's length is the bound of a run
@@ -199,7 +198,7 @@ impl Transformer {
                     to.copy_from_slice(&s.h[(at.start + row) * d..][..d]);
                 }
             }
-            let range: Range<usize> = vocab.0 as usize..vocab.1 as usize;
+            let range: Range<usize> = vocab.start as usize..vocab.end as usize;
             let (now, later) = std::mem::take(&mut logits).split_at_mut(rows * range.len());
             logits = later;
             if !now.is_empty() {
