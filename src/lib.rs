@@ -1,6 +1,7 @@
 //! libmmada: a native runtime for MMaDA, the unified multimodal diffusion language model.
 
 pub mod error;
+pub mod generate;
 pub mod gguf;
 pub mod image;
 pub mod kernels;
