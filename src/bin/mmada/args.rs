@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mmada::model::Compute;
 
 /// Runs MMaDA models: draws pictures, answers questions about text and pictures, thinks first when asked to.
 #[derive(Parser, Debug)]
@@ -167,6 +168,15 @@ pub struct InfoArgs {
 pub enum ComputeArg {
     Fast,
     Exact,
+}
+
+impl From<ComputeArg> for Compute {
+    fn from(arg: ComputeArg) -> Self {
+        match arg {
+            ComputeArg::Fast => Compute::Fast,
+            ComputeArg::Exact => Compute::Exact,
+        }
+    }
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,10 @@
 //! `mmada ask`: one question, one answer.
 
-use mmada::{Answer, Message, Model, Remasking, RgbImage, TextOptions, TextRequest};
+use mmada::Model;
+use mmada::generate::{Answer, TextOptions, TextRequest};
+use mmada::image::RgbImage;
+use mmada::prompt::Message;
+use mmada::sampler::Remasking;
 use serde_json::{Value as Json, json};
 
 use crate::args::{AskArgs, Common, RemaskingArg, TextArgs};
@@ -52,7 +56,7 @@ pub fn picture(model: &Model, args: &TextArgs) -> Result<Option<RgbImage>, Failu
     if !model.has_images() {
         return Err(Failure::Input(format!(
             "{}: has no image tokenizer, so --image {} cannot be looked at",
-            model.header().file(),
+            model.file(),
             path.display()
         )));
     }

@@ -2,7 +2,9 @@
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
-use mmada::{Message, Role, TextOptions};
+use mmada::generate::TextOptions;
+use mmada::image::RgbImage;
+use mmada::prompt::{Message, Role};
 use serde_json::json;
 
 use crate::args::{ChatArgs, Common};
@@ -51,7 +53,7 @@ fn prompt() {
 struct Chat<'a> {
     session: Session,
     args: &'a ChatArgs,
-    picture: Option<mmada::RgbImage>,
+    picture: Option<RgbImage>,
     options: TextOptions,
     messages: Vec<Message>,
     turn: u64,

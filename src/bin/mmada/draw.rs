@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use mmada::{Confidence, DrawRequest, Generation, ImageOptions, Model, Stage, TextOptions};
+use mmada::Model;
+use mmada::generate::{DrawRequest, Generation, ImageOptions, TextOptions};
+use mmada::sampler::{Confidence, Stage};
 use serde_json::json;
 
 use crate::args::{Common, ConfidenceArg, DrawArgs};
@@ -122,10 +124,10 @@ fn report(
     (width, height): (usize, usize),
     times: &Times,
 ) -> Result<(), Failure> {
-    let description = generation.description();
+    let description = generation.description()?;
     let names: Vec<String> = files.pictures.iter().map(|p| p.display().to_string()).collect();
     if session.output.json {
-        let codes: Vec<&[u32]> = (0..args.count).map(|i| generation.codes(i)).collect();
+        let codes = (0..args.count).map(|i| generation.codes(i)).collect::<mmada::Result<Vec<_>>>()?;
         // Picture i is what `--seed` with its number draws alone.
         let seeds: Vec<u64> = (0..args.count as u64).map(|i| image.seed.wrapping_add(i)).collect();
         return output::print_json(&json!({
@@ -143,13 +145,14 @@ fn report(
                 "guidance": image.guidance,
                 "temperature": image.temperature,
                 "schedule": image.schedule.to_string(),
+                "confidence": confidence_name(image.confidence),
             },
             "warnings": generation.warnings(),
             "timings": times.json(),
         }));
     }
     if let Some(description) = description {
-        output::print_line(description)?;
+        output::print_line(&description)?;
     }
     let line = format!(
         "{}: {width}x{height} pixels, seed {}, {:.1} s",
@@ -163,4 +166,11 @@ fn report(
         session.output.note(&line)
     }
     Ok(())
+}
+
+fn confidence_name(confidence: Confidence) -> &'static str {
+    match confidence {
+        Confidence::Probability => "probability",
+        Confidence::Margin => "margin",
+    }
 }

@@ -1,55 +1,70 @@
-//! What running a model takes, for `mmada info`: memory and arithmetic of the largest request that the file's
-//! defaults make.
+//! What running a model takes, for `mmada info`: memory, work and time of a request with the file's defaults.
 
 use std::path::Path;
 
-use mmada::{ContextOptions, Estimate, Model};
+use mmada::model::Compute;
+use mmada::{Context, ContextOptions, Estimate, Model};
 use serde_json::{Value as Json, json};
 
+use crate::args::Common;
 use crate::failure::Failure;
 use crate::info::size;
 
-/// The needs of a typical request.
-pub struct Needs {
+/// Tokens that a question or a description is taken to have.
+const PROMPT: usize = 32;
+
+/// What each kind of request takes on this machine.
+pub struct Needs(Vec<Need>);
+
+struct Need {
+    request: &'static str,
     estimate: Estimate,
-    tokens: usize,
-    sequences: usize,
+    seconds: f64,
 }
 
-/// Needs of one step over the longest sequence that drawing or answering with the defaults makes. With an image
-/// tokenizer that is a picture and its prompt, twice, because guidance runs the sequence with an empty prompt too.
-pub fn of(path: &Path) -> Result<Needs, Failure> {
+/// Opens the model at `path` and estimates an answer and, if it can see and draw, the answer to a question about a
+/// picture and a drawing.
+pub fn of(path: &Path, common: &Common) -> Result<Needs, Failure> {
     let model = Model::open(path)?;
-    let (tokens, sequences) = if model.has_images() {
+    let options =
+        ContextOptions { threads: common.threads, compute: Compute::from(common.compute), ..Default::default() };
+    let context = Context::new(&model, options)?;
+    let mut estimates = vec![("answer", model.estimate_text(PROMPT, &model.text_options(false, false)))];
+    if let (true, Some(downsampling)) = (model.has_images(), model.downsampling()) {
+        let side = model.image_size();
+        let codes = (side / downsampling).pow(2);
         let (_, image) = model.draw_options(false);
-        let side = model.image_size() / model.downsampling().max(1);
-        (image.max_text_len + 3 + side * side, if image.guidance > 0.0 { 2 } else { 1 })
-    } else {
-        (2 * model.text_options(false, false).gen_length, 1)
-    };
-    let tokens = tokens.min(model.config().context);
-    let estimate = model.estimate(&ContextOptions::default(), tokens, sequences);
-    Ok(Needs { estimate, tokens, sequences })
+        estimates
+            .push(("answer about a picture", model.estimate_text(PROMPT + codes, &model.text_options(false, true))));
+        estimates.push(("drawing", model.estimate_draw(PROMPT, (side, side), 1, &image)));
+    }
+    let need = |(request, estimate)| Ok(Need { request, estimate, seconds: context.seconds(&estimate)? });
+    Ok(Needs(estimates.into_iter().map(need).collect::<mmada::Result<_>>()?))
 }
 
 impl Needs {
     pub fn text(&self) -> String {
-        let Needs { estimate, tokens, sequences } = self;
-        format!(
-            "\nneeds of a request of {sequences} x {tokens} tokens\n  weights  {} (mapped, not copied)\n  memory   {}\n  a step   {:.3e} multiply-adds\n",
-            size(estimate.weights_bytes),
-            size(estimate.scratch_bytes),
-            estimate.multiply_adds_per_step as f64
-        )
+        let mut text = format!(
+            "\nneeds of a request of {PROMPT} tokens, with the file's defaults (time without the image tokenizer)\n"
+        );
+        for Need { request, estimate, seconds } in &self.0 {
+            let (memory, work) = (size(estimate.scratch_bytes), estimate.multiply_adds as f64);
+            text += &format!("  {request:22}  {memory} of memory, {work:.1e} multiply-adds, about {seconds:.1} s\n");
+        }
+        text
     }
 
     pub fn json(&self) -> Json {
-        json!({
-            "tokens": self.tokens,
-            "sequences": self.sequences,
-            "weights_bytes": self.estimate.weights_bytes,
-            "scratch_bytes": self.estimate.scratch_bytes,
-            "multiply_adds_per_step": self.estimate.multiply_adds_per_step,
-        })
+        let entry = |need: &Need| {
+            json!({
+                "request": need.request,
+                "prompt_tokens": PROMPT,
+                "weights_bytes": need.estimate.weights_bytes,
+                "scratch_bytes": need.estimate.scratch_bytes,
+                "multiply_adds": need.estimate.multiply_adds,
+                "seconds": need.seconds,
+            })
+        };
+        self.0.iter().map(entry).collect()
     }
 }

@@ -30,7 +30,7 @@ pub fn run(common: &Common, args: &InfoArgs, output: &Output) -> Result<(), Fail
     let header = Header::parse(mapping.bytes(), &path.display().to_string())?;
     let file = File { path: &path, bytes: mapping.bytes(), header: &header };
     // A well-formed file of another architecture can still be looked into; that it cannot be run is said aside.
-    let estimate = match estimate::of(&path) {
+    let estimate = match estimate::of(&path, common) {
         Ok(estimate) => Some(estimate),
         Err(failure) => {
             output.warn(&failure.to_string());
@@ -39,7 +39,7 @@ pub fn run(common: &Common, args: &InfoArgs, output: &Output) -> Result<(), Fail
     };
     if output.json {
         let mut object = file.json()?;
-        object["estimate"] = estimate.map_or(Json::Null, |e| e.json());
+        object["estimates"] = estimate.map_or(Json::Null, |e| e.json());
         return output::print_json(&object);
     }
     let mut text = file.text()?;

@@ -3,10 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use mmada::{Compute, Context, ContextOptions, Generation, Model, Slot, Stage, Step, Tokenizer};
+use mmada::generate::{Generation, Slot, Step};
+use mmada::model::Compute;
+use mmada::sampler::Stage;
+use mmada::tokenizer::Tokenizer;
+use mmada::{Context, ContextOptions, Model};
 use serde_json::{Value as Json, json};
 
-use crate::args::{Common, ComputeArg};
+use crate::args::Common;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::progress::{Bar, Canvas, SHADE};
@@ -27,10 +31,7 @@ impl Session {
         let began = Instant::now();
         let path = model_path::find(common.model.as_deref())?;
         let model = Model::open(&path)?;
-        let compute = match common.compute {
-            ComputeArg::Fast => Compute::Fast,
-            ComputeArg::Exact => Compute::Exact,
-        };
+        let compute = Compute::from(common.compute);
         let options = ContextOptions { threads: common.threads, compute, ..Default::default() };
         let context = Context::new(&model, options)?;
         Ok(Session { model, context, output: *output, file: path.display().to_string(), opening: began.elapsed() })
