@@ -104,16 +104,11 @@ impl Context {
 
     /// Logits of every sequence, row-major [rows, vocab].
     pub fn logits(&self, batch: &[SequenceRequest]) -> Result<Vec<Vec<f32>>> {
-        let mut all = Vec::new();
+        let total = batch.iter().fold(0usize, |sum, s| sum.saturating_add(s.logits()));
+        let mut all = try_vec(total, "logits")?;
         self.inner.logits(&AtomicBool::new(false), batch, &mut all)?;
-        let mut rest = &all[..];
-        let mut out = Vec::with_capacity(batch.len());
-        for sequence in batch {
-            let (now, later) = rest.split_at(sequence.logits());
-            out.push(now.to_vec());
-            rest = later;
-        }
-        Ok(out)
+        let mut rest = all.into_iter();
+        Ok(batch.iter().map(|s| rest.by_ref().take(s.logits()).collect()).collect())
     }
 
     /// The residual stream of a sequence: what enters each layer, then the output of the final norm. Each is
@@ -125,7 +120,15 @@ impl Context {
         let mut state = self.inner.lock()?;
         let exec = self.exec(None);
         let model = self.model();
-        model.transformer().forward(&exec, model.bytes(), &mut state, &batch, &mut [], Some(&mut keep))?;
+        model.transformer().forward(
+            &exec,
+            self.compute(),
+            model.bytes(),
+            &mut state,
+            &batch,
+            &mut [],
+            Some(&mut keep),
+        )?;
         Ok(states)
     }
 
@@ -207,23 +210,10 @@ impl Engine for Inner {
     fn exec<'a>(&'a self, cancel: &'a AtomicBool) -> Exec<'a> {
         Exec::new(&self.threads, self.kernels, Some(cancel))
     }
-    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: &mut Vec<f32>) -> Result<()> {
+    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: &mut [f32]) -> Result<()> {
         let mut state = self.lock()?;
-        let first = out.len();
-        let wanted = batch.iter().fold(first, |sum, s| sum.saturating_add(s.logits()));
-        if out.capacity() < wanted {
-            let mut larger = try_vec(wanted, "logits")?;
-            larger[..first].copy_from_slice(out);
-            *out = larger;
-        } else {
-            out.resize(wanted, 0.0);
-        }
         let exec = Engine::exec(self, cancel);
-        let done = self.model.transformer().forward(&exec, self.model.bytes(), &mut state, batch, &mut out[first..], None);
-        if done.is_err() {
-            out.truncate(first);
-        }
-        done
+        self.model.transformer().forward(&exec, self.compute, self.model.bytes(), &mut state, batch, out, None)
     }
     fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>> {
         let (images, bytes) = self.images()?;

@@ -69,16 +69,8 @@ impl Model {
         let defaults = Defaults::from_header(&header)?;
         let images = ImageTokenizer::from_header(&header, file.bytes())?;
         let image_size = image_size(&header, &vocabulary, images.as_ref())?;
-        let inner = Inner {
-            file,
-            header,
-            transformer,
-            vocabulary,
-            defaults,
-            images,
-            image_size,
-            text: OnceLock::new(),
-        };
+        let inner =
+            Inner { file, header, transformer, vocabulary, defaults, images, image_size, text: OnceLock::new() };
         Ok(Model { inner: Arc::new(inner) })
     }
 

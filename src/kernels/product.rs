@@ -42,7 +42,10 @@ pub enum Epilogue {
 /// The right side of a product, `n` rows of `k` elements: floats, or the same rows in a smaller type.
 #[derive(Clone, Copy)]
 pub enum Activations<'a> {
-    F32 { x: &'a [f32], k: usize },
+    F32 {
+        x: &'a [f32],
+        k: usize,
+    },
     /// for float weights, where [`Kernels::has_bf16`](super::Kernels::has_bf16)
     Bf16(&'a Bf16Rows),
     /// for quantized weights

@@ -72,7 +72,11 @@ unsafe fn tile<const N: usize>(p: &Bf16Block, j0: usize) {
                 let v = _mm512_set1_epi32(*x.add(j * p.x_col + k) as i32);
                 for (acc, w) in acc.iter_mut().zip(w) {
                     // SAFETY of the transmutes: 64 bytes each, every bit pattern is valid
-                    *acc = _mm512_dpbf16_ps(*acc, std::mem::transmute::<__m512i, __m512bh>(w), std::mem::transmute::<__m512i, __m512bh>(v));
+                    *acc = _mm512_dpbf16_ps(
+                        *acc,
+                        std::mem::transmute::<__m512i, __m512bh>(w),
+                        std::mem::transmute::<__m512i, __m512bh>(v),
+                    );
                 }
             }
         }
