@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mmada::model::Compute;
+use mmada::Compute;
 
 /// Runs MMaDA models: draws pictures, answers questions about text and pictures, thinks first when asked to.
 #[derive(Parser, Debug)]

@@ -1,10 +1,6 @@
 //! `mmada ask`: one question, one answer.
 
-use mmada::Model;
-use mmada::generate::{Answer, TextOptions, TextRequest};
-use mmada::image::RgbImage;
-use mmada::prompt::Message;
-use mmada::sampler::Remasking;
+use mmada::{Answer, Message, Model, Remasking, RgbImage, TextOptions, TextRequest};
 use serde_json::{Value as Json, json};
 
 use crate::args::{AskArgs, Common, RemaskingArg, TextArgs};

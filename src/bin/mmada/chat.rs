@@ -2,9 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
-use mmada::generate::TextOptions;
-use mmada::image::RgbImage;
-use mmada::prompt::{Message, Role};
+use mmada::{Message, RgbImage, Role, TextOptions};
 use serde_json::json;
 
 use crate::args::{ChatArgs, Common};

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use mmada::Model;
-use mmada::generate::{DrawRequest, Generation, ImageOptions, TextOptions};
-use mmada::sampler::{Confidence, Stage};
+use mmada::{Confidence, DrawRequest, Generation, ImageOptions, Model, Stage, TextOptions};
 use serde_json::json;
 
 use crate::args::{Common, ConfidenceArg, DrawArgs};

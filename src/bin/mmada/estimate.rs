@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use mmada::model::Compute;
-use mmada::{Context, ContextOptions, Estimate, Model};
+use mmada::{Compute, Context, ContextOptions, Estimate, Model};
 use serde_json::{Value as Json, json};
 
 use crate::args::Common;

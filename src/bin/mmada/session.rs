@@ -3,11 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use mmada::generate::{Generation, Slot, Step};
-use mmada::model::Compute;
-use mmada::sampler::Stage;
 use mmada::tokenizer::Tokenizer;
-use mmada::{Context, ContextOptions, Model};
+use mmada::{Compute, Context, ContextOptions, Generation, Model, Slot, Stage, Step};
 use serde_json::{Value as Json, json};
 
 use crate::args::Common;
