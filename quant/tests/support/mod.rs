@@ -171,7 +171,7 @@ impl Fixture {
 
     /// The sentence with which a conversion fails. Nothing may be left in the output folder.
     pub fn refusal(&self, options: &ConvertOptions) -> String {
-        let error = self.run(options).err().expect("the conversion succeeded");
+        let error = self.run(options).expect_err("the conversion succeeded");
         let left: Vec<_> = fs::read_dir(self.out.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(left.is_empty(), "{error}: left {left:?}");
         let text = error.to_string();
