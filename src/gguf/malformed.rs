@@ -173,7 +173,8 @@ fn a_file_cut_off_anywhere_is_refused() {
     let end = Header::parse(&bytes, "good.gguf").unwrap().tensors[2].range.end;
     for len in 0..end {
         // A copy, so that reading beyond it is caught by tools that watch memory.
-        let message = Header::parse(&bytes[..len].to_vec(), "good.gguf").unwrap_err().to_string();
+        let cut = bytes[..len].to_vec();
+        let message = Header::parse(&cut, "good.gguf").unwrap_err().to_string();
         assert!(message.starts_with("good.gguf: "), "{message}");
         if len >= data_start {
             assert!(message.contains("needs bytes") && message.ends_with("(truncated download?)"), "{message}");

@@ -4,6 +4,8 @@
 //! each starting at a multiple of `general.alignment`. Everything is little-endian. The format is described in
 //! ggml's `docs/gguf.md`; strings are a u64 length and UTF-8, arrays an element type, a u64 count and the elements.
 
+#![forbid(unsafe_code)]
+
 mod header;
 mod reader;
 mod types;

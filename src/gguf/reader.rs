@@ -164,7 +164,16 @@ impl<'a, 'f> Cursor<'a, 'f> {
 
     fn value(&mut self, what: Arguments<'_>) -> Result<Value> {
         match self.value_type(what)? {
-            ValueType::String => Ok(Value::String(self.string(what)?.to_owned())),
+            ValueType::String => {
+                let s = self.string(what)?;
+                let mut owned = String::new();
+                // A hostile file may have a string as long as itself.
+                owned
+                    .try_reserve_exact(s.len())
+                    .map_err(|_| Error::OutOfMemory { what: format!("{}: {what}", self.file), bytes: s.len() })?;
+                owned.push_str(s);
+                Ok(Value::String(owned))
+            }
             ValueType::Array => self.array(1, what).map(Value::Array),
             fixed => self.scalar(fixed, what),
         }

@@ -366,7 +366,8 @@ mod tests {
         let path = folder.path().join("a.gguf");
         let entry = |key: &str, v: u32| (key.to_owned(), MetaValue::U32(v));
         let long = "n".repeat(64);
-        let cases: Vec<(Vec<(String, MetaValue)>, Vec<TensorSpec>, &str)> = vec![
+        type Case<'a> = (Vec<(String, MetaValue)>, Vec<TensorSpec>, &'a str);
+        let cases: Vec<Case<'_>> = vec![
             (vec![entry("k", 1), entry("k", 2)], vec![], "metadata \"k\" is empty, too long or given twice"),
             (vec![], vec![spec("", &[1])], "tensor \"\" is empty, too long or given twice"),
             (vec![], vec![spec("t", &[1]), spec("t", &[1])], "tensor \"t\" is empty, too long or given twice"),

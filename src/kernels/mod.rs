@@ -19,5 +19,5 @@ mod tests;
 
 pub use dispatch::Kernels;
 pub use product::{Activations, Epilogue, matmul, matmul_f32};
-pub use quantize::Int8Rows;
+pub use quantize::{Bf16Rows, Int8Rows};
 pub use unpack::has_int8;

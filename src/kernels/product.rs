@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! float panel   [k][R] f32                     one vector load per 16 rows and k
+//! bf16 panel    [pair of k][R] 2 x bf16
 //! int8 panel    [group][quad][R][4] i8         quad = 4 consecutive k; group = 32 (or 16) k with one scale
 //!               scale [group][R] f32, start [group][R] i32, offset [group][R] f32 (types with a minimum)
 //! ```
@@ -19,7 +20,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::isa::{Isa, LANES, Op};
-use super::quantize::Int8Rows;
+use super::quantize::{Bf16Rows, Int8Rows};
 use super::unpack;
 use crate::parallel::Exec;
 use crate::tensor::Matrix;
@@ -27,6 +28,7 @@ use crate::tensor::Matrix;
 /// Elements of k in a panel: 1024 x 32 rows of int8 are 32 KiB, of f32 (256) too.
 const INT8_CHUNK: usize = 1024;
 const F32_CHUNK: usize = 256;
+const BF16_CHUNK: usize = 512;
 
 /// What a product does with its results.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,10 +39,16 @@ pub enum Epilogue {
     Add,
 }
 
-/// The right side of a product, `n` rows of `k` elements: floats, and for quantized weights the same rows in int8.
+/// The right side of a product, `n` rows of `k` elements: floats, or the same rows in a smaller type.
 #[derive(Clone, Copy)]
 pub enum Activations<'a> {
-    F32 { x: &'a [f32], k: usize },
+    F32 {
+        x: &'a [f32],
+        k: usize,
+    },
+    /// for float weights, where [`Kernels::has_bf16`](super::Kernels::has_bf16)
+    Bf16(&'a Bf16Rows),
+    /// for quantized weights
     Int8(&'a Int8Rows),
 }
 
@@ -48,6 +56,7 @@ impl Activations<'_> {
     fn n_k(&self) -> (usize, usize) {
         match self {
             Activations::F32 { x, k } => (x.len() / (*k).max(1), *k),
+            Activations::Bf16(x) => (x.n(), x.k()),
             Activations::Int8(x) => (x.n(), x.k()),
         }
     }
@@ -85,7 +94,11 @@ pub fn matmul(exec: &Exec, w: &Matrix, x: Activations, y: &mut [f32], y_stride: 
         let first = (t % panels) * panel_rows;
         let rows = first..w.rows().min(first + panel_rows);
         let cols = (t / panels) * chunk..n.min((t / panels + 1) * chunk);
-        exec.kernels.run(Panel { w, x, rows, cols, y, y_stride, add: epilogue == Epilogue::Add });
+        let panel = Panel { w, x, rows, cols, y, y_stride, add: epilogue == Epilogue::Add };
+        match x {
+            Activations::Bf16(x) => exec.kernels.run_bf16(panel, x),
+            _ => exec.kernels.run(panel),
+        }
     };
     let tasks = panels * n.div_ceil(chunk);
     if tasks == 1 {
@@ -104,6 +117,7 @@ pub fn matmul_f32(exec: &Exec, w: &Matrix, x: &[f32], y: &mut [f32], y_stride: u
 #[derive(Default)]
 pub(super) struct Scratch {
     pub f32: Vec<f32>,
+    pub bf16: Vec<u32>,
     pub i8: Vec<i8>,
     pub scale: Vec<f32>,
     pub offset: Vec<f32>,
@@ -115,7 +129,7 @@ thread_local! {
 }
 
 /// One task: some rows, some columns, all of k.
-struct Panel<'a> {
+pub(super) struct Panel<'a> {
     w: &'a Matrix<'a>,
     x: Activations<'a>,
     rows: Range<usize>,
@@ -132,6 +146,7 @@ impl Op for Panel<'_> {
         SCRATCH.with_borrow_mut(|scratch| match self.x {
             Activations::F32 { x, .. } => self.f32(isa, x, scratch),
             Activations::Int8(x) => self.int8(isa, x, scratch),
+            Activations::Bf16(_) => unreachable!("goes through `run_bf16`"),
         });
     }
 }
@@ -161,6 +176,31 @@ impl Panel<'_> {
             // holds (cols, rows), which no other task writes
             unsafe { isa.f32_columns(&block) };
         }
+    }
+
+    /// The panel against activations in bfloat16; `columns` is the micro-kernel, for panels of `r` rows.
+    #[inline(always)]
+    pub(super) fn bf16(&self, x: &Bf16Rows, r: usize, columns: impl Fn(&Bf16Block)) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let k = self.w.cols();
+            for k0 in (0..k).step_by(BF16_CHUNK) {
+                let len = BF16_CHUNK.min(k - k0);
+                scratch.bf16.resize(r * BF16_CHUNK / 2, 0);
+                unpack::bf16_panel(self.w, self.rows.clone(), k0..k0 + len, r, &mut scratch.bf16);
+                columns(&Bf16Block {
+                    panel: scratch.bf16.as_ptr(),
+                    pairs: len.div_ceil(2),
+                    x: x.pairs(k0).as_ptr(),
+                    x_col: x.stride(),
+                    cols: self.cols.clone(),
+                    // SAFETY: rows.start < w.rows() <= y_stride, inside `y`
+                    y: unsafe { self.y.0.add(self.rows.start) },
+                    y_stride: self.y_stride,
+                    rows: self.rows.len(),
+                    add: self.add || k0 > 0,
+                });
+            }
+        });
     }
 
     #[inline(always)]
@@ -206,6 +246,21 @@ pub struct F32Block {
     pub y: *mut f32,
     pub y_stride: usize,
     /// rows that are written, at most R
+    pub rows: usize,
+    pub add: bool,
+}
+
+/// A bfloat16 panel against some columns.
+pub struct Bf16Block {
+    /// [pair of k][R], the even k in the low half
+    pub panel: *const u32,
+    pub pairs: usize,
+    /// pair (column j, p) lies at `x[j * x_col + p]`
+    pub x: *const u32,
+    pub x_col: usize,
+    pub cols: Range<usize>,
+    pub y: *mut f32,
+    pub y_stride: usize,
     pub rows: usize,
     pub add: bool,
 }

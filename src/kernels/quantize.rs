@@ -1,4 +1,4 @@
-//! Activations to int8: what quantized weights are multiplied with.
+//! Activations to int8 and to bfloat16.
 
 use rayon::prelude::*;
 
@@ -127,6 +127,76 @@ impl Op for QuantizeRow<'_> {
                 isa.store_biased(r, &mut q[half]);
                 sums[half] = isa.reduce_add(r);
             }
+        }
+    }
+}
+
+/// `n` rows of `k` activations in bfloat16, in pairs; an odd row ends with a zero.
+#[derive(Default)]
+pub struct Bf16Rows {
+    n: usize,
+    k: usize,
+    pairs: Vec<u32>,
+}
+
+/// The bits of the nearest bfloat16, ties to even (NaN stays NaN).
+#[inline(always)]
+pub(super) fn bf16_bits(v: f32) -> u32 {
+    let bits = v.to_bits();
+    if v.is_nan() { (bits >> 16) | 0x40 } else { (bits + 0x7fff + (bits >> 16 & 1)) >> 16 }
+}
+
+impl Bf16Rows {
+    /// Room for `n` rows of `k` elements.
+    pub fn with_capacity(n: usize, k: usize) -> Result<Self> {
+        Ok(Bf16Rows { n: 0, k: 0, pairs: try_vec(n * k.div_ceil(2), "bfloat16 activations")? })
+    }
+
+    pub fn n(&self) -> usize {
+        self.n
+    }
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Rounds `x`, [n, k]. Grows where the capacity given at first is too small.
+    pub fn round(&mut self, exec: &Exec, x: &[f32], k: usize) {
+        assert!(x.len().is_multiple_of(k), "whole rows");
+        (self.n, self.k) = (x.len() / k, k);
+        let stride = self.stride();
+        if self.pairs.len() < self.n * stride {
+            self.pairs.resize(self.n * stride, 0);
+        }
+        let rows = self.pairs[..self.n * stride].par_chunks_mut(stride).zip(x.par_chunks(k));
+        exec.run(|| rows.with_min_len(8).for_each(|(to, x)| exec.kernels.run(RoundRow { x, to })));
+    }
+
+    /// Pairs in a row.
+    pub(super) fn stride(&self) -> usize {
+        self.k.div_ceil(2)
+    }
+
+    /// All rows, from element `k` (even) of the first on.
+    pub(super) fn pairs(&self, k: usize) -> &[u32] {
+        &self.pairs[k / 2..self.n * self.stride()]
+    }
+}
+
+struct RoundRow<'a> {
+    x: &'a [f32],
+    to: &'a mut [u32],
+}
+
+impl Op for RoundRow<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn call<I: Isa>(self, _: I) {
+        let (pairs, last) = self.x.as_chunks::<2>();
+        for (to, [a, b]) in self.to.iter_mut().zip(pairs) {
+            *to = bf16_bits(*a) | bf16_bits(*b) << 16;
+        }
+        if let [v] = last {
+            self.to[pairs.len()] = bf16_bits(*v);
         }
     }
 }

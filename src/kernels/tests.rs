@@ -136,6 +136,43 @@ fn float_products_are_right_on_every_instruction_set_and_shape() {
 }
 
 #[test]
+fn bfloat16_products_are_right_for_every_shape_and_any_number_of_threads() {
+    let mut rng = Random(10);
+    let round = |v: &f32| half::bf16::from_f32(*v).to_f32();
+    for kernels in Kernels::available().iter().filter(|k| k.has_bf16()) {
+        for dtype in FLOATS {
+            for (rows, k, n) in [(1, 1, 1), (3, 10, 5), (16, 27, 12), (33, 513, 13), (70, 1026, 31), (40, 64, 301)] {
+                let bytes = random_weights(&mut rng, dtype, rows, k);
+                let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
+                let x = rng.floats(n * k);
+                let rounded: Vec<f32> = dequantized(&w).iter().map(round).collect();
+                let (want, size) = reference(&rounded, &x.iter().map(round).collect::<Vec<_>>(), k);
+                let mut first = Vec::new();
+                for count in [1, 3] {
+                    let threads = threads(count);
+                    let exec = Exec::new(&threads, kernels, None);
+                    let mut input = Bf16Rows::default();
+                    input.round(&exec, &x, k);
+                    let mut y = vec![1.0; n * rows];
+                    matmul(&exec, &w, Activations::Bf16(&input), &mut y, rows, Epilogue::Add);
+                    for i in 0..y.len() {
+                        let error = (f64::from(y[i]) - 1.0 - want[i]).abs();
+                        assert!(
+                            error <= 1e-5 * (1.0 + size[i]),
+                            "{dtype} {rows}x{k}x{n}: {} for {}",
+                            y[i] - 1.0,
+                            want[i]
+                        );
+                    }
+                    assert!(first.is_empty() || first == y);
+                    first = y;
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn int8_products_are_bit_identical_on_every_instruction_set_and_near_the_dequantized_product() {
     let mut rng = Random(2);
     let threads = threads(2);

@@ -6,6 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::product::Scratch;
+use super::quantize::bf16_bits;
 use crate::tensor::block::*;
 use crate::tensor::{self, GgmlType, Matrix};
 
@@ -47,6 +48,36 @@ pub(super) fn f32_panel(w: &Matrix, rows: Range<usize>, k: Range<usize>, r: usiz
         floats(w.dtype(), &w.row(at)[bytes.clone()], row);
         for (v, to) in row.iter().zip(panel[i..].iter_mut().step_by(r)) {
             *to = *v;
+        }
+    }
+}
+
+/// The same as a bfloat16 panel, [pair of k][r]: BF16 as it is, other types rounded.
+#[inline(always)]
+pub(super) fn bf16_panel(w: &Matrix, rows: Range<usize>, k: Range<usize>, r: usize, panel: &mut [u32]) {
+    let block = w.dtype().block_len();
+    let bytes = k.start / block * w.dtype().block_bytes()..k.end / block * w.dtype().block_bytes();
+    let mut row = [0.0f32; 512];
+    for (i, at) in rows.enumerate() {
+        let bytes = &w.row(at)[bytes.clone()];
+        let mut to = panel[i..].iter_mut().step_by(r);
+        if w.dtype() == GgmlType::BF16 {
+            let (pairs, last) = bytes.as_chunks::<4>();
+            for (pair, to) in pairs.iter().zip(&mut to) {
+                *to = u32::from_le_bytes(*pair);
+            }
+            if let ([a, b], Some(to)) = (last, to.next()) {
+                *to = u32::from(u16::from_le_bytes([*a, *b]));
+            }
+            continue;
+        }
+        let row = &mut row[..k.len().next_multiple_of(2)];
+        row[k.len() - 1..].fill(0.0);
+        for (part, bytes) in row[..k.len()].chunks_mut(256).zip(bytes.chunks(256 / block * w.dtype().block_bytes())) {
+            floats(w.dtype(), bytes, part);
+        }
+        for (pair, to) in row.as_chunks::<2>().0.iter().zip(to) {
+            *to = bf16_bits(pair[0]) | bf16_bits(pair[1]) << 16;
         }
     }
 }

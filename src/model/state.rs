@@ -2,7 +2,7 @@
 
 use super::config::Config;
 use crate::error::{Error, Result};
-use crate::kernels::Int8Rows;
+use crate::kernels::{Bf16Rows, Int8Rows};
 use crate::parallel::try_vec;
 
 /// Scratch memory of one context, for batches of up to `tokens` tokens (over all sequences).
@@ -20,7 +20,9 @@ pub struct State {
     /// [tokens, d_ff]
     pub(super) gate: Vec<f32>,
     pub(super) up: Vec<f32>,
+    /// the input of a product, quantized or rounded
     pub(super) int8: Int8Rows,
+    pub(super) bf16: Bf16Rows,
     /// position of every token inside its sequence
     pub(super) positions: Vec<u32>,
     /// the rows of each sequence
@@ -52,6 +54,7 @@ impl State {
             gate: rows(ff)?,
             up: rows(ff)?,
             int8: Int8Rows::with_capacity(tokens, d.max(ff))?,
+            bf16: Bf16Rows::with_capacity(tokens, d.max(ff))?,
             positions: try_vec(tokens, "a batch's positions")?,
             sequences: Vec::new(),
         };
@@ -61,7 +64,11 @@ impl State {
 
     /// Bytes that [`State::reserve`] takes for `tokens` tokens.
     pub fn bytes(c: &Config, tokens: usize) -> usize {
+        let widest = c.d_model.max(c.d_ff);
         let floats = 3 * c.d_model + 2 * c.kv_dim() + 2 * c.d_ff + 1;
-        tokens.saturating_mul(floats * 4).saturating_add(Int8Rows::bytes(tokens, c.d_model.max(c.d_ff)))
+        tokens
+            .saturating_mul(floats * 4)
+            .saturating_add(Int8Rows::bytes(tokens, widest))
+            .saturating_add(tokens.saturating_mul(2 * widest))
     }
 }

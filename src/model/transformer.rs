@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 
+use super::Compute;
 use super::config::Config;
 use super::state::State;
-use super::weights::{Layer, TensorRef, Weights};
+use super::weights::{Layer, Weights};
 use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::kernels::attention::Attention;
 use crate::kernels::elementwise::{Rope, rms_norm, silu_mul};
-use crate::kernels::{Activations, Epilogue, Int8Rows, has_int8, matmul, matmul_f32};
+use crate::kernels::{Activations, Bf16Rows, Epilogue, Int8Rows, has_int8, matmul};
 use crate::parallel::Exec;
-use crate::tensor;
+use crate::tensor::{self, Matrix};
 
 /// A sequence to run the network on, and the part of its logits that is wanted.
 #[derive(Clone, Debug)]
@@ -62,6 +63,7 @@ impl Transformer {
     pub fn forward(
         &self,
         exec: &Exec,
+        compute: Compute,
         file: &[u8],
         state: &mut State,
         batch: &[SequenceRequest],
@@ -70,6 +72,8 @@ impl Transformer {
     ) -> Result<()> {
         let tokens = self.check(batch, logits.len())?;
         state.reserve(&self.config, tokens)?;
+        let bf16 = compute == Compute::Fast && exec.kernels.has_bf16();
+        let run = Run { exec, file, bf16 };
         exec.run(|| {
             self.embed(file, state, batch)?;
             let d = self.config.d_model;
@@ -78,8 +82,8 @@ impl Transformer {
                 if let Some(observe) = &mut observe {
                     observe(n, &state.x[..tokens * d]);
                 }
-                self.attention(exec, file, layer, state, tokens);
-                self.feed_forward(exec, file, layer, state, tokens);
+                self.attention(&run, layer, state, tokens);
+                self.feed_forward(&run, layer, state, tokens);
             }
             exec.check()?;
             let norm = self.weights.output_norm.floats(file);
@@ -87,7 +91,7 @@ impl Transformer {
             if let Some(observe) = &mut observe {
                 observe(self.config.layers, &state.h[..tokens * d]);
             }
-            self.output(exec, file, state, batch, logits);
+            self.output(&run, state, batch, logits);
             exec.check()
         })
     }
@@ -141,77 +145,65 @@ impl Transformer {
     }
 
     /// `x += attn_output(attention(norm(x)))`
-    fn attention(&self, exec: &Exec, file: &[u8], layer: &Layer, s: &mut State, tokens: usize) {
+    fn attention(&self, run: &Run, layer: &Layer, s: &mut State, tokens: usize) {
         let c = &self.config;
         let (d, kv) = (tokens * c.d_model, tokens * c.kv_dim());
         let (q, k, v) = (&mut s.q[..d], &mut s.k[..kv], &mut s.v[..kv]);
-        rms_norm(exec, &s.x[..d], layer.attn_norm.floats(file), c.rms_eps, &mut s.h[..d]);
-        let mut input = Input::new(exec, file, &s.h[..d], &mut s.int8, c.d_model);
-        input.project(&layer.q, q, Epilogue::Store);
-        input.project(&layer.k, k, Epilogue::Store);
-        input.project(&layer.v, v, Epilogue::Store);
-        self.rope.apply(exec, q, &s.positions[..tokens]);
-        self.rope.apply(exec, k, &s.positions[..tokens]);
+        rms_norm(run.exec, &s.x[..d], layer.attn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
+        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, &layer.q.view(run.file), q, Epilogue::Store);
+        run.project(&mut input, &layer.k.view(run.file), k, Epilogue::Store);
+        run.project(&mut input, &layer.v.view(run.file), v, Epilogue::Store);
+        self.rope.apply(run.exec, q, &s.positions[..tokens]);
+        self.rope.apply(run.exec, k, &s.positions[..tokens]);
         let shape = Attention { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, sequences: &s.sequences };
-        shape.run(exec, q, k, v, &mut s.h[..d]);
-        let mut input = Input::new(exec, file, &s.h[..d], &mut s.int8, c.d_model);
-        input.project(&layer.attn_output, &mut s.x[..d], Epilogue::Add);
+        shape.run(run.exec, q, k, v, &mut s.h[..d]);
+        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add);
     }
 
     /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
-    fn feed_forward(&self, exec: &Exec, file: &[u8], layer: &Layer, s: &mut State, tokens: usize) {
+    fn feed_forward(&self, run: &Run, layer: &Layer, s: &mut State, tokens: usize) {
         let c = &self.config;
         let (d, ff) = (tokens * c.d_model, tokens * c.d_ff);
-        rms_norm(exec, &s.x[..d], layer.ffn_norm.floats(file), c.rms_eps, &mut s.h[..d]);
-        let mut input = Input::new(exec, file, &s.h[..d], &mut s.int8, c.d_model);
-        input.project(&layer.gate, &mut s.gate[..ff], Epilogue::Store);
-        input.project(&layer.up, &mut s.up[..ff], Epilogue::Store);
-        silu_mul(exec, &mut s.gate[..ff], &s.up[..ff]);
-        let mut input = Input::new(exec, file, &s.gate[..ff], &mut s.int8, c.d_ff);
-        input.project(&layer.down, &mut s.x[..d], Epilogue::Add);
+        rms_norm(run.exec, &s.x[..d], layer.ffn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
+        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, &layer.gate.view(run.file), &mut s.gate[..ff], Epilogue::Store);
+        run.project(&mut input, &layer.up.view(run.file), &mut s.up[..ff], Epilogue::Store);
+        silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
+        let mut input = Input::new(&s.gate[..ff], c.d_ff, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, &layer.down.view(run.file), &mut s.x[..d], Epilogue::Add);
     }
 
     /// Logits of the wanted rows: they are gathered first (into `q`, free by now), then multiplied once per run of
     /// sequences that want the same part of the vocabulary.
-    fn output(&self, exec: &Exec, file: &[u8], s: &mut State, batch: &[SequenceRequest], mut logits: &mut [f32]) {
+    fn output(&self, run: &Run, s: &mut State, batch: &[SequenceRequest], mut logits: &mut [f32]) {
         let d = self.config.d_model;
-        let output = self.weights.output.view(file);
+        let output = self.weights.output.view(run.file);
         let mut first = 0;
         while first < batch.len() {
             let vocab = batch[first].vocab.clone();
-            let mut end = first;
-            let mut rows = 0;
-            // a row may be wanted twice: the buffer's length is the bound of a run
-            while end < batch.len()
-                && batch[end].vocab == vocab
-                && (end == first || (rows + batch[end].rows.len()) * d <= s.q.len())
-            {
-                rows += batch[end].rows.len();
-                end += 1;
-            }
+            let same = batch[first..].iter().take_while(|s| s.vocab == vocab).count();
+            let (now, places) = (&batch[first..first + same], &s.sequences[first..first + same]);
+            let rows: usize = now.iter().map(|s| s.rows.len()).sum();
+            // a caller may want a row twice: then there can be more rows than tokens
             if s.q.len() < rows * d {
                 s.q.resize(rows * d, 0.0);
             }
             let mut gathered = s.q.chunks_exact_mut(d);
-            for (seq, at) in batch[first..end].iter().zip(&s.sequences[first..end]) {
-                for (row, to) in seq.rows.iter().zip(&mut gathered) {
-                    to.copy_from_slice(&s.h[(at.start + row) * d..][..d]);
+            for (sequence, place) in now.iter().zip(places) {
+                for (row, to) in sequence.rows.iter().zip(&mut gathered) {
+                    to.copy_from_slice(&s.h[(place.start + row) * d..][..d]);
                 }
             }
-            let range: Range<usize> = vocab.start as usize..vocab.end as usize;
-            let (now, later) = std::mem::take(&mut logits).split_at_mut(rows * range.len());
+            let (y, later) = std::mem::take(&mut logits).split_at_mut(rows * vocab.len());
             logits = later;
-            if !now.is_empty() {
-                let w = output.slice(range.clone());
-                let x = &s.q[..rows * d];
-                if has_int8(w.dtype()) {
-                    s.int8.quantize(exec, x, d);
-                    matmul(exec, &w, Activations::Int8(&s.int8), now, range.len(), Epilogue::Store);
-                } else {
-                    matmul_f32(exec, &w, x, now, range.len(), Epilogue::Store);
-                }
+            if !y.is_empty() {
+                let w = output.slice(vocab.start as usize..vocab.end as usize);
+                let mut input = Input::new(&s.q[..rows * d], d, &mut s.int8, &mut s.bf16);
+                run.project(&mut input, &w, y, Epilogue::Store);
             }
-            first = end;
+            first += same;
         }
     }
 }
@@ -219,30 +211,46 @@ impl Transformer {
 /// No published model comes near; keeps a file's claim from sizing the table of angles.
 const MAX_POSITIONS: usize = 1 << 17;
 
-/// The input of some projections, quantized once for all of them when the first needs it.
-struct Input<'a> {
+/// What the parts of a forward pass share.
+struct Run<'a> {
     exec: &'a Exec<'a>,
     file: &'a [u8],
+    /// float weights meet activations in bfloat16
+    bf16: bool,
+}
+
+/// The input of some projections, [rows, width]: quantized or rounded once for all of them, when the first needs it.
+struct Input<'a> {
     x: &'a [f32],
-    int8: &'a mut Int8Rows,
     width: usize,
-    quantized: bool,
+    int8: &'a mut Int8Rows,
+    bf16: &'a mut Bf16Rows,
+    has_int8: bool,
+    has_bf16: bool,
 }
 
 impl<'a> Input<'a> {
-    fn new(exec: &'a Exec<'a>, file: &'a [u8], x: &'a [f32], int8: &'a mut Int8Rows, width: usize) -> Self {
-        Input { exec, file, x, int8, width, quantized: false }
+    fn new(x: &'a [f32], width: usize, int8: &'a mut Int8Rows, bf16: &'a mut Bf16Rows) -> Self {
+        Input { x, width, int8, bf16, has_int8: false, has_bf16: false }
     }
+}
 
-    fn project(&mut self, w: &TensorRef, y: &mut [f32], epilogue: Epilogue) {
-        let w = w.view(self.file);
-        if !has_int8(w.dtype()) {
-            return matmul_f32(self.exec, &w, self.x, y, w.rows(), epilogue);
-        }
-        if !self.quantized {
-            self.int8.quantize(self.exec, self.x, self.width);
-            self.quantized = true;
-        }
-        matmul(self.exec, &w, Activations::Int8(self.int8), y, w.rows(), epilogue);
+impl Run<'_> {
+    /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
+    fn project(&self, input: &mut Input, w: &Matrix, y: &mut [f32], epilogue: Epilogue) {
+        let activations = if has_int8(w.dtype()) {
+            if !std::mem::replace(&mut input.has_int8, true) {
+                input.int8.quantize(self.exec, input.x, input.width);
+            }
+            Activations::Int8(input.int8)
+        } else if self.bf16 && w.dtype().is_float() {
+            if !std::mem::replace(&mut input.has_bf16, true) {
+                input.bf16.round(self.exec, input.x, input.width);
+            }
+            Activations::Bf16(input.bf16)
+        } else {
+            Activations::F32 { x: input.x, k: input.width }
+        };
+        matmul(self.exec, w, activations, y, w.rows(), epilogue);
     }
 }

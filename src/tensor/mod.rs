@@ -1,5 +1,7 @@
 //! Tensors as they lie in a file: a type, a shape and borrowed bytes. `block` draws the layouts of the block types.
 
+#![forbid(unsafe_code)]
+
 use std::ops::Range;
 
 pub mod block;

@@ -20,70 +20,123 @@ fn weights<const N: usize>(x: &[f32; N]) -> [f32; N] {
     x.map(|v| rms + v.abs())
 }
 
-/// Nearest level of `0..=top` for a value divided by its scale.
-fn level(v: f32, top: u8) -> u8 {
-    ((v + 0.5) as u8).min(top) // the cast truncates, and saturates below 0
+/// Nearest whole number for |v| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction. Unlike `round` and casts it
+/// is an instruction in every vector unit, and these functions spend their time with it.
+fn nearest(v: f32) -> f32 {
+    const SHIFT: f32 = 12582912.0;
+    (v + SHIFT) - SHIFT
 }
 
-/// `x ~ scale q - min` with both not negative.
+/// Nearest of the levels `0..=top` (as floats, for speed) for a value divided by its scale. NaN, which a value 0 on a
+/// vanishing scale may give, becomes level 0.
+fn level(v: f32, top: f32) -> f32 {
+    nearest(v.max(0.0).min(top))
+}
+
+/// A sum in the order that vector units like.
+fn sum(v: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    for chunk in 0..4 {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += v(chunk * 8 + lane);
+        }
+    }
+    lanes.iter().sum()
+}
+
+/// A sub-block of 32 values that are to be `scale q - min`, q in `0..=top`.
+struct Group<'a> {
+    x: &'a [f32; 32],
+    w: [f32; 32],
+    top: f32,
+    /// Sums of w and w x.
+    sw: f32,
+    sx: f32,
+}
+
+/// Neither is negative.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Fit {
     scale: f32,
     min: f32,
 }
 
-/// Weighted squared error when the quants are chosen best for this fit.
-fn error_of(x: &[f32; 32], w: &[f32; 32], top: u8, fit: Fit) -> f32 {
-    let inverse = if fit.scale > 0.0 { 1.0 / fit.scale } else { 0.0 };
-    let term = |(&x, &w): (&f32, &f32)| {
-        let e = fit.scale * f32::from(level((x + fit.min) * inverse, top)) - fit.min - x;
-        w * e * e
-    };
-    x.iter().zip(w).map(term).sum()
-}
+impl<'a> Group<'a> {
+    fn new(x: &'a [f32; 32], w: [f32; 32], top: f32) -> Self {
+        Group { x, w, top, sw: sum(|i| w[i]), sx: sum(|i| w[i] * x[i]) }
+    }
 
-/// The best scale and min for the quants that `scale` and `min` give; `None` if all quants are equal.
-fn least_squares(x: &[f32; 32], w: &[f32; 32], top: u8, guess: Fit) -> Option<Fit> {
-    let inverse = 1.0 / guess.scale;
-    let (mut sw, mut sq, mut sqq, mut sx, mut sqx) = (0.0f32, 0.0f32, 0.0f32, 0.0f32, 0.0f32);
-    for (&x, &w) in x.iter().zip(w) {
-        let q = f32::from(level((x + guess.min) * inverse, top));
-        sw += w;
-        sq += w * q;
-        sqq += w * q * q;
-        sx += w * x;
-        sqx += w * q * x;
+    fn quants(&self, fit: Fit) -> [f32; 32] {
+        let inverse = if fit.scale > 0.0 { 1.0 / fit.scale } else { 0.0 };
+        self.x.map(|x| level((x + fit.min) * inverse, self.top))
     }
-    let det = sw * sqq - sq * sq;
-    if det > 0.0 {
-        let fit = Fit { scale: (sw * sqx - sq * sx) / det, min: (sq * sqx - sqq * sx) / det };
-        if fit.scale > 0.0 && fit.min >= 0.0 {
-            return Some(fit);
-        }
-    }
-    // A negative min cannot be stored: the best scale without one.
-    (sqq > 0.0 && sqx > 0.0).then(|| Fit { scale: sqx / sqq, min: 0.0 })
-}
 
-/// The best of several fits: the range divided into `top` steps, and into up to one step less and more.
-fn fit_scale_min(x: &[f32; 32], w: &[f32; 32], top: u8) -> Fit {
-    let (low, high) = x.iter().fold((0.0f32, f32::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
-    let range = high - low;
-    let mut best = Fit { scale: range / f32::from(top), min: -low };
-    if range <= 0.0 {
-        return Fit { scale: 0.0, min: -low };
+    /// Weighted squared error of the fit with its best quants.
+    fn error(&self, fit: Fit) -> f32 {
+        let q = self.quants(fit);
+        sum(|i| {
+            let e = fit.scale * q[i] - fit.min - self.x[i];
+            self.w[i] * e * e
+        })
     }
-    let mut best_error = error_of(x, w, top, best);
-    for i in -10..=10 {
-        let guess = Fit { scale: range / (f32::from(top) + 0.1 * i as f32), min: -low };
-        if let Some(fit) = least_squares(x, w, top, guess) {
-            let error = error_of(x, w, top, fit);
-            if error < best_error {
-                (best, best_error) = (fit, error);
+
+    /// The best scale and min for the quants that `guess` gives; `None` if those are all zero.
+    fn least_squares(&self, guess: Fit) -> Option<Fit> {
+        let (q, w, x) = (self.quants(guess), &self.w, self.x);
+        let (sq, sqq) = (sum(|i| w[i] * q[i]), sum(|i| w[i] * q[i] * q[i]));
+        let sqx = sum(|i| w[i] * q[i] * x[i]);
+        let det = self.sw * sqq - sq * sq;
+        if det > 0.0 {
+            let scale = (self.sw * sqx - sq * self.sx) / det;
+            let min = (sq * sqx - sqq * self.sx) / det;
+            if scale > 0.0 && min >= 0.0 {
+                return Some(Fit { scale, min });
             }
         }
+        // A negative min cannot be stored: the best scale without one.
+        (sqq > 0.0 && sqx > 0.0).then(|| Fit { scale: sqx / sqq, min: 0.0 })
     }
-    best
+
+    /// The best of several fits: the range divided into `top` steps, and into up to one step less and more.
+    fn fit(&self) -> Fit {
+        let (low, high) = self.x.iter().fold((0.0f32, f32::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
+        let range = high - low;
+        if range <= 0.0 {
+            return Fit { scale: 0.0, min: -low };
+        }
+        let mut best = Fit { scale: range / self.top, min: -low };
+        let mut best_error = self.error(best);
+        for i in -10..=10 {
+            let guess = Fit { scale: range / (self.top + 0.1 * i as f32), min: -low };
+            if let Some(fit) = self.least_squares(guess) {
+                let error = self.error(fit);
+                if error < best_error {
+                    (best, best_error) = (fit, error);
+                }
+            }
+        }
+        best
+    }
+
+    /// The best 6-bit scale and min, in units of `d` and `dmin`, in the neighbourhood of a fit: better than rounding
+    /// each alone.
+    fn round(&self, fit: Fit, d: f32, dmin: f32) -> (u8, u8) {
+        let around = |v: f32, unit: f32| {
+            let at = if unit > 0.0 { level(v / unit, 63.0) as u8 } else { 0 };
+            at.saturating_sub(1)..=(at + 1).min(63)
+        };
+        let mut best = (0, 0);
+        let mut best_error = f32::INFINITY;
+        for sc in around(fit.scale, d) {
+            for m in around(fit.min, dmin) {
+                let error = self.error(Fit { scale: d * f32::from(sc), min: dmin * f32::from(m) });
+                if error < best_error {
+                    (best, best_error) = ((sc, m), error);
+                }
+            }
+        }
+        best
+    }
 }
 
 /// Scales, mins and quants of a super-block of Q4_K (`top` 15) or Q5_K (31).
@@ -99,41 +152,18 @@ fn super_block(x: &[f32; QK_K], top: u8) -> Fallible<SuperBlock> {
         return Err(TooLarge);
     }
     let x = x.as_chunks::<32>().0;
-    let w: [[f32; 32]; 8] = std::array::from_fn(|s| weights(&x[s]));
-    let fits: [Fit; 8] = std::array::from_fn(|s| fit_scale_min(&x[s], &w[s], top));
+    let groups: [Group<'_>; 8] = std::array::from_fn(|s| Group::new(&x[s], weights(&x[s]), top.into()));
+    let fits = groups.each_ref().map(Group::fit);
     let d = half(fits.iter().fold(0.0f32, |m, f| m.max(f.scale)) / 63.0)?;
     let dmin = half(fits.iter().fold(0.0f32, |m, f| m.max(f.min)) / 63.0)?;
 
     let (mut sc, mut m, mut q) = ([0; 8], [0; 8], [0; QK_K]);
-    for s in 0..8 {
-        (sc[s], m[s]) = round_fit(&x[s], &w[s], top, fits[s], d.get(), dmin.get());
-        let (scale, min) = (d.get() * f32::from(sc[s]), dmin.get() * f32::from(m[s]));
-        if scale > 0.0 {
-            for (q, x) in q[s * 32..][..32].iter_mut().zip(&x[s]) {
-                *q = level((x + min) / scale, top);
-            }
-        }
+    for (s, group) in groups.iter().enumerate() {
+        (sc[s], m[s]) = group.round(fits[s], d.get(), dmin.get());
+        let fit = Fit { scale: d.get() * f32::from(sc[s]), min: dmin.get() * f32::from(m[s]) };
+        q.as_chunks_mut::<32>().0[s] = group.quants(fit).map(|q| q as u8);
     }
     Ok(SuperBlock { d, dmin, scales: pack_scale_min_k4(&sc, &m), q })
-}
-
-/// The best 6-bit scale and min in the neighbourhood of a fit. Rounding each alone loses up to a tenth more.
-fn round_fit(x: &[f32; 32], w: &[f32; 32], top: u8, fit: Fit, d: f32, dmin: f32) -> (u8, u8) {
-    let around = |v: f32, unit: f32| {
-        let at = if unit > 0.0 { level(v / unit, 63) } else { 0 };
-        at.saturating_sub(1)..=at.saturating_add(1).min(63)
-    };
-    let mut best = (0, 0);
-    let mut best_error = f32::INFINITY;
-    for sc in around(fit.scale, d) {
-        for m in around(fit.min, dmin) {
-            let error = error_of(x, w, top, Fit { scale: d * f32::from(sc), min: dmin * f32::from(m) });
-            if error < best_error {
-                (best, best_error) = ((sc, m), error);
-            }
-        }
-    }
-    best
 }
 
 /// Two quants of four bits per byte, 32 elements apart, in groups of 64.
@@ -155,9 +185,9 @@ pub(super) fn q5_k(x: &[f32; QK_K]) -> Fallible<BlockQ5_K> {
     Ok(BlockQ5_K { d, dmin, scales, qh, qs: pack_nibbles(&q) })
 }
 
-/// Nearest level of -32..32 for a value divided by its scale.
-fn signed_level(v: f32) -> i8 {
-    (v.round() as i8).clamp(-32, 31)
+/// Nearest of the levels -32..32 for a value divided by its scale; NaN becomes some level.
+fn signed_level(v: f32) -> f32 {
+    level(v + 32.0, 63.0) - 32.0
 }
 
 /// The best scale of `x ~ scale q`, q in -32..32; of either sign, because there is one level more below zero.
@@ -169,11 +199,11 @@ fn fit_scale(x: &[f32; 16], w: &[f32; 16]) -> f32 {
     }
     for i in -9..=9 {
         let inverse = -(32.0 + 0.1 * i as f32) / largest;
+        let q = x.map(|x| signed_level(x * inverse));
         let (mut sqx, mut sqq) = (0.0f32, 0.0f32);
-        for (&x, &w) in x.iter().zip(w) {
-            let q = f32::from(signed_level(x * inverse));
-            sqx += w * q * x;
-            sqq += w * q * q;
+        for i in 0..16 {
+            sqx += w[i] * q[i] * x[i];
+            sqq += w[i] * q[i] * q[i];
         }
         // With the best scale sqx / sqq the error is less than without quants by this much.
         let gain = sqx * sqx / sqq;
@@ -198,8 +228,8 @@ pub(super) fn q6_k(x: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
         scales[s] = if d.get() == 0.0 { 0 } else { (fits[s] / d.get()).round() as i8 };
         let scale = d.get() * f32::from(scales[s]);
         for (q, x) in q[s * 16..][..16].iter_mut().zip(&x[s]) {
-            let level = if scale == 0.0 { 0 } else { signed_level(x / scale) };
-            *q = (level + 32) as u8;
+            let level = if scale == 0.0 { 0.0 } else { signed_level(x / scale) };
+            *q = (level + 32.0) as u8;
         }
     }
     let ql = std::array::from_fn(|i| {

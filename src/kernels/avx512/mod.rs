@@ -1,6 +1,10 @@
 //! AVX-512 with VNNI (Ice Lake, Sapphire Rapids, Zen 4 and later).
 
+mod bf16;
+
 use std::arch::x86_64::*;
+
+pub use bf16::Avx512Bf16;
 
 use super::isa::{Isa, LANES, Op};
 use super::product::{F32Block, Int8Block, f32_columns, int8_columns};
