@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::generate::{DrawFromIds, DrawRequest, Engine, Generation, TextOptions, TextRequest};
 use crate::image::{self, Fit, RgbImage};
 use crate::kernels::Kernels;
-use crate::model::{Compute, SequenceRequest, State};
+use crate::model::{Compute, Run, SequenceRequest, State};
 use crate::parallel::{Exec, Threads, try_vec};
 use crate::prompt::{ChatTemplate, Vocabulary};
 use crate::tokenizer::Tokenizer;
@@ -118,17 +118,9 @@ impl Context {
         let mut keep = |_: usize, x: &[f32]| states.push(x.to_vec());
         let batch = [SequenceRequest { ids, rows: &[], vocab: 0..0 }];
         let mut state = self.inner.lock()?;
-        let exec = self.exec(None);
-        let model = self.model();
-        model.transformer().forward(
-            &exec,
-            self.compute(),
-            model.bytes(),
-            &mut state,
-            &batch,
-            &mut [],
-            Some(&mut keep),
-        )?;
+        let (model, exec) = (self.model(), self.exec(None));
+        let run = Run::new(&exec, model.bytes(), self.compute());
+        model.transformer().forward(&run, &mut state, &batch, &mut [], Some(&mut keep))?;
         Ok(states)
     }
 
@@ -213,7 +205,8 @@ impl Engine for Inner {
     fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: &mut [f32]) -> Result<()> {
         let mut state = self.lock()?;
         let exec = Engine::exec(self, cancel);
-        self.model.transformer().forward(&exec, self.compute, self.model.bytes(), &mut state, batch, out, None)
+        let run = Run::new(&exec, self.model.bytes(), self.compute);
+        self.model.transformer().forward(&run, &mut state, batch, out, None)
     }
     fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>> {
         let (images, bytes) = self.images()?;

@@ -341,14 +341,15 @@ fn naive_attention(shape: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f6
 #[test]
 fn attention_agrees_with_the_definition_for_several_sequences_and_grouped_heads() {
     let mut rng = Random(7);
-    let cases: [(usize, usize, usize, &[Range<usize>]); 4] = [
-        (1, 1, 4, &[0..1]),
-        (4, 4, 64, &[0..70, 70..71, 71..140]),
-        (6, 2, 20, &[0..33, 33..161]),
-        (2, 1, 128, &[0..65]),
-    ];
-    for (heads, kv_heads, head_dim, sequences) in cases {
-        let rows = sequences.last().unwrap().end;
+    let cases: [(usize, usize, usize, &[usize]); 4] =
+        [(1, 1, 4, &[1]), (4, 4, 64, &[70, 1, 69]), (6, 2, 20, &[33, 128]), (2, 1, 128, &[65])];
+    for (heads, kv_heads, head_dim, lengths) in cases {
+        let ends = lengths.iter().scan(0, |end, n| {
+            *end += n;
+            Some(*end)
+        });
+        let sequences: &[Range<usize>] = &ends.zip(lengths).map(|(end, n)| end - n..end).collect::<Vec<_>>();
+        let rows = lengths.iter().sum::<usize>();
         let shape = Attention { heads, kv_heads, head_dim, sequences };
         let q: Vec<f32> = rng.floats(rows * heads * head_dim).iter().map(|v| v * 3.0).collect();
         let (k, v) = (rng.floats(rows * kv_heads * head_dim), rng.floats(rows * kv_heads * head_dim));

@@ -57,14 +57,12 @@ impl Transformer {
     }
 
     /// Runs a batch of sequences of any lengths; they do not see each other. Logits come one sequence after the
-    /// other, row by row: [rows][vocab]. Looks at `exec`'s cancel flag before every layer.
+    /// other, row by row: [rows][vocab]. Looks at the cancel flag before every layer.
     ///
     /// Errors: an id, row or vocabulary range outside the model, an empty or too long sequence, no memory.
     pub fn forward(
         &self,
-        exec: &Exec,
-        compute: Compute,
-        file: &[u8],
+        run: &Run,
         state: &mut State,
         batch: &[SequenceRequest],
         logits: &mut [f32],
@@ -72,8 +70,7 @@ impl Transformer {
     ) -> Result<()> {
         let tokens = self.check(batch, logits.len())?;
         state.reserve(&self.config, tokens)?;
-        let bf16 = compute == Compute::Fast && exec.kernels.has_bf16();
-        let run = Run { exec, file, bf16 };
+        let Run { exec, file, .. } = *run;
         exec.run(|| {
             self.embed(file, state, batch)?;
             let d = self.config.d_model;
@@ -82,8 +79,8 @@ impl Transformer {
                 if let Some(observe) = &mut observe {
                     observe(n, &state.x[..tokens * d]);
                 }
-                self.attention(&run, layer, state, tokens);
-                self.feed_forward(&run, layer, state, tokens);
+                self.attention(run, layer, state, tokens);
+                self.feed_forward(run, layer, state, tokens);
             }
             exec.check()?;
             let norm = self.weights.output_norm.floats(file);
@@ -91,7 +88,7 @@ impl Transformer {
             if let Some(observe) = &mut observe {
                 observe(self.config.layers, &state.h[..tokens * d]);
             }
-            self.output(&run, state, batch, logits);
+            self.output(run, state, batch, logits);
             exec.check()
         })
     }
@@ -211,8 +208,8 @@ impl Transformer {
 /// No published model comes near; keeps a file's claim from sizing the table of angles.
 const MAX_POSITIONS: usize = 1 << 17;
 
-/// What the parts of a forward pass share.
-struct Run<'a> {
+/// What the parts of a forward pass share: threads and instruction set, the model file's bytes, and the arithmetic.
+pub struct Run<'a> {
     exec: &'a Exec<'a>,
     file: &'a [u8],
     /// float weights meet activations in bfloat16
@@ -235,7 +232,11 @@ impl<'a> Input<'a> {
     }
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
+        Run { exec, file, bf16: compute == Compute::Fast && exec.kernels.has_bf16() }
+    }
+
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
     fn project(&self, input: &mut Input, w: &Matrix, y: &mut [f32], epilogue: Epilogue) {
         let activations = if has_int8(w.dtype()) {
