@@ -79,10 +79,8 @@ fn leaving_out_the_left_pads_gives_the_logits_of_the_padded_batch() {
 #[test]
 fn sequences_of_a_batch_do_not_see_each_other() {
     for fixture in fixtures() {
-        let ids: Vec<Vec<u32>> = cases(fixture)
-            .iter()
-            .map(|case| fixture.tensor(Tensors::ids, &format!("{case}.input_ids")).data)
-            .collect();
+        let ids: Vec<Vec<u32>> =
+            cases(fixture).iter().map(|case| fixture.tensor(Tensors::ids, &format!("{case}.input_ids")).data).collect();
         if ids.is_empty() {
             continue;
         }

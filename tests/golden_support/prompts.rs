@@ -19,7 +19,8 @@ fn message(turn: Turn) -> Message {
 
 fn chat(fixture: &Fixture, messages: &[Message], thinking: bool) -> Vec<u32> {
     let model = fixture.model();
-    prompt::chat(model.tokenizer().unwrap(), model.vocabulary(), model.chat_template().unwrap(), messages, thinking).unwrap()
+    prompt::chat(model.tokenizer().unwrap(), model.vocabulary(), model.chat_template().unwrap(), messages, thinking)
+        .unwrap()
 }
 
 fn draw(fixture: &Fixture, text: &str, max_text_len: usize) -> DrawPrompt {
@@ -58,7 +59,8 @@ fn the_prompts_of_all_runs_are_the_golden_ones() {
         for case in fixture.cases::<TextCase>("mmu_cases.json") {
             let codes: Vec<u32> = case.prompt_ids.iter().filter_map(|id| model.vocabulary().image_code(*id)).collect();
             let (t, v, messages) = (model.tokenizer().unwrap(), model.vocabulary(), [Message::user(&case.prompt)]);
-            let ids = prompt::image_question(t, v, model.chat_template().unwrap(), &codes, &messages, case.thinking).unwrap();
+            let ids =
+                prompt::image_question(t, v, model.chat_template().unwrap(), &codes, &messages, case.thinking).unwrap();
             assert_eq!(ids, case.prompt_ids, "{} mmu: {}", fixture.name, case.prompt);
         }
         for case in fixture.cases::<DrawCase>("t2i_cases.json") {
