@@ -331,6 +331,27 @@ pub unsafe fn int8_columns<I: Isa, const MR: usize, const NR: usize>(isa: I, p: 
     tiles!(p.cols, int8_tile, isa, p)
 }
 
+/// An array of what `$load` gives for `$m` in `0..$n`. Not `array::from_fn`: its closure would be compiled without the
+/// instruction set, and every load would be a call.
+macro_rules! vectors {
+    ($m:ident, $n:ident, $load:expr) => {{
+        let mut all = [
+            {
+                let $m = 0;
+                $load
+            };
+            $n
+        ];
+        let mut i = 1;
+        while i < $n {
+            let $m = i;
+            all[i] = $load;
+            i += 1;
+        }
+        all
+    }};
+}
+
 /// # Safety
 /// As [`f32_columns`], for columns `j0 .. j0 + NR`.
 #[inline(always)]
@@ -340,8 +361,8 @@ unsafe fn f32_tile<I: Isa, const MR: usize, const NR: usize>(isa: I, p: &F32Bloc
     unsafe {
         let x = p.x.add(j0 * p.x_col);
         for k in 0..p.k {
-            let w: [I::F32; MR] =
-                std::array::from_fn(|m| isa.load(&*p.panel.add((k * MR + m) * LANES).cast::<[f32; LANES]>()));
+            let at = p.panel.add(k * MR * LANES);
+            let w = vectors!(m, MR, isa.load(&*at.add(m * LANES).cast::<[f32; LANES]>()));
             for (j, acc) in acc.iter_mut().enumerate() {
                 let v = isa.splat(*x.add(j * p.x_col + k * p.x_k));
                 for (acc, w) in acc.iter_mut().zip(w) {
@@ -364,13 +385,11 @@ unsafe fn int8_tile<I: Isa, const MR: usize, const NR: usize>(isa: I, p: &Int8Bl
         let (q, scale, start) = (p.q.as_ptr(), p.scale.as_ptr(), p.start.as_ptr());
         for g in 0..p.groups {
             let k = p.k0 + g * p.group;
-            let start: [I::I32; MR] =
-                std::array::from_fn(|m| isa.load_i32(&*start.add(g * r + m * LANES).cast::<[i32; LANES]>()));
+            let start = vectors!(m, MR, isa.load_i32(&*start.add(g * r + m * LANES).cast::<[i32; LANES]>()));
             let mut sum = [start; NR];
             for quad in 0..p.group / 4 {
                 let at = q.add((g * p.group + quad * 4) * r);
-                let w: [I::I8; MR] =
-                    std::array::from_fn(|m| isa.load_i8(&*at.add(m * LANES * 4).cast::<[i8; LANES * 4]>()));
+                let w = vectors!(m, MR, isa.load_i8(&*at.add(m * LANES * 4).cast::<[i8; LANES * 4]>()));
                 for (j, sum) in sum.iter_mut().enumerate() {
                     let x = p.x.quad(j0 + j, k + quad * 4);
                     for (sum, w) in sum.iter_mut().zip(w) {
@@ -378,8 +397,7 @@ unsafe fn int8_tile<I: Isa, const MR: usize, const NR: usize>(isa: I, p: &Int8Bl
                     }
                 }
             }
-            let scale: [I::F32; MR] =
-                std::array::from_fn(|m| isa.load(&*scale.add(g * r + m * LANES).cast::<[f32; LANES]>()));
+            let scale = vectors!(m, MR, isa.load(&*scale.add(g * r + m * LANES).cast::<[f32; LANES]>()));
             for j in 0..NR {
                 let d = isa.splat(p.x.scale_at(j0 + j, k));
                 for m in 0..MR {

@@ -27,11 +27,6 @@ impl Recorded {
             gumbel: expected.f32s(&format!("{case}.gumbel_uniforms")),
         }
     }
-
-    /// Positions of the image.
-    pub fn image_tokens(&self) -> Option<usize> {
-        self.categorical.as_ref().map(|t| t.shape[1])
-    }
 }
 
 fn at<T: Copy>(tensor: &Option<Tensor<T>>, what: &str, stage: Stage, draw: Draw, id: u32) -> T {

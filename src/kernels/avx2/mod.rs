@@ -104,15 +104,22 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn exp2_int(self, a: Self::F32) -> Self::F32 {
         // SAFETY: `self` proves AVX2
-        a.map(|a| unsafe {
-            let n = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
-        })
+        unsafe {
+            let mut power = a;
+            for (power, a) in power.iter_mut().zip(a) {
+                let n = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
+                *power = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n));
+            }
+            power
+        }
     }
     #[inline(always)]
     fn zero_if_less(self, a: Self::F32, b: Self::F32, v: Self::F32) -> Self::F32 {
         // SAFETY: `self` proves AVX2
-        std::array::from_fn(|i| unsafe { _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a[i], b[i]), v[i]) })
+        unsafe {
+            let less = [_mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0]), _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1])];
+            [_mm256_andnot_ps(less[0], v[0]), _mm256_andnot_ps(less[1], v[1])]
+        }
     }
     #[inline(always)]
     fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]) {
@@ -146,10 +153,12 @@ impl Isa for Avx2 {
         // SAFETY: `self` proves AVX2
         unsafe {
             let x = _mm256_set1_epi32(i32::from_le_bytes(x) ^ 0x8080_8080_u32 as i32);
-            std::array::from_fn(|i| {
+            let mut sum = acc; // a loop, not a closure: that would be compiled without AVX2
+            for i in 0..2 {
                 let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]));
-                _mm256_add_epi32(acc[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            })
+                sum[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            }
+            sum
         }
     }
     #[inline(always)]
