@@ -335,13 +335,10 @@ pub unsafe fn int8_columns<I: Isa, const MR: usize, const NR: usize>(isa: I, p: 
 /// instruction set, and every load would be a call.
 macro_rules! vectors {
     ($m:ident, $n:ident, $load:expr) => {{
-        let mut all = [
-            {
-                let $m = 0;
-                $load
-            };
-            $n
-        ];
+        let mut all = [{
+            let $m = 0;
+            $load
+        }; $n];
         let mut i = 1;
         while i < $n {
             let $m = i;
