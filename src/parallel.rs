@@ -62,10 +62,8 @@ impl<'a> Exec<'a> {
 /// A vector of `len` zeros (default values), or an error that says what could not be allocated.
 pub fn try_vec<T: Clone + Default>(len: usize, what: &str) -> Result<Vec<T>> {
     let mut v = Vec::new();
-    v.try_reserve_exact(len).map_err(|_| Error::OutOfMemory {
-        what: what.to_owned(),
-        bytes: len.saturating_mul(size_of::<T>()),
-    })?;
+    v.try_reserve_exact(len)
+        .map_err(|_| Error::OutOfMemory { what: what.to_owned(), bytes: len.saturating_mul(size_of::<T>()) })?;
     v.resize(len, T::default());
     Ok(v)
 }

@@ -1,1 +1,31 @@
-//! Checkpoints to GGUF.
+//! Makes GGUF files for libmmada out of MMaDA checkpoints.
+//!
+//! `convert` reads the published layout (config.json, safetensors or PyTorch shards, tokenizer.json, the image
+//! tokenizer's folder) and writes one file with everything the runtime needs.
+//!
+//! ```no_run
+//! use mmada::gguf::GgmlType;
+//! use mmada_quantize::{ConvertOptions, convert};
+//!
+//! let options = ConvertOptions::new("MMaDA-8B-MixCoT", "mmada-8b.gguf", GgmlType::Q8_0);
+//! let report = convert(&options, &mut |_| {})?;
+//! println!("{} tensors, {:.2} bits per weight", report.tensors, report.bits_per_weight());
+//! # Ok::<(), mmada::Error>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod checkpoint;
+mod config;
+mod convert;
+mod json;
+mod metadata;
+mod pickle;
+mod plan;
+mod sampling;
+mod tokenizer;
+mod tokens;
+mod torch;
+mod vq;
+mod weights;
+
+pub use convert::{ConvertOptions, Progress, Report, convert};

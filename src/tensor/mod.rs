@@ -1,8 +1,17 @@
 //! Tensors as they lie in a file: a type, a shape and borrowed bytes. `block` draws the layouts of the block types.
 
+#![forbid(unsafe_code)]
+
 use std::ops::Range;
 
+pub mod block;
+mod dequantize;
+mod quantize;
+mod quantize_k;
+
 pub use crate::gguf::GgmlType;
+pub use dequantize::{can_dequantize, dequantize};
+pub use quantize::{can_quantize, quantize};
 
 /// A row-major matrix in any GGUF type, borrowed from the mapped file. A GGUF tensor with `ne = [cols, rows]`.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,310 @@
+//! A checkpoint folder to one GGUF file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mmada::gguf::{GgmlType, TensorSpec, Writer};
+use mmada::{Error, Result};
+
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::metadata::{Sources, metadata};
+use crate::plan::{self, Planned, TYPES};
+use crate::sampling::Sampling;
+use crate::tokenizer::{TextTokenizer, read_template};
+use crate::tokens::Roles;
+use crate::vq::Layout;
+use crate::weights;
+
+/// What to convert, and how.
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
+    /// Folder with config.json, the weights and tokenizer.json.
+    pub checkpoint: PathBuf,
+    /// The file to write. What has this name is replaced once the new file is whole.
+    pub output: PathBuf,
+    /// Type of the backbone's matrices, one of F32, F16, BF16, Q8_0, Q4_0, Q4_K.
+    pub dtype: GgmlType,
+    /// Folder of the image tokenizer; `None`: the folder `vq` of the checkpoint, if there is one.
+    pub vq: Option<PathBuf>,
+    /// A Jinja file that replaces the chat template.
+    pub chat_template: Option<PathBuf>,
+    /// Id of image code 0; `None`: the number of tokens of the tokenizer.
+    pub image_code_offset: Option<u32>,
+    /// general.name; `None`: the checkpoint folder's name.
+    pub name: Option<String>,
+    /// Threads that quantize; 0 means one per core.
+    pub threads: usize,
+    /// Set it to stop; the partial output is removed.
+    pub cancel: Option<Arc<AtomicBool>>,
+}
+
+impl ConvertOptions {
+    /// Everything else at its default.
+    pub fn new(checkpoint: impl Into<PathBuf>, output: impl Into<PathBuf>, dtype: GgmlType) -> Self {
+        ConvertOptions {
+            checkpoint: checkpoint.into(),
+            output: output.into(),
+            dtype,
+            vq: None,
+            chat_template: None,
+            image_code_offset: None,
+            name: None,
+            threads: 0,
+            cancel: None,
+        }
+    }
+}
+
+/// What happens during a conversion.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// A sentence that the user should see: a tensor in another type than asked for, something left out.
+    Note(&'a str),
+    /// `done` of `total` bytes of weights are written; `tensor` is being converted.
+    Bytes { tensor: &'a str, done: u64, total: u64 },
+}
+
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub tensors: usize,
+    /// Elements of all tensors.
+    pub weights: u64,
+    /// Bytes of all tensors, without header and padding.
+    pub weight_bytes: u64,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    pub seconds: Duration,
+    /// The file has an image tokenizer.
+    pub has_images: bool,
+}
+
+impl Report {
+    pub fn bits_per_weight(&self) -> f64 {
+        self.weight_bytes as f64 * 8.0 / self.weights.max(1) as f64
+    }
+}
+
+/// Converts a checkpoint. Weights are streamed: memory does not grow with the checkpoint.
+///
+/// # Errors
+/// One sentence that names the file, tensor or option at fault; no output is left behind then.
+/// `Cancelled` after `options.cancel` was set.
+pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+    let started = Instant::now();
+    if !TYPES.contains(&options.dtype) {
+        let known: Vec<&str> = TYPES.iter().map(|t| t.name()).collect();
+        return Err(Error::invalid(format!("cannot convert to {}, only to {}", options.dtype, known.join(", "))));
+    }
+    let source = Source::open(options)?;
+    let mut notes = source.notes.clone();
+    let metadata = source.metadata(options, &mut notes)?;
+    let planned = source.plan(options.dtype, &mut notes)?;
+    notes.iter().for_each(|note| progress(Progress::Note(note)));
+
+    source.guard_inputs(options)?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads)
+        .thread_name(|i| format!("quantize-{i}"))
+        .build()
+        .map_err(|e| Error::Internal(format!("cannot start {} threads: {e}", options.threads)))?;
+    let specs: Vec<TensorSpec> = planned.iter().map(|t| t.spec.clone()).collect();
+    let mut writer = Writer::create(&options.output, &metadata, &specs)?;
+    let total: u64 = planned.iter().map(bytes).sum();
+    let mut done = 0;
+    for tensor in &planned {
+        let name = &tensor.spec.name;
+        progress(Progress::Bytes { tensor: name, done, total });
+        let checkpoint = if tensor.vq { source.vq.as_ref().map(|(c, _)| c) } else { Some(&source.backbone) };
+        let checkpoint =
+            checkpoint.ok_or_else(|| Error::Internal("an image tokenizer was planned without one".into()))?;
+        let sink = |bytes: &[u8]| {
+            if options.cancel.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+                return Err(Error::Cancelled);
+            }
+            writer.write(bytes)?;
+            done += bytes.len() as u64;
+            progress(Progress::Bytes { tensor: name, done, total });
+            Ok(())
+        };
+        weights::convert(&pool, checkpoint, tensor, sink)?;
+    }
+    writer.finish()?;
+    let written = std::fs::metadata(&options.output).map_err(|e| Error::io(options.output.display(), e))?;
+    Ok(Report {
+        tensors: planned.len(),
+        weights: planned.iter().map(|t| t.rows as u64 * t.cols as u64).sum(),
+        weight_bytes: total,
+        file_bytes: written.len(),
+        seconds: started.elapsed(),
+        has_images: source.vq.is_some(),
+    })
+}
+
+fn bytes(tensor: &Planned) -> u64 {
+    tensor.rows as u64 * tensor.spec.dtype.row_bytes(tensor.cols).unwrap_or(0) as u64
+}
+
+/// An opened checkpoint: everything but the weights is read.
+struct Source {
+    dir: PathBuf,
+    config: Config,
+    backbone: Checkpoint,
+    vq: Option<(Checkpoint, Layout)>,
+    tokenizer: TextTokenizer,
+    roles: Roles,
+    sampling: Sampling,
+    notes: Vec<String>,
+}
+
+impl Source {
+    fn open(options: &ConvertOptions) -> Result<Self> {
+        let dir = options.checkpoint.clone();
+        is_folder(&dir)?;
+        let mut notes = Vec::new();
+        let config = Config::read(&dir)?;
+        let backbone = Checkpoint::open(&dir)?;
+        let vq = image_tokenizer(options, &config, &mut notes)?;
+        let tokenizer = TextTokenizer::read(&dir, &mut notes)?;
+        let roles = Roles::read(&dir, &tokenizer, &config, &mut notes)?;
+        let sampling = Sampling::read(&dir, &mut notes)?;
+        Ok(Source { dir, config, backbone, vq, tokenizer, roles, sampling, notes })
+    }
+
+    fn metadata(
+        &self,
+        options: &ConvertOptions,
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<(String, mmada::gguf::MetaValue)>> {
+        let rows = plan::embedding_rows(&self.config, &self.backbone)?;
+        let chat_template = match &options.chat_template {
+            Some(file) => Some(read_template(file)?),
+            None => self.tokenizer.chat_template(&self.dir, self.config.family)?,
+        };
+        if chat_template.is_none() {
+            notes.push("the checkpoint has no chat template: the file can be used with ready-made prompts only".into());
+        }
+        metadata(&Sources {
+            name: &name(options)?,
+            dtype: options.dtype,
+            config: &self.config,
+            rows,
+            code_offset: self.code_offset(options, rows)?,
+            vq: self.vq.as_ref().map(|(_, layout)| layout),
+            roles: &self.roles,
+            sampling: &self.sampling,
+            tokenizer: &self.tokenizer,
+            chat_template,
+        })
+    }
+
+    /// Where image codes begin, if there are any. Text and codes must both fit the embedding and not overlap.
+    fn code_offset(&self, options: &ConvertOptions, rows: usize) -> Result<Option<u32>> {
+        let (text, file) = (self.tokenizer.len(), self.tokenizer.file());
+        if text as usize > rows {
+            return Err(Error::format(file, format!("{text} tokens do not fit the embedding's {rows} rows")));
+        }
+        let Some(codes) = self.config.codebook_size else {
+            return match options.image_code_offset {
+                Some(_) => Err(Error::invalid("an image code offset was given, but the checkpoint has no image codes")),
+                None => Ok(None),
+            };
+        };
+        let offset = options.image_code_offset.unwrap_or(text);
+        if offset < text {
+            return Err(Error::invalid(format!(
+                "the image code offset {offset} lies inside the {text} tokens of {file}"
+            )));
+        }
+        if u64::from(offset) + u64::from(codes) > rows as u64 {
+            let reason = format!("{codes} image codes from {offset} on do not fit the embedding's {rows} rows");
+            return Err(Error::format(&self.config.file, reason));
+        }
+        Ok(Some(offset))
+    }
+
+    fn plan(&self, dtype: GgmlType, notes: &mut Vec<String>) -> Result<Vec<Planned>> {
+        let mut planned = plan::backbone(&self.config, &self.backbone, dtype, notes)?;
+        if let Some((checkpoint, layout)) = &self.vq {
+            planned.extend(plan::image_tokenizer(layout, checkpoint, notes)?);
+        }
+        Ok(planned)
+    }
+
+    /// The output must not replace what it is made from.
+    fn guard_inputs(&self, options: &ConvertOptions) -> Result<()> {
+        let Ok(output) = options.output.canonicalize() else { return Ok(()) };
+        let json =
+            ["config.json", "tokenizer.json", "tokenizer_config.json", "mmada_tokens.json", "mmada_sampling.json"];
+        let mut inputs: Vec<PathBuf> = json.map(|name| self.dir.join(name)).into();
+        inputs.push(self.dir.join("chat_template.jinja"));
+        inputs.extend(options.chat_template.clone());
+        for checkpoint in [Some(&self.backbone), self.vq.as_ref().map(|(c, _)| c)].into_iter().flatten() {
+            inputs.push(checkpoint.origin().into());
+            inputs.extend(checkpoint.files().map(Path::to_owned));
+        }
+        match inputs.iter().find(|input| input.canonicalize().is_ok_and(|input| input == output)) {
+            Some(input) => {
+                Err(Error::invalid(format!("the output would replace {}, which it is made from", input.display())))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_folder(path: &Path) -> Result<()> {
+    let found = std::fs::metadata(path).map_err(|e| Error::io(path.display(), e))?;
+    if found.is_dir() { Ok(()) } else { Err(Error::format(path.display(), "not a folder; a checkpoint is one")) }
+}
+
+/// Opens the image tokenizer and checks that its codes are the backbone's.
+fn image_tokenizer(
+    options: &ConvertOptions,
+    config: &Config,
+    notes: &mut Vec<String>,
+) -> Result<Option<(Checkpoint, Layout)>> {
+    let beside = options.checkpoint.join("vq");
+    let dir = match &options.vq {
+        Some(dir) => dir,
+        None if beside.is_dir() => &beside,
+        None => {
+            if config.codebook_size.is_some() {
+                notes.push(
+                    "no image tokenizer was given (--vq DIR): the file will neither see nor draw pictures".into(),
+                );
+            }
+            return Ok(None);
+        }
+    };
+    is_folder(dir)?;
+    let checkpoint = Checkpoint::open(dir)?;
+    let layout = Layout::derive(&checkpoint)?;
+    let wrong = |reason: String| Err(Error::format(&config.file, reason));
+    match config.codebook_size {
+        None => return wrong("the checkpoint has no image codes, so it cannot have an image tokenizer".into()),
+        Some(codes) if codes != layout.codebook_size() => {
+            return wrong(format!(
+                "codebook_size is {codes}, but {} has {} codes",
+                dir.display(),
+                layout.codebook_size()
+            ));
+        }
+        Some(_) => {}
+    }
+    match config.num_vq_tokens {
+        Some(n) if n.isqrt().pow(2) == n => Ok(Some((checkpoint, layout))),
+        n => wrong(format!("num_vq_tokens is {}, not a square number", n.unwrap_or(0))),
+    }
+}
+
+fn name(options: &ConvertOptions) -> Result<String> {
+    if let Some(name) = &options.name {
+        return Ok(name.clone());
+    }
+    let dir = &options.checkpoint;
+    let full = dir.canonicalize().map_err(|e| Error::io(dir.display(), e))?;
+    Ok(full.file_name().map_or_else(|| "mmada".to_owned(), |name| name.to_string_lossy().into_owned()))
+}

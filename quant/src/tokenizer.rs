@@ -1,0 +1,320 @@
+//! The text tokenizer of a checkpoint: tokenizer.json goes into the file as it is (with the chat tokens that it lacks
+//! appended), and once more as the `tokenizer.ggml.*` keys that other GGUF readers know.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use mmada::gguf::{MetaArray, MetaValue};
+use mmada::prompt::{ChatTemplate, MMADA_CHAT_TEMPLATE};
+use mmada::tokenizer::Tokenizer;
+use mmada::{Error, Result};
+use serde_json::{Value, json};
+
+use crate::config::Family;
+use crate::json::{Object, read_text};
+
+/// Added, in this order, to tokenizers that lack them.
+const CHAT_TOKENS: [&str; 3] = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"];
+
+/// Ids are table indices here and in every reader; no tokenizer has more.
+const MAX_ID: u32 = 1 << 24;
+
+// llama.cpp's `llama_token_type`.
+const NORMAL: i32 = 1;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+
+#[derive(Clone, Debug)]
+struct Token {
+    text: String,
+    kind: i32,
+}
+
+/// tokenizer.json and tokenizer_config.json.
+pub struct TextTokenizer {
+    file: String,
+    json: String,
+    tokens: BTreeMap<u32, Token>,
+    ids: HashMap<String, u32>,
+    merges: Vec<String>,
+    pre: &'static str,
+    config: Option<Object>,
+}
+
+impl TextTokenizer {
+    /// Reads the tokenizer of a checkpoint folder and appends the chat tokens it lacks (named in `notes`).
+    ///
+    /// # Errors
+    /// `Io` where tokenizer.json cannot be read, `Format` where it contradicts itself, `Unsupported` where the runtime
+    /// could not use it.
+    pub fn read(dir: &Path, notes: &mut Vec<String>) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let text = read_text(&path)?;
+        let config = Object::read_if_present(&dir.join("tokenizer_config.json"))?;
+        let mut tokenizer = Self::parse(text, &path.display().to_string())?;
+        tokenizer.config = config;
+        tokenizer.add_chat_tokens(notes)?;
+        // The runtime's own loader has the last word: what it refuses must not get into a file.
+        Tokenizer::from_json(&tokenizer.json, &tokenizer.file)?;
+        Ok(tokenizer)
+    }
+
+    fn parse(text: String, file: &str) -> Result<Self> {
+        let root = Object::parse(&text, file)?;
+        let model = root.required("model", root.object("model")?)?;
+        match model.str("type")? {
+            Some("BPE") | None => {} // files of old versions do not say
+            Some(other) => {
+                let reason = format!("the tokenizer model is {other}, only BPE is supported");
+                return Err(Error::unsupported(file, reason));
+            }
+        }
+        let mut tokenizer = TextTokenizer {
+            file: file.to_owned(),
+            json: String::new(),
+            tokens: BTreeMap::new(),
+            ids: HashMap::new(),
+            merges: merges(&model)?,
+            pre: pre_tokenizer_name(root.get("pre_tokenizer")),
+            config: None,
+        };
+        let vocab = model.required("vocab", model.object("vocab")?)?;
+        for key in vocab.keys() {
+            let id = vocab.required(key, vocab.u32(key)?)?;
+            tokenizer.insert(id, key, NORMAL)?;
+        }
+        for added in root.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+            let (Some(id), Some(content)) = (added["id"].as_u64(), added["content"].as_str()) else {
+                return Err(root.wrong("added_tokens", "has an entry without id or content"));
+            };
+            let id = u32::try_from(id).unwrap_or(u32::MAX);
+            tokenizer.insert(id, content, if added["special"] == true { CONTROL } else { USER_DEFINED })?;
+        }
+        if tokenizer.tokens.is_empty() {
+            return Err(model.wrong("vocab", "is empty"));
+        }
+        tokenizer.json = text;
+        Ok(tokenizer)
+    }
+
+    /// An added token may stand in the vocabulary too, with the same id.
+    fn insert(&mut self, id: u32, text: &str, kind: i32) -> Result<()> {
+        if id >= MAX_ID {
+            return Err(Error::format(
+                &self.file,
+                format!("token {text:?} has the id {id}, beyond the limit {MAX_ID}"),
+            ));
+        }
+        let before = self.ids.insert(text.to_owned(), id).filter(|&other| other != id);
+        if let Some(other) = before {
+            return Err(Error::format(&self.file, format!("token {text:?} has two ids, {other} and {id}")));
+        }
+        match self.tokens.insert(id, Token { text: text.to_owned(), kind }) {
+            Some(other) if other.text != text => Err(Error::format(
+                &self.file,
+                format!("the id {id} belongs to two tokens, {:?} and {text:?}", other.text),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn add_chat_tokens(&mut self, notes: &mut Vec<String>) -> Result<()> {
+        let missing: Vec<&str> = CHAT_TOKENS.into_iter().filter(|name| !self.ids.contains_key(*name)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let malformed = |e| Error::format(&self.file, format!("not valid JSON: {e}"));
+        let mut root: Value = serde_json::from_str(&self.json).map_err(malformed)?;
+        for name in missing {
+            let id = self.len();
+            self.insert(id, name, CONTROL)?;
+            let token = json!({
+                "id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                "special": true,
+            });
+            match &mut root["added_tokens"] {
+                Value::Array(list) => list.push(token),
+                list => *list = json!([token]),
+            }
+            notes.push(format!("{}: {name} is missing and added as {id}", self.file));
+        }
+        self.json = root.to_string();
+        Ok(())
+    }
+
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The largest id + 1: where image codes begin.
+    pub fn len(&self) -> u32 {
+        self.tokens.last_key_value().map_or(0, |(&id, _)| id + 1)
+    }
+
+    pub fn id(&self, text: &str) -> Option<u32> {
+        self.ids.get(text).copied()
+    }
+
+    pub fn text(&self, id: u32) -> Option<&str> {
+        self.tokens.get(&id).map(|t| t.text.as_str())
+    }
+
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokens.get(&id).is_some_and(|t| t.kind == CONTROL)
+    }
+
+    /// The id of a token that tokenizer_config.json names: `bos_token` and so on.
+    pub fn configured(&self, key: &str) -> Option<u32> {
+        let text = match self.config.as_ref()?.get(key)? {
+            Value::String(text) => text,
+            Value::Object(token) => token.get("content")?.as_str()?,
+            _ => return None,
+        };
+        self.id(text)
+    }
+
+    /// The chat template to write: MMaDA's for MMaDA checkpoints, whose inference code sets it over the tokenizer's,
+    /// else the checkpoint's own.
+    pub fn chat_template(&self, dir: &Path, family: Family) -> Result<Option<String>> {
+        if family == Family::Mmada {
+            return Ok(Some(MMADA_CHAT_TEMPLATE.to_owned()));
+        }
+        let beside = dir.join("chat_template.jinja");
+        if beside.is_file() {
+            return read_template(&beside).map(Some);
+        }
+        let Some(config) = &self.config else { return Ok(None) };
+        let template = match config.get("chat_template") {
+            None => return Ok(None),
+            Some(Value::String(template)) => template,
+            // Several templates: a list of {name, template}.
+            Some(Value::Array(list)) => list
+                .iter()
+                .find(|t| t["name"] == "default")
+                .and_then(|t| t["template"].as_str())
+                .ok_or_else(|| config.wrong("chat_template", "has no template named default"))?,
+            Some(_) => return Err(config.wrong("chat_template", "is neither a string nor a list of templates")),
+        };
+        ChatTemplate::new(template, config.file())?;
+        Ok(Some(template.to_owned()))
+    }
+
+    /// `tokenizer.*` metadata. `mask` is the id of the mask token.
+    pub fn metadata(&self, chat_template: Option<String>, bos: u32, eos: u32, mask: u32) -> Vec<(String, MetaValue)> {
+        let mut tokens = Vec::with_capacity(self.len() as usize);
+        let mut kinds = Vec::with_capacity(self.len() as usize);
+        for id in 0..self.len() {
+            let (text, kind) = match self.tokens.get(&id) {
+                Some(token) => (token.text.clone(), token.kind),
+                None => (format!("[PAD{id}]"), UNUSED),
+            };
+            tokens.push(text);
+            kinds.push(kind);
+        }
+        let mut out = vec![("tokenizer.huggingface.json", MetaValue::String(self.json.clone()))];
+        out.extend(chat_template.map(|t| ("tokenizer.chat_template", MetaValue::String(t))));
+        out.push(("tokenizer.ggml.model", "gpt2".into()));
+        out.push(("tokenizer.ggml.pre", self.pre.into()));
+        out.push(("tokenizer.ggml.tokens", MetaValue::Array(MetaArray::String(tokens))));
+        out.push(("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(kinds))));
+        out.push(("tokenizer.ggml.merges", MetaValue::Array(MetaArray::String(self.merges.clone()))));
+        out.push(("tokenizer.ggml.bos_token_id", MetaValue::U32(bos)));
+        out.push(("tokenizer.ggml.eos_token_id", MetaValue::U32(eos)));
+        out.push(("tokenizer.ggml.mask_token_id", MetaValue::U32(mask)));
+        let padding = self.configured("pad_token").unwrap_or(eos);
+        out.push(("tokenizer.ggml.padding_token_id", MetaValue::U32(padding)));
+        out.push(("tokenizer.ggml.add_bos_token", MetaValue::Bool(false)));
+        out.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+}
+
+/// A Jinja file, its syntax checked.
+pub fn read_template(path: &Path) -> Result<String> {
+    let template = read_text(path)?;
+    ChatTemplate::new(&template, &path.display().to_string())?;
+    Ok(template)
+}
+
+/// "a b" or ["a", "b"] each; written as "a b".
+fn merges(model: &Object) -> Result<Vec<String>> {
+    let wrong = || model.wrong("merges", "has an entry that is no pair of tokens");
+    let Some(list) = model.get("merges") else { return Err(model.wrong("merges", "is missing")) };
+    let merge = |pair: &Value| match pair {
+        Value::String(pair) => Ok(pair.clone()),
+        Value::Array(pair) => match pair.as_slice() {
+            [Value::String(a), Value::String(b)] => Ok(format!("{a} {b}")),
+            _ => Err(wrong()),
+        },
+        _ => Err(wrong()),
+    };
+    list.as_array().ok_or_else(wrong)?.iter().map(merge).collect()
+}
+
+/// llama.cpp's name for how text is split before the merges. Its "llada-moe" is the split of LLaDA's tokenizer, whose
+/// mark is that digits stand alone; "llama-bpe" takes up to three of them.
+fn pre_tokenizer_name(pre: Option<&Value>) -> &'static str {
+    let text = pre.map(Value::to_string).unwrap_or_default();
+    if text.contains("\\\\p{N}{1,3}") {
+        "llama-bpe"
+    } else if text.contains("|\\\\p{N}|") {
+        "llada-moe"
+    } else {
+        "default"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokenizer(added: Value) -> Result<TextTokenizer> {
+        let json = json!({
+            "added_tokens": added, "pre_tokenizer": {"pattern": {"Regex": " ?\\p{L}+|\\p{N}|\\s+"}},
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "ba": 4}, "merges": [["a", "b"], "b a"]},
+        });
+        TextTokenizer::parse(json.to_string(), "tokenizer.json")
+    }
+
+    #[test]
+    fn chat_tokens_that_are_missing_are_appended_in_order() {
+        let mut notes = Vec::new();
+        let mut t = tokenizer(json!([{"id": 7, "content": "<|end_header_id|>", "special": true}])).unwrap();
+        assert_eq!(t.len(), 8);
+        t.add_chat_tokens(&mut notes).unwrap();
+        assert_eq!(CHAT_TOKENS.map(|name| t.id(name)), [Some(8), Some(7), Some(9)]);
+        assert_eq!(notes.len(), 2);
+        let again = TextTokenizer::parse(t.json.clone(), "tokenizer.json").unwrap();
+        assert_eq!(CHAT_TOKENS.map(|name| again.id(name)), [Some(8), Some(7), Some(9)]);
+        assert!(again.is_special(9));
+    }
+
+    #[test]
+    fn the_ggml_keys_have_every_id_and_both_forms_of_merges() {
+        let t = tokenizer(json!([{"id": 6, "content": "<u>", "special": false}])).unwrap();
+        let metadata: BTreeMap<_, _> = t.metadata(None, 0, 1, 2).into_iter().collect();
+        let strings = |key: &str| match &metadata[key] {
+            MetaValue::Array(MetaArray::String(list)) => list.join(","),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(strings("tokenizer.ggml.tokens"), "a,b,ab,[PAD3],ba,[PAD5],<u>");
+        assert_eq!(strings("tokenizer.ggml.merges"), "a b,b a");
+        assert_eq!(metadata["tokenizer.ggml.token_type"], MetaValue::Array(MetaArray::I32(vec![1, 1, 1, 5, 1, 5, 4])));
+        assert_eq!(metadata["tokenizer.ggml.pre"], MetaValue::String("llada-moe".into()));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for (added, word) in [
+            (json!([{"id": 0, "content": "x"}]), "two tokens"),
+            (json!([{"id": 9, "content": "a"}]), "two ids"),
+            (json!([{"id": 4000000000u32, "content": "x"}]), "limit"),
+            (json!([{"content": "x"}]), "without id"),
+        ] {
+            let error = tokenizer(added).err().unwrap().to_string();
+            assert!(error.contains("tokenizer.json") && error.contains(word), "{error}");
+        }
+        let unigram = r#"{"model": {"type": "Unigram"}}"#.to_owned();
+        assert!(TextTokenizer::parse(unigram, "t.json").err().unwrap().to_string().contains("Unigram"));
+    }
+}

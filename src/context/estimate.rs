@@ -1,0 +1,87 @@
+//! What a request will take, before it begins.
+
+use std::time::Instant;
+
+use super::{Context, Model};
+use crate::error::Result;
+use crate::generate::{ImageOptions, TextOptions};
+use crate::kernels::{Activations, Epilogue, Int8Rows, has_int8, matmul, matmul_f32};
+use crate::model::State;
+use crate::parallel::try_vec;
+
+/// Memory and work of a request. Both are bounds: an answer may end early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    /// Bytes of the model file, mapped: shared with other processes, and given back under pressure.
+    pub weights_bytes: usize,
+    /// Bytes of buffers that the context allocates for the request.
+    pub scratch_bytes: usize,
+    /// Multiply-adds of all steps together.
+    pub multiply_adds: u64,
+    /// Tokens that run through the network, over all steps.
+    pub tokens: u64,
+}
+
+impl Model {
+    /// What answering takes after a prompt of `prompt` tokens.
+    pub fn estimate_text(&self, prompt: usize, options: &TextOptions) -> Estimate {
+        let length = prompt.saturating_add(options.gen_length);
+        let passes = if options.cfg_scale > 0.0 { 2 } else { 1 };
+        let rows = passes * options.block_length;
+        self.estimate(&vec![length; passes], options.steps, rows, self.vocabulary().text as usize)
+    }
+
+    /// What drawing `count` pictures of `width` x `height` pixels takes after a prompt of `prompt` tokens (with
+    /// thinking: without the description's steps, see [`Model::estimate_text`]). Without decoding.
+    pub fn estimate_draw(&self, prompt: usize, size: (usize, usize), count: usize, options: &ImageOptions) -> Estimate {
+        let side = self.downsampling().unwrap_or(1);
+        let tokens = (size.0 / side).saturating_mul(size.1 / side);
+        // the picture stands between <|soi|> and <|eoi|>; the prompt without text is <|t2i|><bos><eos>
+        let mut lengths = vec![prompt.saturating_add(tokens + 2); count];
+        if options.guidance > 0.0 {
+            lengths.extend(std::iter::repeat_n(3 + tokens + 2, count));
+        }
+        let rows = lengths.len() * tokens;
+        self.estimate(&lengths, options.steps, rows, self.vocabulary().codes as usize)
+    }
+
+    fn estimate(&self, lengths: &[usize], steps: usize, rows: usize, vocab: usize) -> Estimate {
+        let c = self.config();
+        let tokens: usize = lengths.iter().sum();
+        let layers: u64 = lengths.iter().map(|&n| n as u64 * c.multiply_adds_per_token(n)).sum();
+        let output = (rows as u64).saturating_mul(vocab as u64 * c.d_model as u64);
+        Estimate {
+            weights_bytes: self.bytes().len(),
+            scratch_bytes: State::bytes(c, tokens).saturating_add(rows.saturating_mul(vocab * 4)),
+            multiply_adds: (layers + output).saturating_mul(steps as u64),
+            tokens: (tokens as u64).saturating_mul(steps as u64),
+        }
+    }
+}
+
+impl Context {
+    /// Seconds that `estimate` takes on this context's threads: its multiply-adds over the speed of a product with
+    /// the model's first MLP matrix, measured now (some milliseconds on a small model, up to a second on a large one).
+    pub fn seconds(&self, estimate: &Estimate) -> Result<f64> {
+        const COLUMNS: usize = 64;
+        let model = self.model();
+        let w = model.transformer().weights.layers[0].up.view(model.bytes());
+        let exec = self.exec(None);
+        let x: Vec<f32> = (0..COLUMNS * w.cols()).map(|i| (i % 17) as f32 - 8.0).collect();
+        let mut y = try_vec(COLUMNS * w.rows(), "a measurement")?;
+        let mut int8 = Int8Rows::default();
+        let mut best = f64::INFINITY;
+        for _ in 0..4 {
+            let start = Instant::now();
+            if has_int8(w.dtype()) {
+                int8.quantize(&exec, &x, w.cols());
+                matmul(&exec, &w, Activations::Int8(&int8), &mut y, w.rows(), Epilogue::Store);
+            } else {
+                matmul_f32(&exec, &w, &x, &mut y, w.rows(), Epilogue::Store);
+            }
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        let work = (COLUMNS * w.rows()) as f64 * w.cols() as f64;
+        Ok(estimate.multiply_adds as f64 * best / work)
+    }
+}

@@ -1,0 +1,228 @@
+//! What is opened once and what works on it: a [`Model`] is a checked file, a [`Context`] has the threads and
+//! buffers to run it, and a [`Generation`] is one request on its way.
+
+mod estimate;
+mod model;
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+pub use estimate::Estimate;
+pub use model::{Model, OpenOptions};
+
+use crate::error::{Error, Result};
+use crate::generate::{DrawFromIds, DrawRequest, Engine, Generation, TextOptions, TextRequest};
+use crate::image::{self, Fit, RgbImage};
+use crate::kernels::Kernels;
+use crate::model::{Compute, SequenceRequest, State};
+use crate::parallel::{Exec, Threads, try_vec};
+use crate::prompt::{ChatTemplate, Vocabulary};
+use crate::tokenizer::Tokenizer;
+use crate::vq::{Encoded, ImageTokenizer};
+
+/// How a context runs its model.
+#[derive(Clone, Debug, Default)]
+pub struct ContextOptions {
+    /// Threads of the context's own pool; 0 for one per core. Results do not depend on it.
+    pub threads: usize,
+    pub compute: Compute,
+    /// An instruction set by name (`portable`, `avx2`, `avx512`) instead of the best that the processor has.
+    pub instruction_set: Option<String>,
+}
+
+/// Threads and buffers to run a model. Cloning gives another handle to the same context. One call at a time uses
+/// the buffers: a second one meanwhile fails with [`Error::Busy`]; generations of one context may take turns step
+/// by step.
+#[derive(Clone)]
+pub struct Context {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    model: Model,
+    threads: Threads,
+    kernels: &'static Kernels,
+    compute: Compute,
+    state: Mutex<State>,
+}
+
+impl Context {
+    pub fn new(model: &Model, options: ContextOptions) -> Result<Self> {
+        let kernels = match &options.instruction_set {
+            None => Kernels::best(),
+            Some(name) => Kernels::by_name(name).ok_or_else(|| {
+                let have: Vec<&str> = Kernels::available().iter().map(Kernels::name).collect();
+                Error::invalid(format!("instruction set `{name}` is not one of this processor's: {}", have.join(", ")))
+            })?,
+        };
+        let inner = Inner {
+            model: model.clone(),
+            threads: Threads::new(options.threads)?,
+            kernels,
+            compute: options.compute,
+            state: Mutex::default(),
+        };
+        Ok(Context { inner: Arc::new(inner) })
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.inner.model
+    }
+
+    pub fn threads(&self) -> usize {
+        self.inner.threads.count()
+    }
+
+    /// The instruction set in use.
+    pub fn instruction_set(&self) -> &'static str {
+        self.inner.kernels.name()
+    }
+
+    pub fn compute(&self) -> Compute {
+        self.inner.compute
+    }
+
+    /// Begins an answer. Checks the request, encodes its picture; the steps are the caller's to take.
+    pub fn text(&self, request: TextRequest) -> Result<Generation> {
+        Generation::text_request(self.engine(), request)
+    }
+
+    /// Begins an answer to a prompt of ids.
+    pub fn text_from_ids(&self, prompt: Vec<u32>, options: TextOptions) -> Result<Generation> {
+        Generation::text_from_ids(self.engine(), prompt, options)
+    }
+
+    /// Begins a picture, or several.
+    pub fn draw(&self, request: DrawRequest) -> Result<Generation> {
+        Generation::draw_request(self.engine(), request)
+    }
+
+    /// Begins a picture from prompts of ids.
+    pub fn draw_from_ids(&self, request: DrawFromIds) -> Result<Generation> {
+        Generation::draw_from_ids(self.engine(), request)
+    }
+
+    /// Logits of every sequence, row-major [rows, vocab].
+    pub fn logits(&self, batch: &[SequenceRequest]) -> Result<Vec<Vec<f32>>> {
+        let total = batch.iter().fold(0usize, |sum, s| sum.saturating_add(s.logits()));
+        let mut all = try_vec(total, "logits")?;
+        self.inner.logits(&AtomicBool::new(false), batch, &mut all)?;
+        let mut rest = all.into_iter();
+        Ok(batch.iter().map(|s| rest.by_ref().take(s.logits()).collect()).collect())
+    }
+
+    /// The residual stream of a sequence: what enters each layer, then the output of the final norm. Each is
+    /// row-major [ids.len(), d_model].
+    pub fn hidden_states(&self, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let mut states = Vec::new();
+        let mut keep = |_: usize, x: &[f32]| states.push(x.to_vec());
+        let batch = [SequenceRequest { ids, rows: &[], vocab: 0..0 }];
+        let mut state = self.inner.lock()?;
+        let exec = self.exec(None);
+        let model = self.model();
+        model.transformer().forward(
+            &exec,
+            self.compute(),
+            model.bytes(),
+            &mut state,
+            &batch,
+            &mut [],
+            Some(&mut keep),
+        )?;
+        Ok(states)
+    }
+
+    /// The codes of a picture, row by row. Its sides are multiples of [`Model::downsampling`].
+    pub fn encode_image(&self, picture: &RgbImage) -> Result<Vec<u32>> {
+        let (images, bytes) = self.inner.images()?;
+        images.encode(&self.exec(None), bytes, picture)
+    }
+
+    /// [`Context::encode_image`] of pixels in [-1, 1], [height, width, 3], with the latents that the codes are the
+    /// signs of.
+    pub fn encode_latent(&self, pixels: &[f32], height: usize, width: usize) -> Result<Encoded> {
+        let (images, bytes) = self.inner.images()?;
+        images.encode_latent(&self.exec(None), bytes, pixels, height, width)
+    }
+
+    /// The picture of `width * height` codes, given row by row.
+    pub fn decode_image(&self, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
+        let (images, bytes) = self.inner.images()?;
+        images.decode(&self.exec(None), bytes, codes, height, width)
+    }
+
+    /// [`Context::decode_image`] as the network leaves it: about [-1, 1], [height, width, 3] in pixels.
+    pub fn decode_float(&self, codes: &[u32], width: usize, height: usize) -> Result<Vec<f32>> {
+        let (images, bytes) = self.inner.images()?;
+        images.decode_float(&self.exec(None), bytes, codes, height, width)
+    }
+
+    fn exec<'a>(&'a self, cancel: Option<&'a AtomicBool>) -> Exec<'a> {
+        Exec::new(&self.inner.threads, self.inner.kernels, cancel)
+    }
+
+    fn engine(&self) -> Arc<dyn Engine> {
+        self.inner.clone()
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> Result<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Ok(state),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy),
+            // a panic left half-written scratch memory, which the next forward overwrites
+            Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
+        }
+    }
+
+    fn images(&self) -> Result<(&ImageTokenizer, &[u8])> {
+        let images = self.model.images().ok_or_else(|| {
+            Error::unsupported(self.model.file(), "the model has no image tokenizer, so it cannot see or draw pictures")
+        })?;
+        Ok((images, self.model.bytes()))
+    }
+}
+
+impl Engine for Inner {
+    fn file(&self) -> &str {
+        self.model.file()
+    }
+    fn vocabulary(&self) -> &Vocabulary {
+        self.model.vocabulary()
+    }
+    fn context_length(&self) -> usize {
+        self.model.transformer().max_positions()
+    }
+    fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.model.tokenizer()
+    }
+    fn chat_template(&self) -> Result<&ChatTemplate> {
+        self.model.chat_template()
+    }
+    fn downsampling(&self) -> Option<usize> {
+        self.model.downsampling()
+    }
+    fn question_codes(&self) -> usize {
+        let side = self.model.downsampling().map_or(0, |d| self.model.image_size() / d);
+        side * side
+    }
+    fn exec<'a>(&'a self, cancel: &'a AtomicBool) -> Exec<'a> {
+        Exec::new(&self.threads, self.kernels, Some(cancel))
+    }
+    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: &mut [f32]) -> Result<()> {
+        let mut state = self.lock()?;
+        let exec = Engine::exec(self, cancel);
+        self.model.transformer().forward(&exec, self.compute, self.model.bytes(), &mut state, batch, out, None)
+    }
+    fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>> {
+        let (images, bytes) = self.images()?;
+        let fit = if squash { Fit::Squash } else { Fit::Crop };
+        let picture = image::fit(picture, self.model.image_size(), fit)?;
+        images.encode(&Engine::exec(self, cancel), bytes, &picture)
+    }
+    fn decode_image(&self, cancel: &AtomicBool, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
+        let (images, bytes) = self.images()?;
+        images.decode(&Engine::exec(self, cancel), bytes, codes, height, width)
+    }
+}

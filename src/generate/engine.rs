@@ -1,0 +1,35 @@
+//! What a generation needs of a context, and no more: the seam at which tests put a model of their own.
+
+use std::sync::atomic::AtomicBool;
+
+use ::image::RgbImage;
+
+use crate::error::Result;
+use crate::model::SequenceRequest;
+use crate::parallel::Exec;
+use crate::prompt::{ChatTemplate, Vocabulary};
+use crate::tokenizer::Tokenizer;
+
+/// A model with the means to run it. Calls that need the network's buffers fail with `Busy` while another call
+/// uses them; they stop with `Cancelled` soon after `cancel` is set.
+pub(crate) trait Engine: Send + Sync {
+    /// The model's file, to name in errors.
+    fn file(&self) -> &str;
+    fn vocabulary(&self) -> &Vocabulary;
+    /// The most positions a sequence may have.
+    fn context_length(&self) -> usize;
+    fn tokenizer(&self) -> Result<&Tokenizer>;
+    fn chat_template(&self) -> Result<&ChatTemplate>;
+    /// Pixels per image token along a side, or `None` without an image tokenizer.
+    fn downsampling(&self) -> Option<usize>;
+    /// How many codes the picture of a question has.
+    fn question_codes(&self) -> usize;
+    fn exec<'a>(&'a self, cancel: &'a AtomicBool) -> Exec<'a>;
+    /// Fills `out` with the logits of all sequences: for each sequence in order, row-major [rows, vocab].
+    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest<'_>], out: &mut [f32]) -> Result<()>;
+    /// The `question_codes` codes of a picture of any size, in raster order. `squash`: resize to a square instead
+    /// of cropping to one.
+    fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>>;
+    /// The picture of `width * height` codes in raster order.
+    fn decode_image(&self, cancel: &AtomicBool, codes: &[u32], width: usize, height: usize) -> Result<RgbImage>;
+}

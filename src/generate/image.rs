@@ -1,0 +1,299 @@
+//! The image stage: one or several pictures, sampled and masked again until every code is settled.
+
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+
+use super::request::ImageOptions;
+use super::{Change, Engine, Slot, Step, reserve};
+use crate::error::Result;
+use crate::model::SequenceRequest;
+use crate::prompt::Vocabulary;
+use crate::sampler::image::{Rule, Sampled, Temperature, cut_off, keep_masked, sample, score};
+use crate::sampler::{Draw, Noise, Philox, Stage};
+
+/// What stands around the codes of a picture: soi before, eoi behind.
+#[derive(Clone, Copy)]
+pub(super) struct Frame {
+    pub soi: u32,
+    pub eoi: u32,
+    pub mask: u32,
+}
+
+impl Frame {
+    /// # Errors
+    /// `InvalidArgument` for a vocabulary that has no such tokens.
+    pub fn of(vocabulary: &Vocabulary) -> Result<Self> {
+        let soi = vocabulary.need("soi", vocabulary.soi)?;
+        let eoi = vocabulary.need("eoi", vocabulary.eoi)?;
+        Ok(Frame { soi, eoi, mask: vocabulary.mask })
+    }
+
+    /// Positions that `tokens` codes take with what stands around them.
+    pub fn len(tokens: usize) -> usize {
+        tokens.saturating_add(2)
+    }
+
+    /// `prompt`, then a picture of masks.
+    pub fn masked(self, prompt: &[u32], tokens: usize) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(prompt.len() + Self::len(tokens));
+        ids.extend_from_slice(prompt);
+        ids.push(self.soi);
+        ids.resize(ids.len() + tokens, self.mask);
+        ids.push(self.eoi);
+        ids
+    }
+}
+
+/// A picture in the making.
+struct Picture {
+    /// the prompt with the picture; known codes and masks
+    ids: Vec<u32>,
+    /// the unconditional prompt with the same picture; empty without guidance
+    unconditional: Vec<u32>,
+    /// the codes that were sampled last; empty before the first step
+    codes: Vec<u32>,
+    slots: Vec<Slot>,
+    /// raster indices of the masked positions, and where these stand in the two sequences
+    unknown: Vec<usize>,
+    rows: Vec<usize>,
+    unconditional_rows: Vec<usize>,
+}
+
+impl Picture {
+    fn new(ids: Vec<u32>, unconditional: Vec<u32>, tokens: usize) -> Self {
+        Picture {
+            ids,
+            unconditional,
+            codes: Vec::with_capacity(tokens),
+            slots: vec![Slot::Masked; tokens],
+            unknown: (0..tokens).collect(),
+            rows: Vec::with_capacity(tokens),
+            unconditional_rows: Vec::with_capacity(tokens),
+        }
+    }
+}
+
+pub(super) struct ImageStage {
+    width: usize,
+    height: usize,
+    /// image codes as ids
+    vocab: Range<u32>,
+    options: ImageOptions,
+    pictures: Vec<Picture>,
+    /// where raster index 0 stands in the two sequences
+    first: usize,
+    unconditional_first: usize,
+    step: usize,
+    done: bool,
+    temperature: Temperature,
+    buffers: Buffers,
+}
+
+#[derive(Default)]
+struct Buffers {
+    draws: Vec<Draw>,
+    /// [draws, codes], and behind them the unconditional ones
+    logits: Vec<f32>,
+    sampled: Vec<Sampled>,
+    scores: Vec<f32>,
+    sorted: Vec<f32>,
+}
+
+impl ImageStage {
+    /// `count` pictures of `width` x `height` tokens. Lengths and options have been checked.
+    pub fn new(
+        vocabulary: &Vocabulary,
+        prompt: &[u32],
+        unconditional: &[u32],
+        (width, height): (usize, usize),
+        count: usize,
+        options: ImageOptions,
+    ) -> Result<Self> {
+        let frame = Frame::of(vocabulary)?;
+        let vocab = vocabulary.image_ids();
+        let tokens = width * height;
+        let guided = options.guidance > 0.0;
+        let mut buffers = Buffers::default();
+        let rows = tokens.saturating_mul(count);
+        let passes = if guided { 2 } else { 1 };
+        let logits = rows.saturating_mul(vocab.len()).saturating_mul(passes);
+        reserve(&mut buffers.logits, logits, "the logits of the pictures")?;
+        reserve(&mut buffers.draws, rows, "the order of draws")?;
+        reserve(&mut buffers.sampled, rows, "the sampled codes")?;
+        buffers.scores.reserve_exact(tokens);
+        buffers.sorted.reserve_exact(tokens);
+        let picture = || {
+            let unconditional = if guided { frame.masked(unconditional, tokens) } else { Vec::new() };
+            Picture::new(frame.masked(prompt, tokens), unconditional, tokens)
+        };
+        Ok(ImageStage {
+            width,
+            height,
+            vocab,
+            pictures: (0..count).map(|_| picture()).collect(),
+            first: prompt.len() + 1,
+            unconditional_first: unconditional.len() + 1,
+            step: 0,
+            done: false,
+            temperature: Temperature::new(options.temperature),
+            buffers,
+            options,
+        })
+    }
+
+    /// Puts a prompt of the same length in place of the one given at first: a description that has been thought out.
+    pub fn set_prompt(&mut self, prompt: &[u32]) {
+        for picture in &mut self.pictures {
+            picture.ids[..prompt.len()].copy_from_slice(prompt);
+        }
+    }
+
+    /// Ids before `<|soi|>`.
+    pub fn prompt_len(&self) -> usize {
+        self.first - 1
+    }
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+    pub fn total_steps(&self) -> usize {
+        self.options.steps
+    }
+    pub fn count(&self) -> usize {
+        self.pictures.len()
+    }
+    /// Width and height in tokens.
+    pub fn size(&self) -> (usize, usize) {
+        (self.width, self.height)
+    }
+    pub fn ids(&self, picture: usize) -> Option<&[u32]> {
+        self.pictures.get(picture).map(|p| p.ids.as_slice())
+    }
+    pub fn slots(&self, picture: usize) -> Option<&[Slot]> {
+        self.pictures.get(picture).map(|p| p.slots.as_slice())
+    }
+    pub fn codes(&self, picture: usize) -> Option<&[u32]> {
+        self.pictures.get(picture).map(|p| p.codes.as_slice())
+    }
+
+    /// One step of every picture. Nothing has changed if it fails.
+    pub fn step(&mut self, engine: &dyn Engine, cancel: &AtomicBool, noise: Option<&dyn Noise>) -> Result<Step> {
+        if self.done {
+            return Ok(self.report(Vec::new()));
+        }
+        self.list_unknown();
+        self.compute_logits(engine, cancel)?;
+        self.sample_codes(engine, cancel, noise)?;
+        let changed = self.settle(noise);
+        self.step += 1;
+        self.done = self.step == self.options.steps || self.pictures.iter().all(|p| p.unknown.is_empty());
+        Ok(self.report(changed))
+    }
+
+    fn report(&self, changed: Vec<Change>) -> Step {
+        let (index, total) = (self.step, self.options.steps);
+        Step { stage: Stage::Image, index, total, changed, prefix: 0, done: self.done }
+    }
+
+    fn list_unknown(&mut self) {
+        let (first, unconditional_first, step) = (self.first, self.unconditional_first, self.step);
+        self.buffers.draws.clear();
+        for (sequence, picture) in self.pictures.iter_mut().enumerate() {
+            let Picture { unknown, rows, unconditional_rows, .. } = picture;
+            rows.clear();
+            rows.extend(unknown.iter().map(|i| first + i));
+            unconditional_rows.clear();
+            unconditional_rows.extend(unknown.iter().map(|i| unconditional_first + i));
+            let draw = |&position: &usize| Draw { stage: Stage::Image, sequence, step, position };
+            self.buffers.draws.extend(unknown.iter().map(draw));
+        }
+    }
+
+    /// The logits of all unknown positions, picture after picture, and the unconditional ones likewise.
+    fn compute_logits(&mut self, engine: &dyn Engine, cancel: &AtomicBool) -> Result<()> {
+        let Buffers { logits, draws, .. } = &mut self.buffers;
+        // Before the first step all pictures are the same masks behind the same prompt: one stands for all.
+        let distinct = if self.step == 0 { &self.pictures[..1] } else { &self.pictures[..] };
+        let copies = self.pictures.len() / distinct.len();
+        let guided = self.options.guidance > 0.0;
+        let pending = || distinct.iter().filter(|p| !p.unknown.is_empty());
+        let request = |ids, rows| SequenceRequest { ids, rows, vocab: self.vocab.clone() };
+        let mut batch = Vec::with_capacity(2 * distinct.len());
+        batch.extend(pending().map(|p| request(&p.ids, &p.rows)));
+        if guided {
+            batch.extend(pending().map(|p| request(&p.unconditional, &p.unconditional_rows)));
+        }
+        let own = draws.len() / copies * self.vocab.len();
+        let passes = if guided { 2 } else { 1 };
+        logits.resize(passes * own, 0.0);
+        engine.logits(cancel, &batch, logits)?;
+        // [c, u] becomes [c, c, ..., u, u, ...], from the end on.
+        logits.resize(passes * copies * own, 0.0);
+        for to in (copies..passes * copies).rev() {
+            logits.copy_within(own..2 * own, to * own);
+        }
+        for to in 1..copies {
+            logits.copy_within(..own, to * own);
+        }
+        Ok(())
+    }
+
+    fn sample_codes(&mut self, engine: &dyn Engine, cancel: &AtomicBool, noise: Option<&dyn Noise>) -> Result<()> {
+        let philox = Philox::new(self.options.seed);
+        let Buffers { draws, logits, sampled, .. } = &mut self.buffers;
+        let (conditional, unconditional) = logits.split_at_mut(draws.len() * self.vocab.len());
+        let rule = Rule {
+            guidance: self.options.guidance,
+            confidence: self.options.confidence,
+            noise: noise.unwrap_or(&philox),
+        };
+        let exec = engine.exec(cancel);
+        exec.check()?;
+        sampled.clear();
+        sample(&exec, conditional, unconditional, self.vocab.len(), draws, rule, sampled)
+    }
+
+    /// Takes over what was sampled, and masks the least confident again.
+    fn settle(&mut self, noise: Option<&dyn Noise>) -> Vec<Change> {
+        let philox = Philox::new(self.options.seed);
+        let noise = noise.unwrap_or(&philox);
+        let (step, steps) = (self.step, self.options.steps);
+        let temperature = self.temperature.at(step, steps);
+        let last = step + 1 == steps;
+        let tokens = self.width * self.height;
+        let Buffers { draws, sampled, scores, sorted, .. } = &mut self.buffers;
+        let mut rest = draws.iter().zip(sampled.iter());
+        let mut changed = Vec::new();
+        for (sequence, picture) in self.pictures.iter_mut().enumerate() {
+            if picture.unknown.is_empty() {
+                continue;
+            }
+            picture.codes.resize(tokens, 0);
+            scores.clear();
+            for (draw, sampled) in rest.by_ref().take(picture.unknown.len()) {
+                picture.codes[draw.position] = sampled.code;
+                scores.push(score(sampled.confidence, temperature, noise.gumbel_uniform(*draw)));
+            }
+            let keep = keep_masked(self.options.schedule, tokens, picture.unknown.len(), step, steps);
+            sorted.clone_from(scores);
+            let cut = cut_off(sorted, keep);
+            let mut scores = scores.iter();
+            let Picture { ids, unconditional, codes, slots, unknown, .. } = picture;
+            unknown.retain(|&position| {
+                let masked = scores.next().is_some_and(|&score| score < cut);
+                let id = self.vocab.start + codes[position];
+                if !masked || last {
+                    slots[position] = Slot::Token(id);
+                    changed.push(Change { sequence, position, id });
+                }
+                if !masked {
+                    ids[self.first + position] = id;
+                    if let Some(slot) = unconditional.get_mut(self.unconditional_first + position) {
+                        *slot = id;
+                    }
+                }
+                masked
+            });
+        }
+        changed
+    }
+}

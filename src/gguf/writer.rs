@@ -1,0 +1,425 @@
+//! Writes GGUF v3 files: the header at once, the tensors' bytes as they come, under a temporary name until whole.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::reader::tensor_bytes;
+use super::value::{MetaValue, put_string};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, GgmlType, MAGIC, MAX_DIMS, is_alignment};
+use crate::error::{Error, Result};
+
+/// ggml keeps names in 64 bytes with a zero at the end; longer names would shut other readers out.
+const MAX_TENSOR_NAME: usize = 63;
+const BUFFER: usize = 1 << 20;
+
+/// A tensor that is going to be written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TensorSpec {
+    pub name: String,
+    pub dtype: GgmlType,
+    /// In ggml's order, the fastest first: a matrix is `[cols, rows]`.
+    pub dims: Vec<usize>,
+}
+
+/// A file that is being written, as `NAME.part` beside the target. `finish` gives it its name; without it the
+/// partial file is removed on drop.
+pub struct Writer {
+    target: PathBuf,
+    part: PathBuf,
+    /// `None` once finished.
+    out: Option<BufWriter<File>>,
+    /// Name and bytes of each tensor.
+    tensors: Vec<(String, usize)>,
+    alignment: usize,
+    /// The tensor that the next bytes belong to, and how many of its bytes are written.
+    current: usize,
+    written: usize,
+}
+
+impl Writer {
+    /// Writes the header and makes room for the tensors. The tensors are laid out in the order given, each at a
+    /// multiple of `general.alignment` (32 if `metadata` does not have it).
+    ///
+    /// # Errors
+    /// `InvalidArgument` for names or shapes that the format cannot hold; `Io` if the folder is missing, another
+    /// process is writing the same file, or the disk is full.
+    pub fn create(path: impl AsRef<Path>, metadata: &[(String, MetaValue)], tensors: &[TensorSpec]) -> Result<Writer> {
+        let target = path.as_ref().to_owned();
+        let Layout { header, sizes, alignment, total } = layout(&target, metadata, tensors)?;
+        let (part, file) = create_part(&target)?;
+        let names = tensors.iter().map(|t| t.name.clone());
+        let mut writer = Writer {
+            target,
+            part,
+            out: Some(BufWriter::with_capacity(BUFFER, file)),
+            tensors: names.zip(sizes).collect(),
+            alignment,
+            current: 0,
+            written: 0,
+        };
+        let file = writer.out.as_ref().map(|out| out.get_ref());
+        file.map_or(Ok(()), |file| file.set_len(total)).map_err(|e| Error::io(writer.part.display(), e))?;
+        writer.put(&header)?;
+        Ok(writer)
+    }
+
+    /// The name of the tensor that the next bytes belong to and the bytes it still lacks; `None` when all are written.
+    pub fn next(&self) -> Option<(&str, usize)> {
+        self.tensors.get(self.current).map(|(name, size)| (name.as_str(), size - self.written))
+    }
+
+    /// The next bytes of the current tensor: all or a part. Padding at a tensor's end is added here.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for more bytes than the tensor still lacks; nothing is written then.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let target = self.target.display();
+        let Some((name, size)) = self.tensors.get(self.current) else {
+            return Err(Error::invalid(format_args!("{target}: bytes after the last tensor")));
+        };
+        let (size, lacks, given) = (*size, size - self.written, bytes.len());
+        if given > lacks {
+            return Err(Error::invalid(format_args!(
+                "{target}: tensor {name} takes {lacks} more bytes but {given} were given"
+            )));
+        }
+        self.put(bytes)?;
+        self.written += given;
+        if self.written == size {
+            let padding = size.next_multiple_of(self.alignment) - size;
+            self.put(&vec![0; padding])?;
+            self.current += 1;
+            self.written = 0;
+        }
+        Ok(())
+    }
+
+    /// A whole tensor. It must be the next one.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if another tensor is next or unfinished, or for a wrong number of bytes.
+    pub fn write_tensor(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        match self.next() {
+            Some((next, lacks)) if next == name && lacks == bytes.len() => self.write(bytes),
+            Some((next, lacks)) => Err(Error::invalid(format_args!(
+                "{}: next are {lacks} bytes of tensor {next} but {} of {name} were given",
+                self.target.display(),
+                bytes.len()
+            ))),
+            None => Err(Error::invalid(format_args!("{}: tensor {name} after the last", self.target.display()))),
+        }
+    }
+
+    /// Waits until everything is on the disk and gives the file its name, replacing what had it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if a tensor lacks bytes; the partial file is removed then, as on every error.
+    pub fn finish(mut self) -> Result<()> {
+        if let Some((name, lacks)) = self.next() {
+            let target = self.target.display();
+            return Err(Error::invalid(format_args!("{target}: tensor {name} lacks {lacks} bytes")));
+        }
+        let renamed = match self.out.as_mut() {
+            Some(out) => out
+                .flush()
+                .and_then(|()| out.get_ref().sync_all())
+                .and_then(|()| std::fs::rename(&self.part, &self.target)),
+            None => Ok(()),
+        };
+        renamed.map_err(|e| Error::io(self.target.display(), e))?;
+        self.out = None;
+        sync_folder(&self.target);
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        let part = self.part.display();
+        match self.out.as_mut() {
+            Some(out) => out.write_all(bytes).map_err(|e| Error::io(part, e)),
+            None => Err(Error::Internal(format!("{part}: written after its end"))),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Some(out) = self.out.take() {
+            // What is buffered is of no use; it must not be written to a full disk once more.
+            let (file, _) = out.into_parts();
+            drop(file);
+            // Nothing can be told to anyone from here; a file that cannot be removed stays.
+            let _ = std::fs::remove_file(&self.part);
+        }
+    }
+}
+
+struct Layout {
+    header: Vec<u8>,
+    sizes: Vec<usize>,
+    alignment: usize,
+    /// Bytes of the whole file.
+    total: u64,
+}
+
+/// Everything that can be wrong with the request is found here, before a file exists.
+fn layout(target: &Path, metadata: &[(String, MetaValue)], tensors: &[TensorSpec]) -> Result<Layout> {
+    let bad = |reason: std::fmt::Arguments<'_>| Error::invalid(format_args!("{}: {reason}", target.display()));
+    unique(metadata.iter().map(|(key, _)| key.as_str()))
+        .map_err(|key| bad(format_args!("metadata {key:?} is empty, too long or given twice")))?;
+    unique(tensors.iter().map(|t| t.name.as_str()))
+        .map_err(|name| bad(format_args!("tensor {name:?} is empty, too long or given twice")))?;
+    let alignment = match metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
+        None => DEFAULT_ALIGNMENT,
+        Some((_, MetaValue::U32(n))) if is_alignment(*n as usize) => *n as usize,
+        Some((_, v)) => return Err(bad(format_args!("{ALIGNMENT_KEY} is {v:?}, not a u32 power of two from 8 on"))),
+    };
+
+    let mut header = Vec::new();
+    header.extend(MAGIC);
+    header.extend(3u32.to_le_bytes());
+    header.extend((tensors.len() as u64).to_le_bytes());
+    header.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        put_string(key, &mut header);
+        value.put(&mut header);
+    }
+    let mut sizes = Vec::with_capacity(tensors.len());
+    let mut offset = 0usize;
+    for TensorSpec { name, dtype, dims } in tensors {
+        if name.len() > MAX_TENSOR_NAME {
+            return Err(bad(format_args!("the name of tensor {name} is longer than {MAX_TENSOR_NAME} bytes")));
+        }
+        if !(1..=MAX_DIMS).contains(&dims.len()) {
+            return Err(bad(format_args!("tensor {name} has {} dimensions, not 1 to {MAX_DIMS}", dims.len())));
+        }
+        let refused = |reason| bad(format_args!("tensor {name} of type {dtype} and shape {dims:?}: {reason}"));
+        let size = tensor_bytes(*dtype, dims).map_err(refused)?;
+        put_string(name, &mut header);
+        header.extend((dims.len() as u32).to_le_bytes());
+        dims.iter().for_each(|&d| header.extend((d as u64).to_le_bytes()));
+        header.extend((*dtype as u32).to_le_bytes());
+        header.extend((offset as u64).to_le_bytes());
+        let end = offset.checked_add(size).and_then(|end| end.checked_next_multiple_of(alignment));
+        offset = end.ok_or_else(|| refused("the file's size overflows"))?;
+        sizes.push(size);
+    }
+    header.resize(header.len().next_multiple_of(alignment), 0);
+    let total = (header.len() as u64).checked_add(offset as u64);
+    let total = total.ok_or_else(|| bad(format_args!("the file's size overflows")))?;
+    Ok(Layout { header, sizes, alignment, total })
+}
+
+/// The first name that is empty, longer than the format's 65535 bytes, or given before.
+fn unique<'a>(names: impl Iterator<Item = &'a str>) -> std::result::Result<(), &'a str> {
+    let mut seen = std::collections::HashSet::new();
+    for name in names {
+        if name.is_empty() || name.len() > 65535 || !seen.insert(name) {
+            return Err(name);
+        }
+    }
+    Ok(())
+}
+
+/// Creates and locks `NAME.part`. One that a killed process left is replaced; one that is being written is not.
+fn create_part(target: &Path) -> Result<(PathBuf, File)> {
+    let shown = target.display();
+    let folder = folder_of(target);
+    if !folder.is_dir() {
+        let reason = format!("the output folder {} does not exist", folder.display());
+        return Err(Error::io(shown, io::Error::new(io::ErrorKind::NotFound, reason)));
+    }
+    let Some(name) = target.file_name().filter(|_| !target.is_dir()) else {
+        let reason = "this is a folder, not the name of a file";
+        return Err(Error::io(shown, io::Error::new(io::ErrorKind::IsADirectory, reason)));
+    };
+    let mut part_name = OsString::from(name);
+    part_name.push(".part");
+    let part = folder.join(part_name);
+    let refused = |e| Error::io(part.display(), e);
+    if let Ok(old) = OpenOptions::new().write(true).open(&part) {
+        if let Err(TryLockError::WouldBlock) = old.try_lock() {
+            let reason = "another process is writing this file";
+            return Err(refused(io::Error::new(io::ErrorKind::ResourceBusy, reason)));
+        }
+        match std::fs::remove_file(&part) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(refused(e)),
+            _ => {}
+        }
+    }
+    let file = OpenOptions::new().write(true).create_new(true).open(&part).map_err(refused)?;
+    // Some network file systems have no locks; writing there works, only without the guard.
+    let _ = file.try_lock();
+    Ok((part, file))
+}
+
+fn folder_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the new name survive a power cut. The file itself is safe already, so a refusal is no error.
+fn sync_folder(target: &Path) {
+    if let Ok(folder) = File::open(folder_of(target)) {
+        let _ = folder.sync_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Header;
+
+    fn spec(name: &str, dims: &[usize]) -> TensorSpec {
+        TensorSpec { name: name.into(), dtype: GgmlType::F16, dims: dims.to_vec() }
+    }
+
+    fn names_in(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            folder.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn tensors_are_written_in_pieces_of_any_size_and_padded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        let tensors = [spec("a", &[37]), spec("b", &[16]), spec("c", &[100_003])];
+        let content: Vec<Vec<u8>> =
+            [74, 32, 200_006].iter().map(|&n| (0..n).map(|i| (i * 7 + n) as u8).collect()).collect();
+        let mut writer = Writer::create(&path, &[], &tensors).unwrap();
+        assert_eq!(names_in(folder.path()), ["a.gguf.part"]);
+        assert_eq!(writer.next(), Some(("a", 74)));
+        writer.write(&content[0][..1]).unwrap();
+        writer.write(&[]).unwrap();
+        assert_eq!(writer.next(), Some(("a", 73)));
+        writer.write(&content[0][1..]).unwrap();
+        writer.write_tensor("b", &content[1]).unwrap();
+        content[2].chunks(997).for_each(|piece| writer.write(piece).unwrap());
+        assert_eq!(writer.next(), None);
+        writer.finish().unwrap();
+        assert_eq!(names_in(folder.path()), ["a.gguf"]);
+
+        let bytes = std::fs::read(&path).unwrap();
+        let header = Header::parse(&bytes, "a.gguf").unwrap();
+        for (info, content) in header.tensors.iter().zip(&content) {
+            assert!(info.range.start.is_multiple_of(32) && info.data(&bytes) == content, "{}", info.name);
+        }
+        let used: usize = header.tensors.iter().map(|t| t.range.len()).sum();
+        assert!(bytes.len().is_multiple_of(32) && bytes.len() - header.data_start < used + 3 * 32);
+    }
+
+    #[test]
+    fn a_writer_that_is_not_finished_leaves_the_old_file_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        std::fs::write(&path, "old").unwrap();
+        let mut writer = Writer::create(&path, &[], &[spec("a", &[64])]).unwrap();
+        writer.write(&[5; 100]).unwrap();
+        drop(writer);
+        assert_eq!(names_in(folder.path()), ["a.gguf"]);
+
+        let mut writer = Writer::create(&path, &[], &[spec("a", &[64]), spec("b", &[8])]).unwrap();
+        writer.write(&[5; 128]).unwrap();
+        let message = writer.finish().unwrap_err().to_string();
+        assert_eq!(message, format!("{}: tensor b lacks 16 bytes", path.display()));
+        assert_eq!(names_in(folder.path()), ["a.gguf"]);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+
+        let mut writer = Writer::create(&path, &[], &[spec("a", &[64])]).unwrap();
+        writer.write(&[5; 128]).unwrap();
+        writer.finish().unwrap();
+        assert!(std::fs::read(&path).unwrap().starts_with(b"GGUF"), "a finished one replaces it");
+    }
+
+    #[test]
+    fn bytes_beyond_a_tensor_or_for_another_are_refused_and_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        let mut writer = Writer::create(&path, &[], &[spec("a", &[16]), spec("b", &[16])]).unwrap();
+        writer.write(&[1; 30]).unwrap();
+        let refused = |e: Error| e.to_string().split_once(": ").unwrap().1.to_owned();
+        assert_eq!(refused(writer.write(&[2; 3]).unwrap_err()), "tensor a takes 2 more bytes but 3 were given");
+        let wrong = refused(writer.write_tensor("b", &[2; 32]).unwrap_err());
+        assert_eq!(wrong, "next are 2 bytes of tensor a but 32 of b were given");
+        writer.write(&[1; 2]).unwrap();
+        assert!(writer.write_tensor("b", &[2; 31]).is_err());
+        writer.write_tensor("b", &[2; 32]).unwrap();
+        assert_eq!(refused(writer.write(&[3]).unwrap_err()), "bytes after the last tensor");
+        assert_eq!(refused(writer.write_tensor("c", &[3]).unwrap_err()), "tensor c after the last");
+        writer.finish().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let header = Header::parse(&bytes, "a").unwrap();
+        assert_eq!((header.tensors[0].data(&bytes), header.tensors[1].data(&bytes)), (&[1; 32][..], &[2; 32][..]));
+    }
+
+    #[test]
+    fn requests_that_no_file_can_hold_are_refused_before_there_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        let entry = |key: &str, v: u32| (key.to_owned(), MetaValue::U32(v));
+        let long = "n".repeat(64);
+        type Case<'a> = (Vec<(String, MetaValue)>, Vec<TensorSpec>, &'a str);
+        let cases: Vec<Case<'_>> = vec![
+            (vec![entry("k", 1), entry("k", 2)], vec![], "metadata \"k\" is empty, too long or given twice"),
+            (vec![], vec![spec("", &[1])], "tensor \"\" is empty, too long or given twice"),
+            (vec![], vec![spec("t", &[1]), spec("t", &[1])], "tensor \"t\" is empty, too long or given twice"),
+            (vec![], vec![spec(&long, &[1])], "is longer than 63 bytes"),
+            (vec![], vec![spec("t", &[])], "tensor t has 0 dimensions, not 1 to 4"),
+            (vec![], vec![spec("t", &[3, 0])], "a dimension is zero"),
+            (vec![], vec![spec("t", &[usize::MAX / 2])], "the file's size overflows"),
+            (vec![], vec![spec("t", &[usize::MAX, 2])], "the number of elements overflows"),
+            (vec![entry("general.alignment", 48)], vec![], "not a u32 power of two from 8 on"),
+            (vec![("general.alignment".into(), 32u64.into())], vec![], "not a u32 power of two from 8 on"),
+        ];
+        for (metadata, tensors, reason) in cases {
+            let e = Writer::create(&path, &metadata, &tensors).err().unwrap();
+            assert!(e.code() == 4 && e.to_string().ends_with(reason), "{e} / {reason}");
+            assert!(names_in(folder.path()).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_file_larger_than_the_disk_allows_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        // More than the largest file offset that systems have.
+        let tensors = [spec("a", &[1 << 61]), spec("b", &[1 << 61])];
+        let e = Writer::create(folder.path().join("a.gguf"), &[], &tensors).err().unwrap();
+        assert!(e.code() == 1 && e.to_string().contains("a.gguf.part: "), "{e}");
+        assert!(names_in(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn places_where_no_file_can_be_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("no/such");
+        let e = Writer::create(missing.join("a.gguf"), &[], &[]).err().unwrap().to_string();
+        let reason = format!("the output folder {} does not exist", missing.display());
+        assert_eq!(e, format!("{}: {reason}", missing.join("a.gguf").display()));
+        let e = Writer::create(folder.path(), &[], &[]).err().unwrap().to_string();
+        assert_eq!(e, format!("{}: this is a folder, not the name of a file", folder.path().display()));
+        assert!(names_in(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_leftover_of_a_killed_process_is_replaced_but_a_file_being_written_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        std::fs::write(folder.path().join("a.gguf.part"), "left over").unwrap();
+        let mut first = Writer::create(&path, &[], &[spec("a", &[8])]).unwrap();
+        let e = Writer::create(&path, &[], &[]).err().unwrap().to_string();
+        assert!(e.ends_with("a.gguf.part: another process is writing this file"), "{e}");
+        first.write(&[9; 16]).unwrap();
+        first.finish().unwrap();
+        assert_eq!(names_in(folder.path()), ["a.gguf"]);
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(Header::parse(&bytes, "a").unwrap().tensors[0].data(&bytes), [9; 16]);
+    }
+}

@@ -1,0 +1,165 @@
+//! AVX2, FMA and F16C (x86-64-v3): a vector of 16 lanes is two registers.
+
+use std::arch::x86_64::*;
+
+use super::isa::{Isa, LANES, Op};
+use super::product::{F32Block, Int8Block, f32_columns, int8_columns};
+
+/// Proof that the processor has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    pub fn new() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"))
+            .then_some(Avx2(()))
+    }
+}
+
+/// Lane-wise operations on both registers.
+macro_rules! both {
+    ($f:ident, $($a:ident),+) => {
+        // SAFETY: `self` proves that the processor has the instruction
+        unsafe { [$f($($a[0]),+), $f($($a[1]),+)] }
+    };
+}
+
+impl Isa for Avx2 {
+    const NAME: &'static str = "avx2";
+    const PANEL: usize = 1;
+    const INT8_COLUMNS: usize = 2;
+    const F32_COLUMNS: usize = 6;
+    const BIASED: bool = false;
+    type F32 = [__m256; 2];
+    type I32 = [__m256i; 2];
+    type I8 = [__m256i; 2];
+
+    #[inline(always)]
+    fn run<O: Op>(self, op: O) -> O::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner<O: Op>(isa: Avx2, op: O) -> O::Output {
+            op.call(isa)
+        }
+        // SAFETY: `self` proves that the processor has these features
+        unsafe { inner(self, op) }
+    }
+    #[inline(always)]
+    fn splat(self, v: f32) -> Self::F32 {
+        // SAFETY: `self` proves AVX2
+        let v = unsafe { _mm256_set1_ps(v) };
+        [v, v]
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F32 {
+        // SAFETY: `self` proves AVX2; 16 floats are readable
+        unsafe { [_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    fn store(self, v: Self::F32, to: &mut [f32; LANES]) {
+        // SAFETY: `self` proves AVX2; 16 floats are writable
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        both!(_mm256_add_ps, a, b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        both!(_mm256_sub_ps, a, b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        both!(_mm256_mul_ps, a, b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        both!(_mm256_div_ps, a, b)
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        both!(_mm256_max_ps, a, b)
+    }
+    #[inline(always)]
+    fn abs(self, a: Self::F32) -> Self::F32 {
+        let sign = self.splat(-0.0);
+        both!(_mm256_andnot_ps, sign, a)
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        both!(_mm256_fmadd_ps, a, b, c)
+    }
+    #[inline(always)]
+    fn fused(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        self.mul_add(a, b, c)
+    }
+    #[inline(always)]
+    fn round(self, a: Self::F32) -> Self::F32 {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        // SAFETY: `self` proves AVX2
+        unsafe { [_mm256_round_ps::<NEAREST>(a[0]), _mm256_round_ps::<NEAREST>(a[1])] }
+    }
+    #[inline(always)]
+    fn exp2_int(self, a: Self::F32) -> Self::F32 {
+        // SAFETY: `self` proves AVX2
+        a.map(|a| unsafe {
+            let n = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
+        })
+    }
+    #[inline(always)]
+    fn zero_if_less(self, a: Self::F32, b: Self::F32, v: Self::F32) -> Self::F32 {
+        // SAFETY: `self` proves AVX2
+        std::array::from_fn(|i| unsafe { _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a[i], b[i]), v[i]) })
+    }
+    #[inline(always)]
+    fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]) {
+        // SAFETY: `self` proves AVX2; 16 bytes are writable
+        unsafe {
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            let biased = _mm_xor_si128(bytes, _mm_set1_epi8(i8::MIN));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), biased);
+        }
+    }
+    #[inline(always)]
+    fn load_i32(self, from: &[i32; LANES]) -> Self::I32 {
+        // SAFETY: `self` proves AVX2; 16 integers are readable
+        unsafe { [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(8).cast())] }
+    }
+    #[inline(always)]
+    fn to_f32(self, a: Self::I32) -> Self::F32 {
+        both!(_mm256_cvtepi32_ps, a)
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES * 4]) -> Self::I8 {
+        // SAFETY: `self` proves AVX2; 64 bytes are readable
+        unsafe { [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())] }
+    }
+    /// |w| is the unsigned operand and x takes w's sign: at most 128 * 127 * 2, so the 16-bit sums cannot saturate.
+    /// (The other way round, -128 with its sign changed would wrap.)
+    #[inline(always)]
+    fn dot4(self, acc: Self::I32, w: Self::I8, x: [u8; 4]) -> Self::I32 {
+        // SAFETY: `self` proves AVX2
+        unsafe {
+            let x = _mm256_set1_epi32(i32::from_le_bytes(x) ^ 0x8080_8080_u32 as i32);
+            std::array::from_fn(|i| {
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]));
+                _mm256_add_epi32(acc[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn int8_columns(self, p: &Int8Block<'_>) {
+        // SAFETY: the caller's promise is the same
+        unsafe { int8_columns::<Self, 1, { Self::INT8_COLUMNS }>(self, p) }
+    }
+    #[inline(always)]
+    unsafe fn f32_columns(self, p: &F32Block) {
+        // SAFETY: the caller's promise is the same
+        unsafe { f32_columns::<Self, 1, { Self::F32_COLUMNS }>(self, p) }
+    }
+}

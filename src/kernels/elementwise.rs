@@ -1,0 +1,199 @@
+//! RMSNorm, rotary positions, SiLU gate, softmax: f32, a row at a time.
+
+use rayon::prelude::*;
+
+use super::isa::{self, Isa, LANES, Op};
+use crate::parallel::Exec;
+
+/// Rows handled by one task: small rows are not worth a task each.
+const ROWS: usize = 8;
+
+/// RMSNorm (Zhang and Sennrich 2019): `out = x / sqrt(mean(x^2) + eps) * weight` for every row of `x`, [n, d].
+pub fn rms_norm(exec: &Exec, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let d = weight.len();
+    assert!(x.len() == out.len() && x.len().is_multiple_of(d), "rows of {d} elements");
+    exec.run(|| {
+        x.par_chunks(d).zip(out.par_chunks_mut(d)).with_min_len(ROWS).for_each(|(x, out)| {
+            let squares = exec.kernels.run(SumSquares(x));
+            let scale = 1.0 / (squares / d as f32 + eps).sqrt();
+            exec.kernels.run(Zip3 { a: x, b: weight, out, f: ScaleMul(scale) });
+        });
+    });
+}
+
+/// `gate = silu(gate) * up`, element by element; silu(x) = x / (1 + exp(-x)).
+pub fn silu_mul(exec: &Exec, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len());
+    const CHUNK: usize = 4096;
+    exec.run(|| {
+        gate.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(gate, up)| {
+            exec.kernels.run(InPlace { a: gate, b: up, f: SiluMul });
+        });
+    });
+}
+
+/// Angles of rotary position embedding (Su et al. 2021): cosine and sine of `position * theta^(-2 i / head_dim)`,
+/// computed in f32, [positions][head_dim / 2].
+pub struct Rope {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Rope {
+    pub fn new(positions: usize, head_dim: usize, theta: f32) -> crate::error::Result<Self> {
+        let half = head_dim / 2;
+        let mut cos = crate::parallel::try_vec(positions * half, "rotary angles")?;
+        let mut sin = crate::parallel::try_vec(positions * half, "rotary angles")?;
+        let frequencies: Vec<f32> = (0..half).map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32)).collect();
+        for p in 0..positions {
+            for (i, f) in frequencies.iter().enumerate() {
+                let (s, c) = (p as f32 * f).sin_cos();
+                cos[p * half + i] = c;
+                sin[p * half + i] = s;
+            }
+        }
+        Ok(Rope { half, cos, sin })
+    }
+
+    /// Rotates every head of every row of `x`, [positions.len(), heads * head_dim], in place. Element i of a head is
+    /// paired with i + head_dim / 2 ("NeoX" pairing).
+    pub fn apply(&self, exec: &Exec, x: &mut [f32], positions: &[u32]) {
+        if positions.is_empty() {
+            return;
+        }
+        let d = x.len() / positions.len();
+        exec.run(|| {
+            x.par_chunks_mut(d).zip(positions).with_min_len(ROWS).for_each(|(row, &p)| {
+                let at = p as usize * self.half;
+                let (cos, sin) = (&self.cos[at..at + self.half], &self.sin[at..at + self.half]);
+                for head in row.chunks_exact_mut(2 * self.half) {
+                    let (a, b) = head.split_at_mut(self.half);
+                    for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                        (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// `x = exp(x * scale - max)/sum` for every row of `x`, [n, d].
+pub fn softmax_rows(exec: &Exec, x: &mut [f32], d: usize, scale: f32) {
+    exec.run(|| x.par_chunks_mut(d).for_each(|row| exec.kernels.run(Softmax { row, scale })));
+}
+
+struct SumSquares<'a>(&'a [f32]);
+
+impl Op for SumSquares<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn call<I: Isa>(self, isa: I) -> f32 {
+        let (x, rest) = self.0.as_chunks::<LANES>();
+        let mut acc = isa.splat(0.0);
+        for x in x {
+            let v = isa.load(x);
+            acc = isa.mul_add(v, v, acc);
+        }
+        isa.reduce_add(acc) + rest.iter().map(|v| v * v).sum::<f32>()
+    }
+}
+
+/// A function of two vectors, lane by lane.
+trait Lanes2: Copy {
+    fn apply<I: Isa>(self, isa: I, a: I::F32, b: I::F32) -> I::F32;
+}
+
+#[derive(Clone, Copy)]
+struct ScaleMul(f32);
+impl Lanes2 for ScaleMul {
+    #[inline(always)]
+    fn apply<I: Isa>(self, isa: I, a: I::F32, b: I::F32) -> I::F32 {
+        isa.mul(isa.mul(a, isa.splat(self.0)), b)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct SiluMul;
+impl Lanes2 for SiluMul {
+    #[inline(always)]
+    fn apply<I: Isa>(self, isa: I, a: I::F32, b: I::F32) -> I::F32 {
+        let e = isa::exp(isa, isa.sub(isa.splat(0.0), a));
+        isa.mul(isa.div(a, isa.add(isa.splat(1.0), e)), b)
+    }
+}
+
+struct Zip3<'a, F> {
+    a: &'a [f32],
+    b: &'a [f32],
+    out: &'a mut [f32],
+    f: F,
+}
+
+impl<F: Lanes2> Op for Zip3<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn call<I: Isa>(self, isa: I) {
+        self.out.copy_from_slice(self.a);
+        InPlace { a: self.out, b: self.b, f: self.f }.call(isa);
+    }
+}
+
+/// `a = f(a, b)`; the last lanes of a slice that is no multiple of 16 go through a padded vector.
+struct InPlace<'a, F> {
+    a: &'a mut [f32],
+    b: &'a [f32],
+    f: F,
+}
+
+impl<F: Lanes2> Op for InPlace<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn call<I: Isa>(self, isa: I) {
+        let (a, a_rest) = self.a.as_chunks_mut::<LANES>();
+        let (b, b_rest) = self.b.as_chunks::<LANES>();
+        for (a, b) in a.iter_mut().zip(b) {
+            isa.store(self.f.apply(isa, isa.load(a), isa.load(b)), a);
+        }
+        if !a_rest.is_empty() {
+            let (mut x, mut y) = ([0.0; LANES], [0.0; LANES]);
+            x[..a_rest.len()].copy_from_slice(a_rest);
+            y[..a_rest.len()].copy_from_slice(b_rest);
+            isa.store(self.f.apply(isa, isa.load(&x), isa.load(&y)), &mut x);
+            a_rest.copy_from_slice(&x[..a_rest.len()]);
+        }
+    }
+}
+
+struct Softmax<'a> {
+    row: &'a mut [f32],
+    scale: f32,
+}
+
+impl Op for Softmax<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn call<I: Isa>(self, isa: I) {
+        let mut peak = f32::NEG_INFINITY;
+        for v in self.row.iter_mut() {
+            *v *= self.scale;
+            peak = peak.max(*v);
+        }
+        let (chunks, rest) = self.row.as_chunks_mut::<LANES>();
+        let (m, mut sum) = (isa.splat(peak), isa.splat(0.0));
+        for c in chunks.iter_mut() {
+            let e = isa::exp(isa, isa.sub(isa.load(c), m));
+            sum = isa.add(sum, e);
+            isa.store(e, c);
+        }
+        let mut last = [f32::NEG_INFINITY; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        let e = isa::exp(isa, isa.sub(isa.load(&last), m));
+        isa.store(e, &mut last);
+        rest.copy_from_slice(&last[..rest.len()]);
+        let inverse = 1.0 / isa.reduce_add(isa.add(sum, e));
+        for v in self.row.iter_mut() {
+            *v *= inverse;
+        }
+    }
+}

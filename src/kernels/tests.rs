@@ -1,0 +1,454 @@
+//! Every instruction set of this machine, by name, against plain arithmetic and against `portable`.
+
+use std::ops::Range;
+
+use super::attention::Attention;
+use super::isa::{self, Isa, LANES, Op};
+use super::*;
+use crate::parallel::{Exec, Threads};
+use crate::tensor::{GgmlType, Matrix};
+
+/// A small generator of test data (SplitMix64); the tests must not depend on the library's own.
+pub(crate) struct Random(pub u64);
+
+impl Random {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    /// About normal, with a few outliers 30 times as large.
+    pub fn float(&mut self) -> f32 {
+        let sum: f32 = (0..6).map(|_| (self.bits() >> 40) as f32 / (1 << 24) as f32 - 0.5).sum();
+        if self.bits().is_multiple_of(97) { sum * 30.0 } else { sum }
+    }
+    pub fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+    pub fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| self.bits() as u8).collect()
+    }
+}
+
+/// Where the f16 scales of a block lie.
+fn scales(dtype: GgmlType) -> &'static [usize] {
+    use GgmlType::*;
+    match dtype {
+        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
+        Q6_K => &[208],
+        Q3_K => &[108],
+        Q2_K => &[80, 82],
+        _ => &[0],
+    }
+}
+
+/// Random blocks of any kind of weights: all bit patterns, with finite scales (subnormal, zero and negative among them).
+fn random_weights(rng: &mut Random, dtype: GgmlType, rows: usize, cols: usize) -> Vec<u8> {
+    if dtype.is_float() {
+        let v = rng.floats(rows * cols);
+        return match dtype {
+            GgmlType::F32 => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            GgmlType::F16 => v.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+            _ => v.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        };
+    }
+    let mut bytes = rng.bytes(rows * dtype.row_bytes(cols).unwrap());
+    for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+        for &at in scales(dtype) {
+            let d = match rng.bits() % 16 {
+                0 => half::f16::ZERO,
+                1 => half::f16::from_bits(3),
+                _ => half::f16::from_f32(rng.float() * 0.01),
+            };
+            block[at..at + 2].copy_from_slice(&d.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+fn dequantized(w: &Matrix) -> Vec<f32> {
+    let mut out = vec![0.0; w.rows() * w.cols()];
+    crate::tensor::dequantize(w.dtype(), w.data(), &mut out).unwrap();
+    out
+}
+
+/// In f64: `y[j][i] = sum w x`, and the sum of the terms' magnitudes for a bound of the error.
+fn reference(w: &[f32], x: &[f32], k: usize) -> (Vec<f64>, Vec<f64>) {
+    let (rows, n) = (w.len() / k, x.len() / k);
+    let mut y = vec![0.0; n * rows];
+    let mut size = y.clone();
+    for j in 0..n {
+        for i in 0..rows {
+            for c in 0..k {
+                let t = f64::from(w[i * k + c]) * f64::from(x[j * k + c]);
+                y[j * rows + i] += t;
+                size[j * rows + i] += t.abs();
+            }
+        }
+    }
+    (y, size)
+}
+
+fn threads(n: usize) -> Threads {
+    Threads::new(n).unwrap()
+}
+
+fn product(threads: &Threads, kernels: &'static Kernels, w: &Matrix, x: &[f32]) -> Vec<f32> {
+    let exec = Exec::new(threads, kernels, None);
+    let mut y = vec![f32::NAN; x.len() / w.cols() * w.rows()];
+    if has_int8(w.dtype()) {
+        let mut q = Int8Rows::default();
+        q.quantize(&exec, x, w.cols());
+        matmul(&exec, w, Activations::Int8(&q), &mut y, w.rows(), Epilogue::Store);
+    } else {
+        matmul_f32(&exec, w, x, &mut y, w.rows(), Epilogue::Store);
+    }
+    y
+}
+
+const FLOATS: [GgmlType; 3] = [GgmlType::F32, GgmlType::F16, GgmlType::BF16];
+
+fn int8_types() -> impl Iterator<Item = GgmlType> {
+    GgmlType::all().filter(|t| has_int8(*t))
+}
+
+#[test]
+fn float_products_are_right_on_every_instruction_set_and_shape() {
+    let mut rng = Random(1);
+    let threads = threads(2);
+    for dtype in FLOATS {
+        for (rows, k, n) in [(1, 1, 1), (3, 10, 5), (16, 27, 12), (33, 257, 13), (70, 600, 31), (32, 1152, 100)] {
+            let bytes = random_weights(&mut rng, dtype, rows, k);
+            let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
+            let x = rng.floats(n * k);
+            let (want, size) = reference(&dequantized(&w), &x, k);
+            for kernels in Kernels::available() {
+                let y = product(&threads, kernels, &w, &x);
+                for i in 0..y.len() {
+                    let error = (f64::from(y[i]) - want[i]).abs();
+                    assert!(error <= 1e-5 * size[i] + 1e-30, "{dtype} {} {rows}x{k}x{n}: {error}", kernels.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bfloat16_products_are_right_for_every_shape_and_any_number_of_threads() {
+    let mut rng = Random(10);
+    let round = |v: &f32| half::bf16::from_f32(*v).to_f32();
+    for kernels in Kernels::available().iter().filter(|k| k.has_bf16()) {
+        for dtype in FLOATS {
+            for (rows, k, n) in [(1, 1, 1), (3, 10, 5), (16, 27, 12), (33, 513, 13), (70, 1026, 31), (40, 64, 301)] {
+                let bytes = random_weights(&mut rng, dtype, rows, k);
+                let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
+                let x = rng.floats(n * k);
+                let rounded: Vec<f32> = dequantized(&w).iter().map(round).collect();
+                let (want, size) = reference(&rounded, &x.iter().map(round).collect::<Vec<_>>(), k);
+                let mut first = Vec::new();
+                for count in [1, 3] {
+                    let threads = threads(count);
+                    let exec = Exec::new(&threads, kernels, None);
+                    let mut input = Bf16Rows::default();
+                    input.round(&exec, &x, k);
+                    let mut y = vec![1.0; n * rows];
+                    matmul(&exec, &w, Activations::Bf16(&input), &mut y, rows, Epilogue::Add);
+                    for i in 0..y.len() {
+                        let error = (f64::from(y[i]) - 1.0 - want[i]).abs();
+                        assert!(
+                            error <= 1e-5 * (1.0 + size[i]),
+                            "{dtype} {rows}x{k}x{n}: {} for {}",
+                            y[i] - 1.0,
+                            want[i]
+                        );
+                    }
+                    assert!(first.is_empty() || first == y);
+                    first = y;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_products_are_bit_identical_on_every_instruction_set_and_near_the_dequantized_product() {
+    let mut rng = Random(2);
+    let threads = threads(2);
+    for dtype in int8_types() {
+        for (rows, blocks, n) in [(1, 1, 1), (5, 3, 7), (33, 2, 13), (70, 5, 25)] {
+            let k = blocks * dtype.block_len();
+            let bytes = random_weights(&mut rng, dtype, rows, k);
+            let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
+            let x = rng.floats(n * k);
+            let (want, size) = reference(&dequantized(&w), &x, k);
+            let specification = product(&threads, Kernels::by_name("portable").unwrap(), &w, &x);
+            for i in 0..want.len() {
+                let error = (f64::from(specification[i]) - want[i]).abs();
+                // an outlier of 30 sigma coarsens its group of 32 to steps of about 0.1
+                assert!(
+                    error <= 0.12 * size[i] + 1e-30,
+                    "{dtype} {rows}x{k}x{n}: {} for {}",
+                    specification[i],
+                    want[i]
+                );
+            }
+            for kernels in Kernels::available() {
+                let y = product(&threads, kernels, &w, &x);
+                assert!(
+                    y.iter().zip(&specification).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{dtype} {}",
+                    kernels.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_products_of_exactly_representable_activations_are_exact() {
+    let mut rng = Random(3);
+    let threads = threads(1);
+    for dtype in int8_types() {
+        let (rows, k, n) = (35, 3 * dtype.block_len(), 9);
+        let bytes = random_weights(&mut rng, dtype, rows, k);
+        let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
+        // every group holds +-127, so its scale is 1 and whole numbers survive
+        let x: Vec<f32> = (0..n * k)
+            .map(|i| {
+                if i % 32 == 5 {
+                    if rng.bits() & 1 == 0 { 127.0 } else { -127.0 }
+                } else {
+                    (rng.bits() % 255) as f32 - 127.0
+                }
+            })
+            .collect();
+        let (want, size) = reference(&dequantized(&w), &x, k);
+        for kernels in Kernels::available() {
+            for (y, (want, size)) in product(&threads, kernels, &w, &x).iter().zip(want.iter().zip(&size)) {
+                assert!(
+                    (f64::from(*y) - want).abs() <= 2e-6 * size + 1e-30,
+                    "{dtype} {}: {y} for {want}",
+                    kernels.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_most_extreme_bytes_do_not_saturate() {
+    let threads = threads(1);
+    let k = 1024;
+    for (weight, activation) in [(-128i8, 127.0f32), (-128, -127.0), (127, 127.0), (127, -127.0)] {
+        let mut bytes = Vec::new();
+        for _ in 0..k / 32 * 17 {
+            bytes.extend_from_slice(&half::f16::ONE.to_le_bytes());
+            bytes.extend_from_slice(&[weight as u8; 32]);
+        }
+        let w = Matrix::new(GgmlType::Q8_0, 17, k, &bytes).unwrap();
+        let x = vec![activation; 3 * k];
+        for kernels in Kernels::available() {
+            let want = f32::from(weight) * activation * k as f32;
+            assert!(product(&threads, kernels, &w, &x).iter().all(|y| *y == want), "{}", kernels.name());
+        }
+    }
+}
+
+#[test]
+fn an_int8_type_can_be_multiplied_with_float_activations_too() {
+    let mut rng = Random(4);
+    let threads = threads(2);
+    for dtype in int8_types() {
+        let (rows, k, n) = (19, 2 * dtype.block_len(), 6);
+        let bytes = random_weights(&mut rng, dtype, rows, k);
+        let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
+        let x = rng.floats(n * k);
+        let (want, size) = reference(&dequantized(&w), &x, k);
+        for kernels in Kernels::available() {
+            let mut y = vec![0.0; n * rows];
+            matmul_f32(&Exec::new(&threads, kernels, None), &w, &x, &mut y, rows, Epilogue::Store);
+            for i in 0..y.len() {
+                assert!((f64::from(y[i]) - want[i]).abs() <= 1e-5 * size[i] + 1e-30, "{dtype} {}", kernels.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn adding_and_strides_leave_their_neighbours_alone() {
+    let mut rng = Random(5);
+    let threads = threads(3);
+    let (rows, k, n, stride) = (21, 300, 50, 29);
+    let w_data = rng.floats(rows * k);
+    let w = Matrix::from_f32(rows, k, &w_data).unwrap();
+    let x = rng.floats(n * k);
+    for kernels in Kernels::available() {
+        let exec = Exec::new(&threads, kernels, None);
+        let before = rng.floats(n * stride);
+        let (mut stored, mut added) = (before.clone(), before.clone());
+        matmul_f32(&exec, &w, &x, &mut stored, stride, Epilogue::Store);
+        matmul_f32(&exec, &w, &x, &mut added, stride, Epilogue::Add);
+        for i in 0..n * stride {
+            if i % stride >= rows {
+                assert_eq!((stored[i], added[i]), (before[i], before[i]));
+            } else {
+                assert!((added[i] - before[i] - stored[i]).abs() < 1e-3, "{}", kernels.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let mut rng = Random(6);
+    for dtype in [GgmlType::F16, GgmlType::Q8_0, GgmlType::Q4_K, GgmlType::Q6_K] {
+        let (rows, k, n) = (45, 512, 301);
+        let bytes = random_weights(&mut rng, dtype, rows, k);
+        let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
+        let x = rng.floats(n * k);
+        let one = product(&threads(1), Kernels::best(), &w, &x);
+        for count in [2, 3, 7, 16] {
+            let many = product(&threads(count), Kernels::best(), &w, &x);
+            assert!(one.iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits()), "{dtype}, {count} threads");
+        }
+    }
+}
+
+fn naive_attention(shape: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+    let (dim, d, kv_d) = (shape.head_dim, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let mut out = vec![0.0; q.len()];
+    for s in shape.sequences {
+        for (i, h) in s.clone().flat_map(|i| (0..shape.heads).map(move |h| (i, h))) {
+            let kv = h / (shape.heads / shape.kv_heads);
+            let dot = |j: usize| -> f64 {
+                (0..dim).map(|c| f64::from(q[i * d + h * dim + c]) * f64::from(k[j * kv_d + kv * dim + c])).sum()
+            };
+            let scores: Vec<f64> = s.clone().map(|j| dot(j) / (dim as f64).sqrt()).collect();
+            let peak = scores.iter().cloned().fold(f64::MIN, f64::max);
+            let e: Vec<f64> = scores.iter().map(|x| (x - peak).exp()).collect();
+            let total: f64 = e.iter().sum();
+            for c in 0..dim {
+                let sum: f64 = s.clone().zip(&e).map(|(j, e)| e * f64::from(v[j * kv_d + kv * dim + c])).sum();
+                out[i * d + h * dim + c] = sum / total;
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn attention_agrees_with_the_definition_for_several_sequences_and_grouped_heads() {
+    let mut rng = Random(7);
+    let cases: [(usize, usize, usize, &[Range<usize>]); 4] = [
+        (1, 1, 4, &[0..1]),
+        (4, 4, 64, &[0..70, 70..71, 71..140]),
+        (6, 2, 20, &[0..33, 33..161]),
+        (2, 1, 128, &[0..65]),
+    ];
+    for (heads, kv_heads, head_dim, sequences) in cases {
+        let rows = sequences.last().unwrap().end;
+        let shape = Attention { heads, kv_heads, head_dim, sequences };
+        let q: Vec<f32> = rng.floats(rows * heads * head_dim).iter().map(|v| v * 3.0).collect();
+        let (k, v) = (rng.floats(rows * kv_heads * head_dim), rng.floats(rows * kv_heads * head_dim));
+        let want = naive_attention(&shape, &q, &k, &v);
+        for kernels in Kernels::available() {
+            let mut got = Vec::new();
+            for count in [1, 3] {
+                let threads = threads(count);
+                let mut out = vec![f32::NAN; q.len()];
+                shape.run(&Exec::new(&threads, kernels, None), &q, &k, &v, &mut out);
+                for (a, b) in out.iter().zip(&want) {
+                    assert!((f64::from(*a) - b).abs() < 2e-5 * (1.0 + b.abs()), "{}: {a} for {b}", kernels.name());
+                }
+                got.push(out);
+            }
+            assert_eq!(got[0], got[1], "{}", kernels.name());
+        }
+    }
+}
+
+struct Exp<'a>(&'a mut [f32]);
+impl Op for Exp<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn call<I: Isa>(self, isa: I) {
+        for c in self.0.as_chunks_mut::<LANES>().0 {
+            isa.store(isa::exp(isa, isa.load(c)), c);
+        }
+    }
+}
+
+#[test]
+fn exp_is_within_two_ulp_and_has_sane_ends() {
+    for kernels in Kernels::available() {
+        let x: Vec<f32> = (0..160_000).map(|i| -87.0 + i as f32 * (175.0 / 160_000.0)).collect();
+        let mut y = x.clone();
+        kernels.run(Exp(&mut y));
+        for (x, y) in x.iter().zip(&y) {
+            let want = f64::from(*x).exp();
+            let ulp = f64::from(f32::from_bits((want as f32).to_bits() + 1)) - f64::from(want as f32);
+            assert!((f64::from(*y) - want).abs() <= 2.0 * ulp, "{}: exp({x}) = {y}", kernels.name());
+        }
+        let mut ends = [0.0f32; LANES];
+        ends[..4].copy_from_slice(&[f32::NEG_INFINITY, -88.0, 0.0, 200.0]);
+        kernels.run(Exp(&mut ends));
+        assert_eq!(ends[..3], [0.0, 0.0, 1.0]);
+        assert!(ends[3].is_finite() && ends[3] > 1e38);
+    }
+}
+
+#[test]
+fn norm_gate_and_softmax_agree_with_the_definition() {
+    let mut rng = Random(8);
+    let threads = threads(2);
+    for kernels in Kernels::available() {
+        let exec = Exec::new(&threads, kernels, None);
+        for d in [1, 15, 16, 37, 256] {
+            let (x, w, n) = (rng.floats(11 * d), rng.floats(d), 11);
+            let mut out = vec![0.0; n * d];
+            elementwise::rms_norm(&exec, &x, &w, 1e-5, &mut out);
+            let mut soft = x.clone();
+            elementwise::softmax_rows(&exec, &mut soft, d, 0.5);
+            let up = rng.floats(n * d);
+            let mut gate = x.clone();
+            elementwise::silu_mul(&exec, &mut gate, &up);
+            for r in 0..n {
+                let row = &x[r * d..][..d];
+                let mean: f64 = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / d as f64;
+                let e: Vec<f64> = row.iter().map(|v| (0.5 * f64::from(*v)).exp()).collect();
+                let total: f64 = e.iter().sum();
+                for c in 0..d {
+                    let (i, v) = (r * d + c, f64::from(row[c]));
+                    let norm = v / (mean + 1e-5).sqrt() * f64::from(w[c]);
+                    assert!((f64::from(out[i]) - norm).abs() < 1e-5 * (1.0 + norm.abs()));
+                    assert!((f64::from(soft[i]) - e[c] / total).abs() < 1e-6);
+                    let silu = v / (1.0 + (-v).exp()) * f64::from(up[i]);
+                    assert!((f64::from(gate[i]) - silu).abs() < 1e-5 * (1.0 + silu.abs()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rotary_positions_rotate_pairs_half_a_head_apart() {
+    let mut rng = Random(9);
+    let threads = threads(2);
+    let exec = Exec::new(&threads, Kernels::best(), None);
+    let (heads, dim, positions) = (3, 10, [0u32, 1, 7, 40]);
+    let rope = elementwise::Rope::new(41, dim, 500_000.0).unwrap();
+    let x = rng.floats(positions.len() * heads * dim);
+    let mut y = x.clone();
+    rope.apply(&exec, &mut y, &positions);
+    for (r, p) in positions.iter().enumerate() {
+        for (h, i) in (0..heads).flat_map(|h| (0..dim / 2).map(move |i| (h, i))) {
+            let at = (r * heads + h) * dim + i;
+            let angle = f64::from(*p) * 500_000f64.powf(-2.0 * i as f64 / dim as f64);
+            let (a, b) = (f64::from(x[at]), f64::from(x[at + dim / 2]));
+            assert!((f64::from(y[at]) - (a * angle.cos() - b * angle.sin())).abs() < 1e-4);
+            assert!((f64::from(y[at + dim / 2]) - (b * angle.cos() + a * angle.sin())).abs() < 1e-4);
+        }
+    }
+}

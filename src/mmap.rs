@@ -1,0 +1,163 @@
+//! The bytes of a model file: mapped, so that opening is instant and processes share the pages; or read into memory
+//! where mapping does not work (some network and container file systems) or is not wanted.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::parallel::try_vec;
+
+/// The whole content of a file, at an address aligned for every tensor that the file aligns.
+pub struct Mapping {
+    content: Content,
+}
+
+enum Content {
+    Mapped(memmap2::Mmap),
+    Read { lines: Vec<Line>, len: usize },
+}
+
+/// A cache line: what a file that was read is aligned to (a mapped one is aligned to its pages).
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u64; 8]);
+
+impl Mapping {
+    /// Maps the file; reads it into memory if the system refuses to map it.
+    ///
+    /// While it is mapped the file must not be changed or cut off by anyone: reading pages that are gone kills the
+    /// process on most systems. Replacing it by renaming another file over it (as `gguf::Writer` does) is harmless.
+    ///
+    /// # Errors
+    /// `Io` if it cannot be opened or is no regular file; `Format` if it is empty; `OutOfMemory` if it must be
+    /// read and does not fit.
+    pub fn open(path: impl AsRef<Path>) -> Result<Mapping> {
+        let path = path.as_ref();
+        let (file, len) = open_regular(path)?;
+        // SAFETY: the map is read-only and private to this struct, which hands out shared slices that live no longer
+        // than itself. What remains is another process changing the file; the documentation above forbids it,
+        // and no system offers a map that is immune to it.
+        match unsafe { memmap2::MmapOptions::new().len(len).map(&file) } {
+            Ok(map) => Ok(Mapping { content: Content::Mapped(map) }),
+            Err(_) => read_all(file, len, path),
+        }
+    }
+
+    /// Reads the file into memory: what becomes of the file afterwards does not matter.
+    ///
+    /// # Errors
+    /// As `open`; also `Io` if the file shrinks while it is read.
+    pub fn read(path: impl AsRef<Path>) -> Result<Mapping> {
+        let path = path.as_ref();
+        let (file, len) = open_regular(path)?;
+        read_all(file, len, path)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        match &self.content {
+            Content::Mapped(map) => map,
+            Content::Read { lines, len } => &bytemuck::cast_slice(lines)[..*len],
+        }
+    }
+
+    /// Whether the bytes are the file's own pages (false: a copy in memory).
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.content, Content::Mapped(_))
+    }
+}
+
+/// Opens a file that can be mapped or read whole, and tells its length.
+fn open_regular(path: &Path) -> Result<(File, usize)> {
+    let io = |e| Error::io(path.display(), e);
+    // Asked before opening, because opening a pipe waits for its other end.
+    let kind = std::fs::metadata(path).map_err(io)?.file_type();
+    if kind.is_dir() {
+        return Err(io(io::Error::new(ErrorKind::IsADirectory, "this is a folder, not a model file")));
+    }
+    if !kind.is_file() {
+        return Err(io(io::Error::new(ErrorKind::InvalidInput, "this is a device or a pipe, not a model file")));
+    }
+    let file = File::open(path).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    if len == 0 {
+        return Err(Error::format(path.display(), "the file is empty"));
+    }
+    let len = usize::try_from(len).map_err(|_| {
+        Error::unsupported(path.display(), format_args!("{len} bytes are more than this machine can address"))
+    })?;
+    Ok((file, len))
+}
+
+fn read_all(mut file: File, len: usize, path: &Path) -> Result<Mapping> {
+    let what = || format!("reading {} into memory", path.display());
+    let mut lines: Vec<Line> = try_vec(len.div_ceil(size_of::<Line>()), &what())?;
+    let target = &mut bytemuck::cast_slice_mut::<Line, u8>(&mut lines)[..len];
+    file.read_exact(target).map_err(|e| match e.kind() {
+        ErrorKind::UnexpectedEof => {
+            let reason = "the file became shorter while it was read";
+            Error::io(path.display(), io::Error::new(ErrorKind::UnexpectedEof, reason))
+        }
+        _ => Error::io(path.display(), e),
+    })?;
+    Ok(Mapping { content: Content::Read { lines, len } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that no two neighbouring pages or lines have in common.
+    fn noise(len: usize) -> Vec<u8> {
+        (0..len as u32).map(|i| (i.wrapping_mul(2654435761) >> 13) as u8).collect()
+    }
+
+    #[test]
+    fn mapped_and_read_bytes_are_the_bytes_of_the_file_and_aligned() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        for len in [1, 63, 64, 65, 4095, 100_003] {
+            let content = noise(len);
+            std::fs::write(&path, &content).unwrap();
+            let (mapped, read) = (Mapping::open(&path).unwrap(), Mapping::read(&path).unwrap());
+            assert!(mapped.is_mapped() && !read.is_mapped());
+            assert!(mapped.bytes() == content && read.bytes() == content, "{len} bytes");
+            assert_eq!(mapped.bytes().as_ptr().align_offset(64), 0);
+            assert_eq!(read.bytes().as_ptr().align_offset(64), 0);
+        }
+    }
+
+    #[test]
+    fn a_mapped_file_survives_being_replaced_by_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        let content = noise(10_001);
+        std::fs::write(&path, &content).unwrap();
+        let mapped = Mapping::open(&path).unwrap();
+        std::fs::write(folder.path().join("b"), b"other").unwrap();
+        // Windows refuses to replace a mapped file; there the file stays as it is.
+        let _ = std::fs::rename(folder.path().join("b"), &path);
+        assert!(mapped.bytes() == content);
+    }
+
+    #[test]
+    fn what_is_not_a_model_file_is_refused_by_name_and_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = folder.path().join("empty.gguf");
+        std::fs::write(&empty, []).unwrap();
+        let cases = [
+            (empty, 2, "the file is empty"),
+            (folder.path().to_owned(), 1, "this is a folder"),
+            (folder.path().join("missing.gguf"), 1, "No such file"),
+        ];
+        for (path, code, reason) in cases {
+            for opened in [Mapping::open(&path), Mapping::read(&path)] {
+                let e = opened.err().unwrap();
+                let message = e.to_string();
+                assert_eq!(e.code(), code, "{message}");
+                assert!(message.starts_with(&path.display().to_string()), "{message}");
+                assert!(message.contains(reason) || (cfg!(windows) && code == 1), "{message}");
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Buffers of a forward pass: sized up front, so that a step allocates nothing.
+
+use super::config::Config;
+use crate::error::{Error, Result};
+use crate::kernels::{Bf16Rows, Int8Rows};
+use crate::parallel::try_vec;
+
+/// Scratch memory of one context, for batches of up to `tokens` tokens (over all sequences).
+#[derive(Default)]
+pub struct State {
+    tokens: usize,
+    /// residual stream [tokens, d_model]
+    pub(super) x: Vec<f32>,
+    /// normed input, then attention output [tokens, d_model]
+    pub(super) h: Vec<f32>,
+    pub(super) q: Vec<f32>,
+    /// [tokens, kv_dim]
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
+    /// [tokens, d_ff]
+    pub(super) gate: Vec<f32>,
+    pub(super) up: Vec<f32>,
+    /// the input of a product, quantized or rounded
+    pub(super) int8: Int8Rows,
+    pub(super) bf16: Bf16Rows,
+    /// position of every token inside its sequence
+    pub(super) positions: Vec<u32>,
+    /// the rows of each sequence
+    pub(super) sequences: Vec<std::ops::Range<usize>>,
+}
+
+impl State {
+    /// Room for `tokens` tokens; memory that is there already is kept.
+    pub fn reserve(&mut self, c: &Config, tokens: usize) -> Result<()> {
+        if tokens <= self.tokens {
+            return Ok(());
+        }
+        // give back before asking again: the peak is one set of buffers
+        *self = State::default();
+        let rows = |width: usize| -> Result<Vec<f32>> {
+            let len = tokens
+                .checked_mul(width)
+                .ok_or_else(|| Error::OutOfMemory { what: format!("a batch of {tokens} tokens"), bytes: usize::MAX })?;
+            try_vec(len, "a batch's activations")
+        };
+        let (d, kv, ff) = (c.d_model, c.kv_dim(), c.d_ff);
+        *self = State {
+            tokens: 0,
+            x: rows(d)?,
+            h: rows(d)?,
+            q: rows(d)?,
+            k: rows(kv)?,
+            v: rows(kv)?,
+            gate: rows(ff)?,
+            up: rows(ff)?,
+            int8: Int8Rows::with_capacity(tokens, d.max(ff))?,
+            bf16: Bf16Rows::with_capacity(tokens, d.max(ff))?,
+            positions: try_vec(tokens, "a batch's positions")?,
+            sequences: Vec::new(),
+        };
+        self.tokens = tokens;
+        Ok(())
+    }
+
+    /// Bytes that [`State::reserve`] takes for `tokens` tokens.
+    pub fn bytes(c: &Config, tokens: usize) -> usize {
+        let widest = c.d_model.max(c.d_ff);
+        let floats = 3 * c.d_model + 2 * c.kv_dim() + 2 * c.d_ff + 1;
+        tokens
+            .saturating_mul(floats * 4)
+            .saturating_add(Int8Rows::bytes(tokens, widest))
+            .saturating_add(tokens.saturating_mul(2 * widest))
+    }
+}

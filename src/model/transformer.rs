@@ -1,0 +1,256 @@
+//! The forward pass: token ids in, logits out.
+
+use std::ops::Range;
+
+use super::Compute;
+use super::config::Config;
+use super::state::State;
+use super::weights::{Layer, Weights};
+use crate::error::{Error, Result};
+use crate::gguf::Header;
+use crate::kernels::attention::Attention;
+use crate::kernels::elementwise::{Rope, rms_norm, silu_mul};
+use crate::kernels::{Activations, Bf16Rows, Epilogue, Int8Rows, has_int8, matmul};
+use crate::parallel::Exec;
+use crate::tensor::{self, Matrix};
+
+/// A sequence to run the network on, and the part of its logits that is wanted.
+#[derive(Clone, Debug)]
+pub struct SequenceRequest<'a> {
+    /// The whole sequence, masks included. It attends to itself only.
+    pub ids: &'a [u32],
+    /// The positions whose logits are wanted, in this order.
+    pub rows: &'a [usize],
+    /// The ids whose logits are wanted.
+    pub vocab: Range<u32>,
+}
+
+impl SequenceRequest<'_> {
+    /// Number of logits wanted; they are [rows, vocab].
+    pub fn logits(&self) -> usize {
+        self.rows.len().saturating_mul(self.vocab.len())
+    }
+}
+
+/// Sees the residual stream [tokens, d_model] that enters each layer, and the final norm's output after the last.
+pub type LayerObserver<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
+
+/// The backbone over a mapped file.
+pub struct Transformer {
+    pub config: Config,
+    pub weights: Weights,
+    rope: Rope,
+}
+
+impl Transformer {
+    pub fn from_header(h: &Header) -> Result<Self> {
+        let config = Config::from_header(h)?;
+        let weights = Weights::from_header(h, &config)?;
+        // a file may claim any context; the angles are only as many as can be used
+        let rope = Rope::new(config.context.min(MAX_POSITIONS), config.head_dim, config.rope_theta)?;
+        Ok(Transformer { config, weights, rope })
+    }
+
+    /// Most positions that a sequence can have.
+    pub fn max_positions(&self) -> usize {
+        self.config.context.min(MAX_POSITIONS)
+    }
+
+    /// Runs a batch of sequences of any lengths; they do not see each other. Logits come one sequence after the
+    /// other, row by row: [rows][vocab]. Looks at `exec`'s cancel flag before every layer.
+    ///
+    /// Errors: an id, row or vocabulary range outside the model, an empty or too long sequence, no memory.
+    pub fn forward(
+        &self,
+        exec: &Exec,
+        compute: Compute,
+        file: &[u8],
+        state: &mut State,
+        batch: &[SequenceRequest],
+        logits: &mut [f32],
+        mut observe: Option<LayerObserver>,
+    ) -> Result<()> {
+        let tokens = self.check(batch, logits.len())?;
+        state.reserve(&self.config, tokens)?;
+        let bf16 = compute == Compute::Fast && exec.kernels.has_bf16();
+        let run = Run { exec, file, bf16 };
+        exec.run(|| {
+            self.embed(file, state, batch)?;
+            let d = self.config.d_model;
+            for (n, layer) in self.weights.layers.iter().enumerate() {
+                exec.check()?;
+                if let Some(observe) = &mut observe {
+                    observe(n, &state.x[..tokens * d]);
+                }
+                self.attention(&run, layer, state, tokens);
+                self.feed_forward(&run, layer, state, tokens);
+            }
+            exec.check()?;
+            let norm = self.weights.output_norm.floats(file);
+            rms_norm(exec, &state.x[..tokens * d], norm, self.config.rms_eps, &mut state.h[..tokens * d]);
+            if let Some(observe) = &mut observe {
+                observe(self.config.layers, &state.h[..tokens * d]);
+            }
+            self.output(&run, state, batch, logits);
+            exec.check()
+        })
+    }
+
+    /// Validates a batch; returns its number of tokens.
+    fn check(&self, batch: &[SequenceRequest], logits: usize) -> Result<usize> {
+        let c = &self.config;
+        let mut tokens = 0usize;
+        let mut wanted = 0usize;
+        for s in batch {
+            let n = s.ids.len();
+            if n == 0 {
+                return Err(Error::invalid("a sequence is empty"));
+            }
+            if n > self.max_positions() {
+                let what = "a sequence".to_owned();
+                return Err(Error::ContextOverflow { what, needed: n, limit: self.max_positions() });
+            }
+            if let Some(id) = s.ids.iter().find(|id| **id as usize >= c.vocab) {
+                return Err(Error::invalid(format!("token id {id} is outside the vocabulary of {}", c.vocab)));
+            }
+            if let Some(row) = s.rows.iter().find(|row| **row >= n) {
+                return Err(Error::invalid(format!("logits of position {row} of a sequence of {n} were asked for")));
+            }
+            if s.vocab.start > s.vocab.end || s.vocab.end as usize > c.vocab {
+                return Err(Error::invalid(format!("logits of ids {:?} of a vocabulary of {}", s.vocab, c.vocab)));
+            }
+            tokens += n;
+            wanted = wanted.saturating_add(s.logits());
+        }
+        if wanted != logits {
+            return Err(Error::Internal(format!("room for {logits} logits where {wanted} are wanted")));
+        }
+        Ok(tokens)
+    }
+
+    fn embed(&self, file: &[u8], state: &mut State, batch: &[SequenceRequest]) -> Result<()> {
+        let d = self.config.d_model;
+        let table = self.weights.token_embd.view(file);
+        let mut at = 0;
+        state.sequences.clear();
+        for s in batch {
+            state.sequences.push(at..at + s.ids.len());
+            for (p, id) in s.ids.iter().enumerate() {
+                tensor::dequantize(table.dtype(), table.row(*id as usize), &mut state.x[at * d..][..d])?;
+                state.positions[at] = p as u32;
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// `x += attn_output(attention(norm(x)))`
+    fn attention(&self, run: &Run, layer: &Layer, s: &mut State, tokens: usize) {
+        let c = &self.config;
+        let (d, kv) = (tokens * c.d_model, tokens * c.kv_dim());
+        let (q, k, v) = (&mut s.q[..d], &mut s.k[..kv], &mut s.v[..kv]);
+        rms_norm(run.exec, &s.x[..d], layer.attn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
+        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, &layer.q.view(run.file), q, Epilogue::Store);
+        run.project(&mut input, &layer.k.view(run.file), k, Epilogue::Store);
+        run.project(&mut input, &layer.v.view(run.file), v, Epilogue::Store);
+        self.rope.apply(run.exec, q, &s.positions[..tokens]);
+        self.rope.apply(run.exec, k, &s.positions[..tokens]);
+        let shape = Attention { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, sequences: &s.sequences };
+        shape.run(run.exec, q, k, v, &mut s.h[..d]);
+        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add);
+    }
+
+    /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
+    fn feed_forward(&self, run: &Run, layer: &Layer, s: &mut State, tokens: usize) {
+        let c = &self.config;
+        let (d, ff) = (tokens * c.d_model, tokens * c.d_ff);
+        rms_norm(run.exec, &s.x[..d], layer.ffn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
+        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, &layer.gate.view(run.file), &mut s.gate[..ff], Epilogue::Store);
+        run.project(&mut input, &layer.up.view(run.file), &mut s.up[..ff], Epilogue::Store);
+        silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
+        let mut input = Input::new(&s.gate[..ff], c.d_ff, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, &layer.down.view(run.file), &mut s.x[..d], Epilogue::Add);
+    }
+
+    /// Logits of the wanted rows: they are gathered first (into `q`, free by now), then multiplied once per run of
+    /// sequences that want the same part of the vocabulary.
+    fn output(&self, run: &Run, s: &mut State, batch: &[SequenceRequest], mut logits: &mut [f32]) {
+        let d = self.config.d_model;
+        let output = self.weights.output.view(run.file);
+        let mut first = 0;
+        while first < batch.len() {
+            let vocab = batch[first].vocab.clone();
+            let same = batch[first..].iter().take_while(|s| s.vocab == vocab).count();
+            let (now, places) = (&batch[first..first + same], &s.sequences[first..first + same]);
+            let rows: usize = now.iter().map(|s| s.rows.len()).sum();
+            // a caller may want a row twice: then there can be more rows than tokens
+            if s.q.len() < rows * d {
+                s.q.resize(rows * d, 0.0);
+            }
+            let mut gathered = s.q.chunks_exact_mut(d);
+            for (sequence, place) in now.iter().zip(places) {
+                for (row, to) in sequence.rows.iter().zip(&mut gathered) {
+                    to.copy_from_slice(&s.h[(place.start + row) * d..][..d]);
+                }
+            }
+            let (y, later) = std::mem::take(&mut logits).split_at_mut(rows * vocab.len());
+            logits = later;
+            if !y.is_empty() {
+                let w = output.slice(vocab.start as usize..vocab.end as usize);
+                let mut input = Input::new(&s.q[..rows * d], d, &mut s.int8, &mut s.bf16);
+                run.project(&mut input, &w, y, Epilogue::Store);
+            }
+            first += same;
+        }
+    }
+}
+
+/// No published model comes near; keeps a file's claim from sizing the table of angles.
+const MAX_POSITIONS: usize = 1 << 17;
+
+/// What the parts of a forward pass share.
+struct Run<'a> {
+    exec: &'a Exec<'a>,
+    file: &'a [u8],
+    /// float weights meet activations in bfloat16
+    bf16: bool,
+}
+
+/// The input of some projections, [rows, width]: quantized or rounded once for all of them, when the first needs it.
+struct Input<'a> {
+    x: &'a [f32],
+    width: usize,
+    int8: &'a mut Int8Rows,
+    bf16: &'a mut Bf16Rows,
+    has_int8: bool,
+    has_bf16: bool,
+}
+
+impl<'a> Input<'a> {
+    fn new(x: &'a [f32], width: usize, int8: &'a mut Int8Rows, bf16: &'a mut Bf16Rows) -> Self {
+        Input { x, width, int8, bf16, has_int8: false, has_bf16: false }
+    }
+}
+
+impl Run<'_> {
+    /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
+    fn project(&self, input: &mut Input, w: &Matrix, y: &mut [f32], epilogue: Epilogue) {
+        let activations = if has_int8(w.dtype()) {
+            if !std::mem::replace(&mut input.has_int8, true) {
+                input.int8.quantize(self.exec, input.x, input.width);
+            }
+            Activations::Int8(input.int8)
+        } else if self.bf16 && w.dtype().is_float() {
+            if !std::mem::replace(&mut input.has_bf16, true) {
+                input.bf16.round(self.exec, input.x, input.width);
+            }
+            Activations::Bf16(input.bf16)
+        } else {
+            Activations::F32 { x: input.x, k: input.width }
+        };
+        matmul(self.exec, w, activations, y, w.rows(), epilogue);
+    }
+}

@@ -1,0 +1,239 @@
+//! The layouts of the block types, as they lie in a file (ggml's `block_*` structs; all of them little-endian).
+//!
+//! A block holds the elements of one row that share scales: 32, or 256 in the "K" types, where a super-block's f16
+//! scale `d` multiplies small integer scales of its sub-blocks. Every field is made of bytes, so that a block may
+//! start at any address and a slice of file bytes can be viewed as blocks without copying.
+//!
+//! In the drawings `q[i]` is the quant of element `i`, the byte's high bits stand left, and `l` counts bytes.
+
+#![allow(non_camel_case_types)] // BlockQ4_K: as everyone writes the type
+
+use bytemuck::{Pod, Zeroable};
+
+use super::GgmlType;
+
+/// Elements in a super-block.
+pub const QK_K: usize = 256;
+
+/// An f16 at any address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Half([u8; 2]);
+
+impl Half {
+    /// Rounds to the nearest f16, ties to even; too large a value becomes infinite.
+    pub fn new(v: f32) -> Self {
+        Half(half::f16::from_f32(v).to_le_bytes())
+    }
+    pub fn get(self) -> f32 {
+        half::f16::from_le_bytes(self.0).to_f32()
+    }
+    pub fn to_f16(self) -> half::f16 {
+        half::f16::from_le_bytes(self.0)
+    }
+}
+
+/// A block type's layout.
+pub trait Block: Pod {
+    const TYPE: GgmlType;
+    /// Elements in a block.
+    const LEN: usize;
+
+    /// Views bytes as blocks; `None` unless they are whole blocks.
+    fn view(bytes: &[u8]) -> Option<&[Self]> {
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+    fn view_mut(bytes: &mut [u8]) -> Option<&mut [Self]> {
+        bytemuck::try_cast_slice_mut(bytes).ok()
+    }
+}
+
+macro_rules! layout {
+    ($(#[$doc:meta])* $name:ident = $variant:ident, $len:expr, { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
+
+        impl Block for $name {
+            const TYPE: GgmlType = GgmlType::$variant;
+            const LEN: usize = $len;
+        }
+    };
+}
+
+layout! {
+    /// x = d (q - 8).
+    /// ```text
+    /// qs[l]: q[l + 16] q[l]      4 bits each, l = 0..16
+    /// ```
+    BlockQ4_0 = Q4_0, 32, { d: Half, qs: [u8; 16], }
+}
+
+layout! {
+    /// x = d q + m; `qs` as in Q4_0.
+    BlockQ4_1 = Q4_1, 32, { d: Half, m: Half, qs: [u8; 16], }
+}
+
+layout! {
+    /// x = d (q - 16), q of 5 bits.
+    /// ```text
+    /// qs[l]: low 4 bits of q[l + 16] q[l]
+    /// qh:    a u32 whose bit i is the fifth bit of q[i]
+    /// ```
+    BlockQ5_0 = Q5_0, 32, { d: Half, qh: [u8; 4], qs: [u8; 16], }
+}
+
+layout! {
+    /// x = d q + m; `qh` and `qs` as in Q5_0.
+    BlockQ5_1 = Q5_1, 32, { d: Half, m: Half, qh: [u8; 4], qs: [u8; 16], }
+}
+
+layout! {
+    /// x = d q.
+    BlockQ8_0 = Q8_0, 32, { d: Half, qs: [i8; 32], }
+}
+
+layout! {
+    /// x = (d sc) q - dmin m, q of 2 bits; 16 sub-blocks s of 16 elements.
+    /// ```text
+    /// scales[s]: m sc            4 bits each
+    /// qs[32 h + l]: q[128 h + 96 + l] q[128 h + 64 + l] q[128 h + 32 + l] q[128 h + l]   2 bits each, h = 0..2, l = 0..32
+    /// ```
+    BlockQ2_K = Q2_K, QK_K, { scales: [u8; 16], qs: [u8; 64], d: Half, dmin: Half, }
+}
+
+layout! {
+    /// x = (d (sc - 32)) (q - 4), q of 3 bits; 16 sub-blocks s of 16 elements, sc of 6 bits.
+    /// ```text
+    /// hmask[l]:     bit j is the third bit of q[32 j + l], l = 0..32
+    /// qs[32 h + l]: the low 2 bits, as in Q2_K
+    /// scales[s]:     low 4 bits of sc[s + 8] sc[s],                              s = 0..8
+    /// scales[8 + s]: high 2 bits of sc[s + 12] sc[s + 8] sc[s + 4] sc[s],        s = 0..4
+    /// ```
+    BlockQ3_K = Q3_K, QK_K, { hmask: [u8; 32], qs: [u8; 64], scales: [u8; 12], d: Half, }
+}
+
+layout! {
+    /// x = (d sc) q - dmin m, q of 4 bits; 8 sub-blocks s of 32 elements, sc and m of 6 bits.
+    /// ```text
+    /// scales[s]:     high 2 bits of sc[s + 4], sc[s]      s = 0..4
+    /// scales[4 + s]: high 2 bits of m[s + 4],  m[s]
+    /// scales[8 + s]: low 4 bits of m[s + 4] sc[s + 4]
+    /// qs[32 g + l]:  q[64 g + 32 + l] q[64 g + l]         g = 0..4, l = 0..32
+    /// ```
+    BlockQ4_K = Q4_K, QK_K, { d: Half, dmin: Half, scales: [u8; 12], qs: [u8; 128], }
+}
+
+layout! {
+    /// As Q4_K with q of 5 bits.
+    /// ```text
+    /// qh[l]: bit s is the fifth bit of q[32 s + l]        l = 0..32
+    /// ```
+    BlockQ5_K = Q5_K, QK_K, { d: Half, dmin: Half, scales: [u8; 12], qh: [u8; 32], qs: [u8; 128], }
+}
+
+layout! {
+    /// x = (d sc) (q - 32), q of 6 bits; 16 sub-blocks of 16 elements.
+    /// ```text
+    /// ql[64 h + l]: low 4 bits of q[128 h + 64 + l] q[128 h + l]          h = 0..2, l = 0..64
+    /// qh[32 h + l]: high 2 bits of q[128 h + 96 + l] q[128 h + 64 + l] q[128 h + 32 + l] q[128 h + l],  l = 0..32
+    /// ```
+    BlockQ6_K = Q6_K, QK_K, { ql: [u8; 128], qh: [u8; 64], scales: [i8; 16], d: Half, }
+}
+
+layout! {
+    /// x = d `IQ4_VALUES[q]`; `qs` as in Q4_0.
+    BlockIQ4_NL = IQ4_NL, 32, { d: Half, qs: [u8; 16], }
+}
+
+layout! {
+    /// x = (d (sc - 32)) `IQ4_VALUES[q]`; 8 sub-blocks s of 32 elements, sc of 6 bits.
+    /// ```text
+    /// scales_h:    a u16, bits 2 s and 2 s + 1 are the high 2 bits of sc[s]
+    /// scales_l[k]: low 4 bits of sc[2 k + 1] sc[2 k]
+    /// qs[16 s + l]: q[32 s + 16 + l] q[32 s + l]          l = 0..16
+    /// ```
+    BlockIQ4_XS = IQ4_XS, QK_K, { d: Half, scales_h: [u8; 2], scales_l: [u8; 4], qs: [u8; 128], }
+}
+
+/// The sixteen levels of IQ4_NL and IQ4_XS (ggml's `kvalues_iq4nl`): finer near zero.
+pub const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Scale and min of sub-block `s` (0..8) in the twelve bytes of Q4_K and Q5_K.
+pub fn scale_min_k4(scales: &[u8; 12], s: usize) -> (u8, u8) {
+    if s < 4 {
+        (scales[s] & 63, scales[s + 4] & 63)
+    } else {
+        let low = scales[s + 4];
+        (low & 15 | scales[s - 4] >> 6 << 4, low >> 4 | scales[s] >> 6 << 4)
+    }
+}
+
+/// The twelve bytes of eight scales and mins, all below 64.
+pub fn pack_scale_min_k4(sc: &[u8; 8], m: &[u8; 8]) -> [u8; 12] {
+    std::array::from_fn(|i| match i {
+        0..4 => sc[i] | sc[i + 4] >> 4 << 6,
+        4..8 => m[i - 4] | m[i] >> 4 << 6,
+        _ => sc[i - 4] & 15 | m[i - 4] << 4,
+    })
+}
+
+/// Scale of sub-block `s` (0..16) of Q3_K, -32 to 31.
+pub fn scale_q3_k(scales: &[u8; 12], s: usize) -> i8 {
+    let low = scales[s % 8] >> (4 * (s / 8)) & 15;
+    let high = scales[8 + s % 4] >> (2 * (s / 4)) & 3;
+    (low | high << 4) as i8 - 32
+}
+
+/// Scale of sub-block `s` (0..8) of IQ4_XS, -32 to 31.
+pub fn scale_iq4_xs(block: &BlockIQ4_XS, s: usize) -> i8 {
+    let low = block.scales_l[s / 2] >> (4 * (s % 2)) & 15;
+    let high = (u16::from_le_bytes(block.scales_h) >> (2 * s) & 3) as u8;
+    (low | high << 4) as i8 - 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fits<B: Block>() {
+        assert_eq!((size_of::<B>(), align_of::<B>()), (B::TYPE.block_bytes(), 1), "{}", B::TYPE);
+        assert_eq!(B::LEN, B::TYPE.block_len(), "{}", B::TYPE);
+    }
+
+    #[test]
+    fn every_layout_has_the_size_that_the_type_table_says() {
+        fits::<BlockQ4_0>();
+        fits::<BlockQ4_1>();
+        fits::<BlockQ5_0>();
+        fits::<BlockQ5_1>();
+        fits::<BlockQ8_0>();
+        fits::<BlockQ2_K>();
+        fits::<BlockQ3_K>();
+        fits::<BlockQ4_K>();
+        fits::<BlockQ5_K>();
+        fits::<BlockQ6_K>();
+        fits::<BlockIQ4_NL>();
+        fits::<BlockIQ4_XS>();
+    }
+
+    #[test]
+    fn packed_scales_and_mins_come_back() {
+        let sc: [u8; 8] = std::array::from_fn(|i| (i * 37 + 11) as u8 % 64);
+        let m: [u8; 8] = std::array::from_fn(|i| (i * 29 + 62) as u8 % 64);
+        let packed = pack_scale_min_k4(&sc, &m);
+        for s in 0..8 {
+            assert_eq!(scale_min_k4(&packed, s), (sc[s], m[s]));
+        }
+    }
+
+    #[test]
+    fn bytes_are_viewed_as_blocks_at_any_address_but_only_whole_ones() {
+        let bytes: Vec<u8> = (0..18 * 3 + 1).map(|i| (i * 7) as u8).collect();
+        let blocks = BlockQ4_0::view(&bytes[1..]).unwrap();
+        assert_eq!(blocks.len(), 3);
+        assert_eq!(blocks[2].qs[..], bytes[1 + 36 + 2..]);
+        assert!(BlockQ4_0::view(&bytes).is_none());
+    }
+}

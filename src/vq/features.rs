@@ -1,0 +1,66 @@
+//! A feature map and the buffers that a run of the network reuses.
+
+use crate::error::{Error, Result};
+
+/// Activations of a picture: [height, width, channels], channels fastest.
+#[derive(Debug)]
+pub(super) struct Features {
+    pub height: usize,
+    pub width: usize,
+    pub channels: usize,
+    pub data: Vec<f32>,
+}
+
+impl Features {
+    pub fn positions(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// Numbers in a row of the picture.
+    pub fn row_len(&self) -> usize {
+        self.width * self.channels
+    }
+}
+
+/// Buffers for reuse: feature maps that are done with, and the working memory of the convolutions.
+#[derive(Default)]
+pub(super) struct Scratch {
+    free: Vec<Vec<f32>>,
+    /// Gathered windows, [positions of a chunk, kernel * kernel * inputs].
+    pub patches: Vec<f32>,
+    /// Normalized input rows of a chunk.
+    pub rows: Vec<f32>,
+}
+
+impl Scratch {
+    /// A feature map with unspecified contents.
+    pub fn features(&mut self, height: usize, width: usize, channels: usize) -> Result<Features> {
+        let len = height.checked_mul(width).and_then(|n| n.checked_mul(channels));
+        let len = len.filter(|n| n.checked_mul(size_of::<f32>()).is_some());
+        let len = len.ok_or_else(|| {
+            Error::invalid(format!("a feature map of {height}x{width}x{channels} numbers is too large"))
+        })?;
+        // The smallest buffer that is large enough; else the largest there is, which is given up for a new one.
+        let fits = (0..self.free.len()).filter(|&i| self.free[i].capacity() >= len);
+        let choice = fits.min_by_key(|&i| self.free[i].capacity());
+        let choice = choice.or_else(|| (0..self.free.len()).max_by_key(|&i| self.free[i].capacity()));
+        let mut data = choice.map(|i| self.free.swap_remove(i)).unwrap_or_default();
+        set_len(&mut data, len, "a feature map of the image tokenizer")?;
+        Ok(Features { height, width, channels, data })
+    }
+
+    pub fn recycle(&mut self, features: Features) {
+        self.free.push(features.data);
+    }
+}
+
+/// Makes `v` exactly `len` long. Old contents are not kept; what they are is unspecified.
+pub(super) fn set_len(v: &mut Vec<f32>, len: usize, what: &str) -> Result<()> {
+    if v.capacity() < len {
+        *v = Vec::new(); // frees the old memory before asking for more
+        v.try_reserve_exact(len)
+            .map_err(|_| Error::OutOfMemory { what: what.to_owned(), bytes: len.saturating_mul(size_of::<f32>()) })?;
+    }
+    v.resize(len, 0.0);
+    Ok(())
+}

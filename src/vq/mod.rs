@@ -1,0 +1,165 @@
+//! The image tokenizer: pictures to codes and back (MAGVIT-v2, arXiv 2310.05737). A convolutional encoder gives a
+//! latent vector per 2^levels-sided patch; the signs of its channels are the code (look-up-free quantization); a
+//! decoder paints the picture from the signs.
+//!
+//! Layer by layer: `encoder` and `decoder` walk through `blocks` (residual blocks, `attention`), which stand on
+//! `norm` (group normalization) and `conv` (convolutions as matrix products). Feature maps are [height, width,
+//! channels] in f32. Weights are read where they lie in the model file.
+#![forbid(unsafe_code)]
+
+mod attention;
+mod blocks;
+mod config;
+mod conv;
+mod decoder;
+mod encoder;
+mod features;
+mod norm;
+mod run;
+mod weights;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{Config, Levels};
+
+use decoder::Decoder;
+use encoder::Encoder;
+use features::Scratch;
+use run::Run;
+
+use crate::error::{Error, Result};
+use crate::gguf::Header;
+use crate::image::{self, RgbImage};
+use crate::parallel::Exec;
+
+/// What the encoder makes of a picture; positions row by row.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Encoded {
+    /// In codes.
+    pub height: usize,
+    /// In codes.
+    pub width: usize,
+    /// [height, width, z_channels]
+    pub latent: Vec<f32>,
+    /// [height, width]: bit by bit whether a latent's channel is above 0, channel 0 being the most significant.
+    pub codes: Vec<u32>,
+}
+
+/// The image tokenizer of a model file: its sizes, and where its weights lie. The file's bytes are given to every
+/// call, as they belong to the model.
+#[derive(Clone, Debug)]
+pub struct ImageTokenizer {
+    config: Config,
+    encoder: Encoder,
+    decoder: Decoder,
+}
+
+impl ImageTokenizer {
+    /// Finds the image tokenizer in a model file; `bytes` is the file that `header` was read from. None when the
+    /// file has none. Only the header is touched.
+    ///
+    /// # Errors
+    /// `Error::Format` for metadata or a tensor that is missing or of another shape than the sizes ask for;
+    /// `Error::Unsupported` for weights that are not floats.
+    pub fn from_header(header: &Header, bytes: &[u8]) -> Result<Option<ImageTokenizer>> {
+        let Some(config) = Config::from_header(header, bytes)? else { return Ok(None) };
+        let encoder = Encoder::find(header, &config)?;
+        let decoder = Decoder::find(header, &config)?;
+        Ok(Some(ImageTokenizer { config, encoder, decoder }))
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Encodes `pixels` [height, width, 3] in [-1, 1]. Both sides are multiples of the downsampling.
+    ///
+    /// # Errors
+    /// `Error::InvalidArgument` for other sizes; `Error::Cancelled`; `Error::OutOfMemory`.
+    pub fn encode_latent(
+        &self,
+        exec: &Exec,
+        bytes: &[u8],
+        pixels: &[f32],
+        height: usize,
+        width: usize,
+    ) -> Result<Encoded> {
+        let factor = self.config.downsampling();
+        if height == 0 || width == 0 || height % factor != 0 || width % factor != 0 {
+            let reason = format!("a picture of {width}x{height} pixels: both sides must be multiples of {factor}");
+            return Err(Error::invalid(reason));
+        }
+        let mut run = self.run(exec, bytes);
+        let mut input = run.scratch.features(height, width, 3)?;
+        if input.data.len() != pixels.len() {
+            let reason = format!("{} values are no picture of {width}x{height} pixels", pixels.len());
+            return Err(Error::invalid(reason));
+        }
+        input.data.copy_from_slice(pixels);
+        let latent = self.encoder.run(&mut run, input)?;
+        let codes = latent.data.chunks_exact(self.config.z_channels).map(code).collect();
+        Ok(Encoded { height: latent.height, width: latent.width, latent: latent.data, codes })
+    }
+
+    /// The codes of a picture, row by row: one per patch of [`Config::downsampling`] pixels a side. The picture is
+    /// taken as it is; [`image::fit`] brings one to a square.
+    ///
+    /// # Errors
+    /// As [`ImageTokenizer::encode_latent`].
+    pub fn encode(&self, exec: &Exec, bytes: &[u8], picture: &RgbImage) -> Result<Vec<u32>> {
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        Ok(self.encode_latent(exec, bytes, &image::to_unit(picture)?, height, width)?.codes)
+    }
+
+    /// The picture of `codes` [height, width] as the network leaves it: [height * downsampling, width *
+    /// downsampling, 3], in about [-1, 1].
+    ///
+    /// # Errors
+    /// `Error::InvalidArgument` for a code outside the codebook or a number of codes other than height * width;
+    /// `Error::Cancelled`; `Error::OutOfMemory`.
+    pub fn decode_float(
+        &self,
+        exec: &Exec,
+        bytes: &[u8],
+        codes: &[u32],
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<f32>> {
+        if codes.is_empty() || height.checked_mul(width) != Some(codes.len()) {
+            return Err(Error::invalid(format!("{} codes are no picture of {width}x{height} codes", codes.len())));
+        }
+        let z = self.config.z_channels;
+        let mut run = self.run(exec, bytes);
+        let mut bits = run.scratch.features(height, width, z)?;
+        for (i, (&code, position)) in codes.iter().zip(bits.data.chunks_exact_mut(z)).enumerate() {
+            if code as usize >= self.config.codebook_size() {
+                let size = self.config.codebook_size();
+                return Err(Error::invalid(format!("code {code} at position {i} is not below the codebook's {size}")));
+            }
+            for (c, v) in position.iter_mut().enumerate() {
+                *v = if code >> (z - 1 - c) & 1 == 1 { 1.0 } else { -1.0 };
+            }
+        }
+        Ok(self.decoder.run(&mut run, bits)?.data)
+    }
+
+    /// The picture of `codes` [height, width].
+    ///
+    /// # Errors
+    /// As [`ImageTokenizer::decode_float`].
+    pub fn decode(&self, exec: &Exec, bytes: &[u8], codes: &[u32], height: usize, width: usize) -> Result<RgbImage> {
+        let pixels = self.decode_float(exec, bytes, codes, height, width)?;
+        let factor = self.config.downsampling();
+        image::from_unit(&pixels, width * factor, height * factor)
+    }
+
+    fn run<'a>(&'a self, exec: &'a Exec<'a>, bytes: &'a [u8]) -> Run<'a> {
+        Run { exec, bytes, config: &self.config, scratch: Scratch::default() }
+    }
+}
+
+/// The signs of a latent as a number.
+fn code(latent: &[f32]) -> u32 {
+    latent.iter().fold(0, |code, &v| code << 1 | u32::from(v > 0.0))
+}
