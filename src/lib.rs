@@ -18,10 +18,9 @@ pub mod vq;
 pub use context::{Context, ContextOptions, Estimate, Model, OpenOptions};
 pub use error::{Error, Result};
 pub use generate::{
-    Answer, Canceller, Change, DrawFromIds, DrawRequest, Generation, ImageOptions, Slot, Stage, Step, TextOptions,
-    TextRequest,
+    Answer, Canceller, Change, DrawFromIds, DrawRequest, Generation, ImageOptions, Slot, Step, TextOptions, TextRequest,
 };
 pub use image::RgbImage;
 pub use model::{Compute, SequenceRequest};
 pub use prompt::{Message, Role};
-pub use sampler::{Confidence, Remasking, Schedule};
+pub use sampler::{Confidence, Remasking, Schedule, Stage};

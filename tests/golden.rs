@@ -5,17 +5,4 @@
 //! `MMADA_GOLDEN` names (separated as in `PATH`). What a folder does not hold is skipped, and a line on standard error
 //! says so. `tests/golden/README.md` says what the files mean.
 
-mod golden_support {
-    pub mod api;
-    pub mod cases;
-    pub mod compare;
-    pub mod fixture;
-    pub mod noise;
-    pub mod tensors;
-
-    mod drawing;
-    mod forward;
-    mod pictures;
-    mod prompts;
-    mod text;
-}
+mod golden_support;

@@ -86,16 +86,13 @@ pub fn state_dict(pickle: &[u8]) -> Result<Vec<(String, PickledTensor)>, String>
     let mut machine =
         Machine { input: pickle, at: 0, stack: vec![], marks: vec![], memo: HashMap::new(), arena: vec![] };
     let top = machine.run().map_err(|reason| format!("{reason} (at byte {} of data.pkl)", machine.at))?;
-    let Value::Ref(top) = top else { return Err("data.pkl holds no dictionary of tensors".into()) };
-    let Some(Object::Dict(entries)) = machine.arena.get(top) else {
+    let Some(Object::Dict(entries)) = machine.object(top) else {
         return Err("data.pkl holds no dictionary of tensors".into());
     };
     let mut tensors = Vec::new();
     for &(key, value) in entries {
-        if let (Ok(key), Value::Ref(value)) = (machine.text(key), value) {
-            if let Some(Object::Tensor(tensor)) = machine.arena.get(value) {
-                tensors.push((key.to_owned(), tensor.clone()));
-            }
+        if let (Ok(key), Some(Object::Tensor(tensor))) = (machine.text(key), machine.object(value)) {
+            tensors.push((key.to_owned(), tensor.clone()));
         }
     }
     if tensors.is_empty() {

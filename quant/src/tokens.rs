@@ -96,10 +96,10 @@ impl Roles {
     /// A config that names other ids is worth a word; the named tokens are what the model was trained with.
     fn compare(&self, config: &Config, notes: &mut Vec<String>) {
         for (key, of_config) in [("mask", config.mask_token_id), ("eos", config.eos_token_id)] {
-            if let (Some(id), Some(other)) = (self.get(key), of_config) {
-                if id != other {
-                    notes.push(format!("{}: {key}_token_id is {other}, but the tokenizer's {id} is used", config.file));
-                }
+            if let (Some(id), Some(other)) = (self.get(key), of_config)
+                && id != other
+            {
+                notes.push(format!("{}: {key}_token_id is {other}, but the tokenizer's {id} is used", config.file));
             }
         }
     }

@@ -97,8 +97,7 @@ impl Scratch {
         self.row.resize(tensor.cols, 0.0);
         self.widen(&tensor.entry.dtype, bytes);
         let limit = limit(tensor.spec.dtype);
-        // Written so that NaN fails too.
-        if let Some(column) = self.row.iter().position(|x| !(x.abs() < limit)) {
+        if let Some(column) = self.row.iter().position(|x| x.is_nan() || x.abs() >= limit) {
             return Err(Failure::Weight(column, self.row[column]));
         }
         let row = match tensor.conv {

@@ -61,7 +61,9 @@ impl Attention<'_> {
                     let first = s.start + t / self.heads * r;
                     let queries = first..s.end.min(first + r);
                     let head = t % self.heads;
-                    exec.kernels.run(Tile { shape: self, q, k, v, out: out.0, queries, keys: s.clone(), head });
+                    let tile = Tile { shape: self, q, k, v, out: out.0, queries, keys: s.clone(), head };
+                    // taken out here: a closure inside `call` would be compiled without the instruction set
+                    SCRATCH.with_borrow_mut(|scratch| exec.kernels.run(TileTask { tile, scratch }));
                 });
             });
         });
@@ -83,11 +85,17 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Op for Tile<'_> {
+/// A tile with the memory of the thread that computes it.
+struct TileTask<'a> {
+    tile: Tile<'a>,
+    scratch: &'a mut Vec<f32>,
+}
+
+impl Op for TileTask<'_> {
     type Output = ();
     #[inline(always)]
     fn call<I: Isa>(self, isa: I) {
-        SCRATCH.with_borrow_mut(|scratch| self.compute(isa, scratch));
+        self.tile.compute(isa, self.scratch);
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use super::isa::{Isa, LANES, Op};
 use super::portable::Portable;
-use super::product::Panel;
+use super::product::{Panel, Scratch};
 use super::quantize::Bf16Rows;
 
 /// The kernels of one instruction set. All give the same results up to the rounding of fused multiply-adds.
@@ -29,6 +29,7 @@ struct Bf16Panel<'a> {
     isa: super::avx512::Avx512Bf16,
     panel: Panel<'a>,
     x: &'a Bf16Rows,
+    scratch: &'a mut Scratch,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -37,7 +38,7 @@ impl Op for Bf16Panel<'_> {
     #[inline(always)]
     fn call<I: Isa>(self, _: I) {
         // SAFETY: the panel's own promise: see `Panel::bf16`
-        self.panel.bf16(self.x, I::PANEL * LANES, |block| unsafe { self.isa.columns(block) });
+        self.panel.bf16(self.x, I::PANEL * LANES, self.scratch, |block| unsafe { self.isa.columns(block) });
     }
 }
 
@@ -110,12 +111,12 @@ impl Kernels {
     }
 
     /// Runs a panel's product in bfloat16. The caller has asked [`Kernels::has_bf16`].
-    pub(super) fn run_bf16(&self, panel: Panel, x: &Bf16Rows) {
+    pub(super) fn run_bf16(&self, panel: Panel, x: &Bf16Rows, scratch: &mut Scratch) {
         #[cfg(target_arch = "x86_64")]
         if let Some(isa) = self.bf16 {
-            return isa.run(Bf16Panel { isa, panel, x });
+            return isa.run(Bf16Panel { isa, panel, x, scratch });
         }
-        let _ = (panel, x);
+        let _ = (panel, x, scratch);
         unreachable!("no bfloat16 products on {}", self.name());
     }
 

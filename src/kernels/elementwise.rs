@@ -5,15 +5,17 @@ use rayon::prelude::*;
 use super::isa::{self, Isa, LANES, Op};
 use crate::parallel::Exec;
 
-/// Rows handled by one task: small rows are not worth a task each.
-const ROWS: usize = 8;
+/// Rows of `d` elements that are worth a task: less is done before another thread has woken up.
+pub(super) fn rows_per_task(d: usize) -> usize {
+    (1 << 14) / d.max(1) + 1
+}
 
 /// RMSNorm (Zhang and Sennrich 2019): `out = x / sqrt(mean(x^2) + eps) * weight` for every row of `x`, [n, d].
 pub fn rms_norm(exec: &Exec, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let d = weight.len();
     assert!(x.len() == out.len() && x.len().is_multiple_of(d), "rows of {d} elements");
     exec.run(|| {
-        x.par_chunks(d).zip(out.par_chunks_mut(d)).with_min_len(ROWS).for_each(|(x, out)| {
+        x.par_chunks(d).zip(out.par_chunks_mut(d)).with_min_len(rows_per_task(d)).for_each(|(x, out)| {
             let squares = exec.kernels.run(SumSquares(x));
             let scale = 1.0 / (squares / d as f32 + eps).sqrt();
             exec.kernels.run(Zip3 { a: x, b: weight, out, f: ScaleMul(scale) });
@@ -24,7 +26,7 @@ pub fn rms_norm(exec: &Exec, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32
 /// `gate = silu(gate) * up`, element by element; silu(x) = x / (1 + exp(-x)).
 pub fn silu_mul(exec: &Exec, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len());
-    const CHUNK: usize = 4096;
+    const CHUNK: usize = 1 << 14;
     exec.run(|| {
         gate.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(gate, up)| {
             exec.kernels.run(InPlace { a: gate, b: up, f: SiluMul });
@@ -64,7 +66,7 @@ impl Rope {
         }
         let d = x.len() / positions.len();
         exec.run(|| {
-            x.par_chunks_mut(d).zip(positions).with_min_len(ROWS).for_each(|(row, &p)| {
+            x.par_chunks_mut(d).zip(positions).with_min_len(rows_per_task(d)).for_each(|(row, &p)| {
                 let at = p as usize * self.half;
                 let (cos, sin) = (&self.cos[at..at + self.half], &self.sin[at..at + self.half]);
                 for head in row.chunks_exact_mut(2 * self.half) {
@@ -80,7 +82,10 @@ impl Rope {
 
 /// `x = exp(x * scale - max)/sum` for every row of `x`, [n, d].
 pub fn softmax_rows(exec: &Exec, x: &mut [f32], d: usize, scale: f32) {
-    exec.run(|| x.par_chunks_mut(d).for_each(|row| exec.kernels.run(Softmax { row, scale })));
+    exec.run(|| {
+        let rows = x.par_chunks_mut(d).with_min_len(rows_per_task(4 * d));
+        rows.for_each(|row| exec.kernels.run(Softmax { row, scale }))
+    });
 }
 
 struct SumSquares<'a>(&'a [f32]);

@@ -95,10 +95,11 @@ pub fn matmul(exec: &Exec, w: &Matrix, x: Activations, y: &mut [f32], y_stride: 
         let rows = first..w.rows().min(first + panel_rows);
         let cols = (t / panels) * chunk..n.min((t / panels + 1) * chunk);
         let panel = Panel { w, x, rows, cols, y, y_stride, add: epilogue == Epilogue::Add };
-        match x {
-            Activations::Bf16(x) => exec.kernels.run_bf16(panel, x),
-            _ => exec.kernels.run(panel),
-        }
+        // the scratch is taken out here: a closure inside `call` would be compiled without the instruction set
+        SCRATCH.with_borrow_mut(|scratch| match x {
+            Activations::Bf16(x) => exec.kernels.run_bf16(panel, x, scratch),
+            _ => exec.kernels.run(PanelTask { panel, scratch }),
+        });
     };
     let tasks = panels * n.div_ceil(chunk);
     if tasks == 1 {
@@ -139,15 +140,22 @@ pub(super) struct Panel<'a> {
     add: bool,
 }
 
-impl Op for Panel<'_> {
+/// A panel with the memory of the thread that computes it.
+struct PanelTask<'a> {
+    panel: Panel<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Op for PanelTask<'_> {
     type Output = ();
     #[inline(always)]
     fn call<I: Isa>(self, isa: I) {
-        SCRATCH.with_borrow_mut(|scratch| match self.x {
-            Activations::F32 { x, .. } => self.f32(isa, x, scratch),
-            Activations::Int8(x) => self.int8(isa, x, scratch),
+        let PanelTask { panel, scratch } = self;
+        match panel.x {
+            Activations::F32 { x, .. } => panel.f32(isa, x, scratch),
+            Activations::Int8(x) => panel.int8(isa, x, scratch),
             Activations::Bf16(_) => unreachable!("goes through `run_bf16`"),
-        });
+        }
     }
 }
 
@@ -180,27 +188,25 @@ impl Panel<'_> {
 
     /// The panel against activations in bfloat16; `columns` is the micro-kernel, for panels of `r` rows.
     #[inline(always)]
-    pub(super) fn bf16(&self, x: &Bf16Rows, r: usize, columns: impl Fn(&Bf16Block)) {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let k = self.w.cols();
-            for k0 in (0..k).step_by(BF16_CHUNK) {
-                let len = BF16_CHUNK.min(k - k0);
-                scratch.bf16.resize(r * BF16_CHUNK / 2, 0);
-                unpack::bf16_panel(self.w, self.rows.clone(), k0..k0 + len, r, &mut scratch.bf16);
-                columns(&Bf16Block {
-                    panel: scratch.bf16.as_ptr(),
-                    pairs: len.div_ceil(2),
-                    x: x.pairs(k0).as_ptr(),
-                    x_col: x.stride(),
-                    cols: self.cols.clone(),
-                    // SAFETY: rows.start < w.rows() <= y_stride, inside `y`
-                    y: unsafe { self.y.0.add(self.rows.start) },
-                    y_stride: self.y_stride,
-                    rows: self.rows.len(),
-                    add: self.add || k0 > 0,
-                });
-            }
-        });
+    pub(super) fn bf16(&self, x: &Bf16Rows, r: usize, scratch: &mut Scratch, columns: impl Fn(&Bf16Block)) {
+        let k = self.w.cols();
+        for k0 in (0..k).step_by(BF16_CHUNK) {
+            let len = BF16_CHUNK.min(k - k0);
+            scratch.bf16.resize(r * BF16_CHUNK / 2, 0);
+            unpack::bf16_panel(self.w, self.rows.clone(), k0..k0 + len, r, &mut scratch.bf16);
+            columns(&Bf16Block {
+                panel: scratch.bf16.as_ptr(),
+                pairs: len.div_ceil(2),
+                x: x.pairs(k0).as_ptr(),
+                x_col: x.stride(),
+                cols: self.cols.clone(),
+                // SAFETY: rows.start < w.rows() <= y_stride, inside `y`
+                y: unsafe { self.y.0.add(self.rows.start) },
+                y_stride: self.y_stride,
+                rows: self.rows.len(),
+                add: self.add || k0 > 0,
+            });
+        }
     }
 
     #[inline(always)]

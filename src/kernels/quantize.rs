@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::elementwise::rows_per_task;
 use super::isa::{Isa, LANES, Op};
 use crate::error::Result;
 use crate::parallel::{Exec, try_vec};
@@ -63,7 +64,7 @@ impl Int8Rows {
         exec.run(|| {
             (x.par_chunks(k), q, scale, sums)
                 .into_par_iter()
-                .with_min_len(8)
+                .with_min_len(rows_per_task(k))
                 .for_each(|(x, q, scale, sums)| exec.kernels.run(QuantizeRow { x, q, scale, sums }))
         });
     }
@@ -168,7 +169,7 @@ impl Bf16Rows {
             self.pairs.resize(self.n * stride, 0);
         }
         let rows = self.pairs[..self.n * stride].par_chunks_mut(stride).zip(x.par_chunks(k));
-        exec.run(|| rows.with_min_len(8).for_each(|(to, x)| exec.kernels.run(RoundRow { x, to })));
+        exec.run(|| rows.with_min_len(rows_per_task(k)).for_each(|(to, x)| exec.kernels.run(RoundRow { x, to })));
     }
 
     /// Pairs in a row.

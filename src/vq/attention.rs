@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::conv::Sampling;
+use super::cost::Tally;
 use super::features::{Features, set_len};
 use super::norm::exp;
 use super::run::Run;
@@ -37,6 +38,12 @@ impl Attention {
             v: conv("v")?,
             proj_out: conv("proj_out")?,
         })
+    }
+
+    pub fn tally(&self, tally: &mut Tally, height: u64, width: u64) {
+        [&self.q, &self.k, &self.v, &self.proj_out].iter().for_each(|conv| tally.conv(conv, height, width));
+        let n = height.saturating_mul(width);
+        tally.add(n.saturating_mul(n).saturating_mul(2 * self.q.outputs as u64));
     }
 
     pub fn run(&self, run: &mut Run, mut x: Features) -> Result<Features> {

@@ -2,6 +2,7 @@
 
 use super::attention::Attention;
 use super::conv::Sampling;
+use super::cost::Tally;
 use super::features::Features;
 use super::run::Run;
 use super::weights::{ConvWeights, NormWeights};
@@ -28,6 +29,11 @@ impl ResBlock {
             conv2: ConvWeights::find(header, &format!("{name}.conv2"), 3, outputs, outputs)?,
             nin_shortcut: if inputs == outputs { None } else { Some(shortcut()?) },
         })
+    }
+
+    pub fn tally(&self, tally: &mut Tally, height: u64, width: u64) {
+        let convs = [&self.conv1, &self.conv2].into_iter().chain(&self.nin_shortcut);
+        convs.for_each(|conv| tally.conv(conv, height, width));
     }
 
     pub fn run(&self, run: &mut Run, x: Features) -> Result<Features> {
@@ -78,6 +84,17 @@ impl Middle {
         })
     }
 
+    pub fn tally(&self, tally: &mut Tally, height: u64, width: u64) {
+        self.block_1.tally(tally, height, width);
+        self.attn_1.tally(tally, height, width);
+        self.block_2.tally(tally, height, width);
+    }
+
+    /// Numbers in its feature map.
+    pub fn numbers(&self, height: u64, width: u64) -> u64 {
+        height.saturating_mul(width).saturating_mul(self.block_1.conv2.outputs as u64)
+    }
+
     pub fn run(&self, run: &mut Run, x: Features) -> Result<Features> {
         let x = self.block_1.run(run, x)?;
         let x = self.attn_1.run(run, x)?;
@@ -98,6 +115,10 @@ impl Head {
             norm_out: NormWeights::find(header, &format!("{name}.norm_out"), inputs)?,
             conv_out: ConvWeights::find(header, &format!("{name}.conv_out"), 3, inputs, outputs)?,
         })
+    }
+
+    pub fn tally(&self, tally: &mut Tally, height: u64, width: u64) {
+        tally.conv(&self.conv_out, height, width);
     }
 
     pub fn run(&self, run: &mut Run, x: Features) -> Result<Features> {

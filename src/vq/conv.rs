@@ -14,7 +14,7 @@ use crate::kernels::{Epilogue, matmul_f32};
 use crate::parallel::Exec;
 
 /// Numbers in the gathered windows of a chunk (8 MiB).
-const PATCH_LEN: usize = 2 << 20;
+pub(super) const PATCH_LEN: usize = 2 << 20;
 /// Positions whose windows one thread gathers in one go.
 const GATHER: usize = 32;
 

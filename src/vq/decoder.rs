@@ -3,6 +3,7 @@
 use super::Config;
 use super::blocks::{Head, Middle, ResBlock, find_blocks};
 use super::conv::Sampling;
+use super::cost::{Cost, Tally};
 use super::features::Features;
 use super::run::Run;
 use super::weights::ConvWeights;
@@ -40,6 +41,24 @@ impl Decoder {
             levels,
             head: Head::find(header, "decoder", inputs, 3)?,
         })
+    }
+
+    /// Of a picture of `height` x `width` codes.
+    pub fn cost(&self, height: u64, width: u64) -> Cost {
+        let mut tally = Tally::default();
+        let (mut h, mut w) = (height, width);
+        tally.conv(&self.post_quant_conv, h, w);
+        tally.conv(&self.conv_in, h, w);
+        self.middle.tally(&mut tally, h, w);
+        for (blocks, upsample) in &self.levels {
+            blocks.iter().for_each(|block| block.tally(&mut tally, h, w));
+            if let Some(conv) = upsample {
+                (h, w) = (h.saturating_mul(2), w.saturating_mul(2));
+                tally.conv(conv, h, w);
+            }
+        }
+        self.head.tally(&mut tally, h, w);
+        tally.finish(self.middle.numbers(height, width))
     }
 
     /// Bits as -1 and 1 [height, width, z_channels] to pixels [height * downsampling, width * downsampling, 3],

@@ -3,6 +3,7 @@
 use super::Config;
 use super::blocks::{Head, Middle, ResBlock, find_blocks};
 use super::conv::Sampling;
+use super::cost::{Cost, Tally};
 use super::features::Features;
 use super::run::Run;
 use super::weights::ConvWeights;
@@ -39,6 +40,25 @@ impl Encoder {
             head: Head::find(header, "encoder", inputs, z)?,
             quant_conv: ConvWeights::find(header, "encoder.quant_conv", 1, z, z)?,
         })
+    }
+
+    /// Of a picture of `height` x `width` codes.
+    pub fn cost(&self, height: u64, width: u64) -> Cost {
+        let mut tally = Tally::default();
+        let scale = 1 << (self.levels.len() - 1);
+        let (mut h, mut w) = (height.saturating_mul(scale), width.saturating_mul(scale));
+        tally.conv(&self.conv_in, h, w);
+        for (blocks, downsample) in &self.levels {
+            blocks.iter().for_each(|block| block.tally(&mut tally, h, w));
+            if let Some(conv) = downsample {
+                (h, w) = (h / 2, w / 2);
+                tally.conv(conv, h, w);
+            }
+        }
+        self.middle.tally(&mut tally, h, w);
+        self.head.tally(&mut tally, h, w);
+        tally.conv(&self.quant_conv, h, w);
+        tally.finish(self.middle.numbers(h, w))
     }
 
     /// Pixels [height, width, 3] in [-1, 1] to latents [height / downsampling, width / downsampling, z_channels].

@@ -49,6 +49,12 @@ impl Scratch {
         Ok(Features { height, width, channels, data })
     }
 
+    /// Bytes of the feature maps that are here.
+    #[cfg(test)]
+    pub fn map_bytes(&self) -> usize {
+        self.free.iter().map(Vec::capacity).sum::<usize>() * size_of::<f32>()
+    }
+
     pub fn recycle(&mut self, features: Features) {
         self.free.push(features.data);
     }

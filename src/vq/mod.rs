@@ -11,6 +11,7 @@ mod attention;
 mod blocks;
 mod config;
 mod conv;
+mod cost;
 mod decoder;
 mod encoder;
 mod features;
@@ -22,6 +23,7 @@ mod weights;
 mod tests;
 
 pub use config::{Config, Levels};
+pub use cost::Cost;
 
 use decoder::Decoder;
 use encoder::Encoder;
@@ -86,7 +88,7 @@ impl ImageTokenizer {
         width: usize,
     ) -> Result<Encoded> {
         let factor = self.config.downsampling();
-        if height == 0 || width == 0 || height % factor != 0 || width % factor != 0 {
+        if height == 0 || width == 0 || !height.is_multiple_of(factor) || !width.is_multiple_of(factor) {
             let reason = format!("a picture of {width}x{height} pixels: both sides must be multiples of {factor}");
             return Err(Error::invalid(reason));
         }
@@ -152,6 +154,16 @@ impl ImageTokenizer {
         let pixels = self.decode_float(exec, bytes, codes, height, width)?;
         let factor = self.config.downsampling();
         image::from_unit(&pixels, width * factor, height * factor)
+    }
+
+    /// What encoding a picture of `height` x `width` codes takes.
+    pub fn encode_cost(&self, height: usize, width: usize) -> Cost {
+        self.encoder.cost(height as u64, width as u64)
+    }
+
+    /// What decoding a picture of `height` x `width` codes takes.
+    pub fn decode_cost(&self, height: usize, width: usize) -> Cost {
+        self.decoder.cost(height as u64, width as u64)
     }
 
     fn run<'a>(&'a self, exec: &'a Exec<'a>, bytes: &'a [u8]) -> Run<'a> {

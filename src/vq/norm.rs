@@ -116,7 +116,7 @@ fn swish(x: f32) -> f32 {
 pub(super) fn exp(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to an integer, which the low bits of the sum then hold.
     const ROUND: f32 = 12_582_912.0;
-    const LN_2_HIGH: f32 = 0.693_359_375; // few bits: n * LN_2_HIGH is exact
+    const LN_2_HIGH: f32 = 355.0 / 512.0; // few bits: n * LN_2_HIGH is exact
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 87.0);
     let rounded = x * std::f32::consts::LOG2_E + ROUND;

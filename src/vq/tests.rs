@@ -1,10 +1,13 @@
 //! The layers against plain references on random odd sizes.
 
-use super::conv::{Convolution, Sampling};
+use super::attention::Attention;
+use super::conv::{Convolution, PATCH_LEN, Sampling};
 use super::features::{Features, Scratch};
 use super::norm::{Norm, exp, group_norm};
+use super::run::Run;
 use super::weights::ConvWeights;
-use crate::gguf::{GgmlType, Header, MetaValue, TensorSpec, Writer};
+use super::{Config, ImageTokenizer, Levels};
+use crate::gguf::{GgmlType, Header, MetaArray, MetaValue, TensorSpec, Writer};
 use crate::kernels::Kernels;
 use crate::parallel::{Exec, Threads};
 
@@ -26,19 +29,22 @@ impl Random {
     }
 }
 
-/// A file that holds one convolution, F32 weights as in `weights` [outputs, kernel, kernel, inputs].
-fn file(weights: &[f32], bias: &[f32], window: usize) -> (Header, Vec<u8>) {
+/// A file that holds F32 tensors by name, dims in ggml's order.
+fn file(metadata: &[(&str, MetaValue)], tensors: &[(String, Vec<usize>, Vec<f32>)]) -> (Header, Vec<u8>) {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("conv.gguf");
-    let spec = |name: &str, dims: &[usize]| TensorSpec { name: name.into(), dtype: GgmlType::F32, dims: dims.into() };
-    let tensors = [spec("vq.c.weight", &[window, bias.len()]), spec("vq.c.bias", &[bias.len()])];
-    let metadata = [("general.architecture".to_owned(), MetaValue::String("mmada".into()))];
-    let mut writer = Writer::create(&path, &metadata, &tensors).unwrap();
-    writer.write(bytemuck::cast_slice(weights)).unwrap();
-    writer.write(bytemuck::cast_slice(bias)).unwrap();
+    let path = folder.path().join("vq.gguf");
+    let spec = |t: &(String, Vec<usize>, Vec<f32>)| TensorSpec {
+        name: format!("vq.{}", t.0),
+        dtype: GgmlType::F32,
+        dims: t.1.clone(),
+    };
+    let specs: Vec<_> = tensors.iter().map(spec).collect();
+    let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
+    let mut writer = Writer::create(&path, &metadata, &specs).unwrap();
+    tensors.iter().for_each(|t| writer.write(bytemuck::cast_slice(&t.2)).unwrap());
     writer.finish().unwrap();
     let bytes = std::fs::read(&path).unwrap();
-    (Header::parse(&bytes, "conv.gguf").unwrap(), bytes)
+    (Header::parse(&bytes, "vq.gguf").unwrap(), bytes)
 }
 
 fn swish(x: f64) -> f64 {
@@ -102,7 +108,11 @@ fn check_conv(sides: (usize, usize), channels: (usize, usize), kernel: usize, sa
     let (w, bias) = (random.floats(window * channels.1), random.floats(channels.1));
     let norm = Norm { scale: random.floats(channels.0), shift: random.floats(channels.0), swish: true };
     let norm = normed.then_some(&norm);
-    let (header, bytes) = file(&w, &bias, window);
+    let tensors = [
+        ("c.weight".to_owned(), vec![window, channels.1], w.clone()),
+        ("c.bias".to_owned(), vec![channels.1], bias.clone()),
+    ];
+    let (header, bytes) = file(&[], &tensors);
     let weights = ConvWeights::find(&header, "c", kernel, channels.0, channels.1).unwrap();
     let convolution = Convolution { exec: &exec, weights: &weights, x: &x, norm, sampling };
     let mut want = naive(&x, norm, &w, &bias, kernel, sampling);
@@ -199,4 +209,206 @@ fn scratch_reuses_the_smallest_buffer_that_fits() {
     assert_eq!(scratch.features(20, 20, 4).unwrap().data.as_ptr(), addresses.1);
     let error = scratch.features(usize::MAX / 2, 3, 1).unwrap_err();
     assert!(error.to_string().contains("too large"), "{error}");
+}
+
+/// Random tensors under the names of the published checkpoints.
+struct Tensors {
+    random: Random,
+    list: Vec<(String, Vec<usize>, Vec<f32>)>,
+}
+
+impl Tensors {
+    fn conv(&mut self, name: &str, kernel: usize, inputs: usize, outputs: usize) {
+        let window = kernel * kernel * inputs;
+        let scale = (3.0 / window as f32).sqrt(); // keeps the variance
+        let weight = self.random.floats(window * outputs).iter().map(|v| v * scale).collect();
+        self.list.push((format!("{name}.weight"), vec![window, outputs], weight));
+        self.list.push((format!("{name}.bias"), vec![outputs], self.random.floats(outputs)));
+    }
+    fn norm(&mut self, name: &str, channels: usize) {
+        for part in ["weight", "bias"] {
+            self.list.push((format!("{name}.{part}"), vec![channels], self.random.floats(channels)));
+        }
+    }
+    fn block(&mut self, name: &str, inputs: usize, outputs: usize) {
+        self.norm(&format!("{name}.norm1"), inputs);
+        self.conv(&format!("{name}.conv1"), 3, inputs, outputs);
+        self.norm(&format!("{name}.norm2"), outputs);
+        self.conv(&format!("{name}.conv2"), 3, outputs, outputs);
+        if inputs != outputs {
+            self.conv(&format!("{name}.nin_shortcut"), 1, inputs, outputs);
+        }
+    }
+    fn attention(&mut self, name: &str, channels: usize) {
+        self.norm(&format!("{name}.norm"), channels);
+        ["q", "k", "v", "proj_out"].iter().for_each(|p| self.conv(&format!("{name}.{p}"), 1, channels, channels));
+    }
+    /// Levels as (inputs, outputs, blocks), and what is between two of them.
+    fn half(&mut self, half: &str, levels: &[(usize, usize, usize, usize)], sampler: &str, last: usize) {
+        for (i, &(level, inputs, outputs, blocks)) in levels.iter().enumerate() {
+            for block in 0..blocks {
+                self.block(
+                    &format!("{half}.{level}.block.{block}"),
+                    if block == 0 { inputs } else { outputs },
+                    outputs,
+                );
+            }
+            if i + 1 < levels.len() {
+                self.conv(&format!("{half}.{level}.{sampler}.conv"), 3, outputs, outputs);
+            }
+        }
+        let (half, _) = half.split_once('.').unwrap();
+        let end = levels.last().unwrap().2;
+        let middle = if half == "encoder" { end } else { levels[0].1 };
+        self.block(&format!("{half}.mid.block_1"), middle, middle);
+        self.attention(&format!("{half}.mid.attn_1"), middle);
+        self.block(&format!("{half}.mid.block_2"), middle, middle);
+        self.norm(&format!("{half}.norm_out"), end);
+        self.conv(&format!("{half}.conv_out"), 3, end, last);
+    }
+}
+
+/// A model of these sizes with random weights.
+fn random_model(config: &Config) -> (ImageTokenizer, Vec<u8>) {
+    let mut tensors = Tensors { random: Random(99), list: Vec::new() };
+    let (z, top) = (config.z_channels, config.decoder.deepest());
+    let mut inputs = config.channels;
+    let walk = |(level, (&outputs, &blocks)): (usize, (&usize, &usize))| {
+        (level, std::mem::replace(&mut inputs, outputs), outputs, blocks)
+    };
+    let sizes = &config.encoder;
+    let levels: Vec<_> = sizes.channels.iter().zip(&sizes.blocks).enumerate().map(walk).collect();
+    tensors.conv("encoder.conv_in", 3, 3, config.channels);
+    tensors.half("encoder.down", &levels, "downsample", z);
+    tensors.conv("encoder.quant_conv", 1, z, z);
+    inputs = top;
+    let walk = |(level, (&outputs, &blocks)): (usize, (&usize, &usize))| {
+        (level, std::mem::replace(&mut inputs, outputs), outputs, blocks)
+    };
+    let sizes = &config.decoder;
+    let levels: Vec<_> = sizes.channels.iter().zip(&sizes.blocks).enumerate().rev().map(walk).collect();
+    tensors.conv("decoder.post_quant_conv", 1, z, z);
+    tensors.conv("decoder.conv_in", 3, z, top);
+    tensors.half("decoder.up", &levels, "upsample", 3);
+
+    let number = |n: usize| MetaValue::U32(n as u32);
+    let numbers = |v: &[usize]| MetaValue::Array(MetaArray::U32(v.iter().map(|&n| n as u32).collect()));
+    let mult = |levels: &Levels| numbers(&levels.channels.iter().map(|c| c / config.channels).collect::<Vec<_>>());
+    let metadata = [
+        ("mmada.vq.channels", number(config.channels)),
+        ("mmada.vq.z_channels", number(z)),
+        ("mmada.vq.encoder.channel_mult", mult(&config.encoder)),
+        ("mmada.vq.encoder.res_blocks", numbers(&config.encoder.blocks)),
+        ("mmada.vq.decoder.channel_mult", mult(&config.decoder)),
+        ("mmada.vq.decoder.res_blocks", numbers(&config.decoder.blocks)),
+        ("mmada.vq.norm_groups", number(config.groups)),
+        ("mmada.vq.norm_epsilon", MetaValue::F32(config.epsilon)),
+    ];
+    let (header, bytes) = file(&metadata, &tensors.list);
+    let tokenizer = ImageTokenizer::from_header(&header, &bytes).unwrap().unwrap();
+    assert_eq!(tokenizer.config(), config);
+    (tokenizer, bytes)
+}
+
+fn sizes(z_channels: usize, encoder: (&[usize], &[usize]), decoder: (&[usize], &[usize])) -> Config {
+    let levels = |(mult, blocks): (&[usize], &[usize])| Levels {
+        channels: mult.iter().map(|m| m * 6).collect(),
+        blocks: blocks.to_vec(),
+    };
+    let (encoder, decoder) = (levels(encoder), levels(decoder));
+    Config { channels: 6, z_channels, encoder, decoder, groups: 3, epsilon: 1e-6 }
+}
+
+#[test]
+fn networks_of_any_depth_run_within_their_estimate() {
+    let threads = Threads::new(2).unwrap();
+    let exec = Exec::new(&threads, Kernels::best(), None);
+    let configs = [
+        sizes(1, (&[1], &[1]), (&[2], &[2])),
+        sizes(13, (&[1, 2, 1, 3], &[2, 1, 1, 1]), (&[2, 1, 3, 1], &[1, 1, 2, 1])),
+        sizes(5, (&[3, 1], &[1, 3]), (&[3, 2], &[1, 1])),
+    ];
+    // The feature maps' share of an estimate; the rest is for the windows of a chunk, which small pictures do not fill.
+    let maps = |estimate: u64| estimate as usize - 8 * PATCH_LEN;
+    for config in &configs {
+        let (tokenizer, bytes) = random_model(config);
+        let factor = config.downsampling();
+        for (height, width) in [(1, 1), (3, 2), (1, 9)] {
+            let (h, w) = (height * factor, width * factor);
+            let pixels = Random(1).features(h, w, 3);
+            let encoded = tokenizer.encode_latent(&exec, &bytes, &pixels.data, h, w).unwrap();
+            assert_eq!((encoded.height, encoded.width), (height, width));
+            assert_eq!(encoded.latent.len(), height * width * config.z_channels);
+            assert!(encoded.latent.iter().all(|v| v.is_finite()));
+            let picture = tokenizer.decode_float(&exec, &bytes, &encoded.codes, height, width).unwrap();
+            assert_eq!(picture.len(), h * w * 3);
+            assert!(picture.iter().all(|v| v.is_finite()) && picture.iter().any(|v| *v != picture[0]));
+
+            let mut run = Run { exec: &exec, bytes: &bytes, config, scratch: Scratch::default() };
+            let latent = tokenizer.encoder.run(&mut run, pixels).unwrap();
+            run.scratch.recycle(latent);
+            let estimate = maps(tokenizer.encode_cost(height, width).scratch_bytes);
+            assert!(run.scratch.map_bytes() <= estimate && estimate <= 6 * run.scratch.map_bytes());
+            run.scratch = Scratch::default();
+            let bits = Random(2).features(height, width, config.z_channels);
+            let picture = tokenizer.decoder.run(&mut run, bits).unwrap();
+            run.scratch.recycle(picture);
+            let estimate = maps(tokenizer.decode_cost(height, width).scratch_bytes);
+            assert!(run.scratch.map_bytes() <= estimate && estimate <= 6 * run.scratch.map_bytes());
+        }
+    }
+}
+
+#[test]
+fn the_cost_counts_every_product_of_the_network() {
+    let config = sizes(2, (&[1], &[1]), (&[1], &[1]));
+    let (tokenizer, _) = random_model(&config);
+    let (n, c, z) = (5 * 7, 6, 2);
+    let block = 2 * n * 9 * c * c;
+    let middle = 2 * block + 4 * n * c * c + 2 * n * n * c;
+    let encode = n * 9 * 3 * c + block + middle + n * 9 * c * z + n * z * z;
+    let decode = n * z * z + n * 9 * z * c + middle + block + n * 9 * c * 3;
+    assert_eq!(tokenizer.encode_cost(5, 7).multiply_adds, encode);
+    assert_eq!(tokenizer.decode_cost(5, 7).multiply_adds, decode);
+    assert_eq!(tokenizer.decode_cost(usize::MAX, 2).multiply_adds, u64::MAX);
+}
+
+#[test]
+fn attention_agrees_with_its_definition_over_several_tiles_of_queries() {
+    let (height, width, c) = (41, 43, 4); // 1763 positions: their scores are more than one tile's
+    let mut tensors = Tensors { random: Random(4242), list: Vec::new() };
+    tensors.attention("a", c);
+    let (header, bytes) = file(&[], &tensors.list);
+    let weights: Vec<&[f32]> = tensors.list.iter().map(|t| &t.2[..]).collect();
+    let &[norm_w, norm_b, q_w, q_b, k_w, k_b, v_w, v_b, p_w, p_b] = &weights[..] else { panic!() };
+
+    let threads = Threads::new(2).unwrap();
+    let exec = Exec::new(&threads, Kernels::best(), None);
+    let x = Random(17).features(height, width, c);
+    let n = x.positions();
+    let linear = |w: &[f32], b: &[f32], x: &[f64]| -> Vec<f64> {
+        let row = |(o, b): (usize, &f32)| f64::from(*b) + (0..c).map(|i| f64::from(w[o * c + i]) * x[i]).sum::<f64>();
+        b.iter().enumerate().map(row).collect()
+    };
+    let norm = group_norm(&exec, &x, (norm_w, norm_b), 2, 1e-6, false).unwrap();
+    let at = |i: usize| f64::from(x.data[i]) * f64::from(norm.scale[i % c]) + f64::from(norm.shift[i % c]);
+    let h: Vec<Vec<f64>> = (0..n).map(|p| (0..c).map(|ch| at(p * c + ch)).collect()).collect();
+    let (k, v): (Vec<_>, Vec<_>) = h.iter().map(|h| (linear(k_w, k_b, h), linear(v_w, v_b, h))).unzip();
+    let mut want = Vec::new();
+    for (p, h) in h.iter().enumerate() {
+        let q = linear(q_w, q_b, h);
+        let score = |k: &Vec<f64>| (q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (c as f64).sqrt()).exp();
+        let scores: Vec<f64> = k.iter().map(score).collect();
+        let sum: f64 = scores.iter().sum();
+        let mean = |ch: usize| scores.iter().zip(&v).map(|(s, v)| s / sum * v[ch]).sum::<f64>();
+        let out = linear(p_w, p_b, &(0..c).map(mean).collect::<Vec<_>>());
+        want.extend(out.iter().enumerate().map(|(ch, o)| o + f64::from(x.data[p * c + ch])));
+    }
+
+    let mut config = sizes(1, (&[1], &[1]), (&[1], &[1]));
+    config.groups = 2;
+    let attention = Attention::find(&header, "a", c).unwrap();
+    let mut run = Run { exec: &exec, bytes: &bytes, config: &config, scratch: Scratch::default() };
+    let got = attention.run(&mut run, x).unwrap();
+    assert_close(&got.data, &want, 3e-6);
 }

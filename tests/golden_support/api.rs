@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use mmada::gguf::GgmlType;
+use mmada::kernels::Kernels;
 use mmada::prompt::Message;
 use mmada::sampler::{Confidence, Remasking, Stage};
-use mmada::{Compute, Context, ContextOptions, DrawFromIds, DrawRequest, Generation, ImageOptions, Model};
+use mmada::{Compute, Context, ContextOptions, DrawFromIds, DrawRequest, Generation, ImageOptions};
 use mmada::{TextOptions, TextRequest};
 use mmada_quantize::ConvertOptions;
 
@@ -20,10 +21,9 @@ pub fn convert(folder: &Path, vq: Option<&Path>, dtype: GgmlType, output: &Path)
 }
 
 /// A context for a fixture's model that computes as the reference does.
-pub fn context(fixture: &Fixture, threads: usize) -> Context {
-    let model = Model::open(&fixture.model().path).unwrap();
-    let options = ContextOptions { threads, compute: Compute::Exact, ..Default::default() };
-    Context::new(&model, options).unwrap()
+pub fn context(fixture: &Fixture, threads: usize, kernels: &Kernels) -> Context {
+    let instruction_set = Some(kernels.name().to_owned());
+    Context::new(&fixture.model(), ContextOptions { threads, compute: Compute::Exact, instruction_set }).unwrap()
 }
 
 /// The reference's sampling: nothing forbidden, no early end.
@@ -62,7 +62,7 @@ impl TextRun {
 
 /// Takes all steps of the text stage, and builds the answer from the changes that the steps report.
 fn run_text(fixture: &Fixture, generation: &mut Generation, gen_length: usize, steps: usize) -> TextRun {
-    let mask = fixture.model().vocabulary.mask;
+    let mask = fixture.model().vocabulary().mask;
     let mut answer = vec![mask; gen_length];
     let mut trace = Vec::new();
     for index in 1..=steps {
@@ -134,7 +134,7 @@ pub struct ImageRun {
 
 /// Takes all steps of the image stage.
 fn run_image(fixture: &Fixture, generation: &mut Generation, before: usize, steps: usize) -> ImageRun {
-    let vocabulary = &fixture.model().vocabulary;
+    let vocabulary = fixture.model().vocabulary();
     let mut masks = Vec::new();
     for index in 1..=steps {
         let step = generation.step().unwrap();

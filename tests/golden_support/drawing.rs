@@ -1,5 +1,6 @@
 //! Pictures from text, and from a description that is thought out first.
 
+use mmada::kernels::Kernels;
 use mmada::prompt::split_thinking;
 
 use super::api::{self, ImageRun, TextRun};
@@ -14,7 +15,7 @@ fn cases<T: serde::de::DeserializeOwned>(fixture: &Fixture, file: &str) -> Vec<T
     if cases.is_empty() || !fixture.has_expected() {
         return Vec::new();
     }
-    if fixture.model().header.get("mmada.vq.z_channels").is_none() {
+    if !fixture.model().has_images() {
         fixture.skip("no image tokenizer");
         return Vec::new();
     }
@@ -35,7 +36,7 @@ fn check(fixture: &Fixture, name: &str, run: &ImageRun) {
 /// The steps of a description, where no tie is near.
 fn check_description(fixture: &Fixture, name: &str, case: &ReasonedCase, run: &TextRun) {
     let trace = fixture.tensor(Tensors::ids, &format!("{name}.text_trace"));
-    let eos = fixture.model().vocabulary.eos;
+    let eos = fixture.model().vocabulary().eos;
     assert_eq!(trace.shape, [run.trace.len(), case.text_len + 1], "{} {name}: steps", fixture.name);
     for (step, (got, expected)) in run.trace.iter().zip(trace.rows()).enumerate() {
         let mut ids = [&case.prompt_ids, got.as_slice()].concat();
@@ -48,8 +49,8 @@ fn check_description(fixture: &Fixture, name: &str, case: &ReasonedCase, run: &T
 fn expected_description(fixture: &Fixture, case: &ReasonedCase, text_ids: &[u32]) -> String {
     let model = fixture.model();
     let region = &text_ids[case.prompt_ids.len()..][..case.gen_length];
-    let end = region.iter().position(|id| model.vocabulary.is_end(*id)).unwrap_or(region.len());
-    let (thinking, answer) = split_thinking(&model.tokenizer.decode(&region[..end], true));
+    let end = region.iter().position(|id| model.vocabulary().is_end(*id)).unwrap_or(region.len());
+    let (thinking, answer) = split_thinking(&model.tokenizer().unwrap().decode(&region[..end], true));
     thinking.unwrap_or(answer)
 }
 
@@ -58,7 +59,7 @@ fn pictures_have_the_golden_codes_with_the_recorded_draws() {
     for fixture in fixtures() {
         for (i, case) in cases::<DrawCase>(fixture, "t2i_cases.json").iter().enumerate() {
             let name = format!("t2i.{i}");
-            let context = api::context(fixture, 1 + i % 3);
+            let context = api::context(fixture, 1 + i % 3, Kernels::best());
             check(fixture, &name, &api::draw(fixture, &context, case, Recorded::of(fixture, &name)));
         }
     }
@@ -69,7 +70,7 @@ fn reasoned_pictures_have_the_golden_description_and_codes() {
     for fixture in fixtures() {
         for (i, case) in cases::<ReasonedCase>(fixture, "r2i_cases.json").iter().enumerate() {
             let name = format!("r2i.{i}");
-            let context = api::context(fixture, 2);
+            let context = api::context(fixture, 2, Kernels::best());
             let text_ids = fixture.tensor(Tensors::ids, &format!("{name}.text_ids")).data;
             let from_ids = api::draw_from_ids(fixture, &context, case, &text_ids, Recorded::of(fixture, &name));
             check(fixture, &name, &from_ids);

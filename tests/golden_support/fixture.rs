@@ -4,10 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use mmada::gguf::{GgmlType, Header};
-use mmada::mmap::Mapping;
-use mmada::prompt::{ChatTemplate, Vocabulary};
-use mmada::tokenizer::Tokenizer;
+use mmada::Model;
+use mmada::gguf::GgmlType;
 use serde::de::DeserializeOwned;
 
 use super::api;
@@ -18,17 +16,7 @@ pub struct Fixture {
     pub name: String,
     folder: PathBuf,
     pub expected: Option<Tensors>,
-    converted: OnceLock<Result<Converted, String>>,
-}
-
-/// The checkpoint as a model file, f32.
-pub struct Converted {
-    pub path: PathBuf,
-    pub file: Mapping,
-    pub header: Header,
-    pub tokenizer: Tokenizer,
-    pub vocabulary: Vocabulary,
-    pub template: ChatTemplate,
+    converted: OnceLock<Result<Model, String>>,
 }
 
 /// The folders to be tested, in order. An error for one that is no checkpoint.
@@ -106,23 +94,20 @@ impl Fixture {
         names.take_while(|name| expected.has(&format!("{name}.{suffix}"))).collect()
     }
 
-    /// The model file, converted at first use.
-    pub fn model(&self) -> &Converted {
+    /// The checkpoint as a model file in f32, converted at first use.
+    pub fn model(&self) -> &Model {
         let converted = self.converted.get_or_init(|| self.convert().map_err(|e| e.to_string()));
         converted.as_ref().unwrap_or_else(|e| panic!("{} cannot be converted: {e}", self.folder.display()))
     }
 
-    fn convert(&self) -> mmada::Result<Converted> {
+    fn convert(&self) -> mmada::Result<Model> {
         let index = fixtures().iter().position(|f| f.folder == self.folder).unwrap_or_default();
         let name = format!("golden-{index}.gguf"); // replaced whole by every run: another run keeps what it has mapped
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let vq = Some(self.folder.join("vq")).filter(|vq| vq.is_dir());
         api::convert(&self.folder, vq.as_deref(), GgmlType::F32, &path)?;
-        let file = Mapping::open(&path)?;
-        let header = Header::parse(file.bytes(), &path.display().to_string())?;
-        let tokenizer = Tokenizer::from_json(header.str("tokenizer.huggingface.json")?, header.file())?;
-        let vocabulary = Vocabulary::from_header(&header)?;
-        let template = ChatTemplate::new(header.str("tokenizer.chat_template")?, header.file())?;
-        Ok(Converted { path, file, header, tokenizer, vocabulary, template })
+        let model = Model::open(&path)?;
+        model.tokenizer()?;
+        Ok(model)
     }
 }

@@ -2,9 +2,8 @@
 
 use mmada::image::{Fit, RgbImage, fit, from_unit};
 use mmada::kernels::Kernels;
-use mmada::parallel::{Exec, Threads};
-use mmada::vq::ImageTokenizer;
 
+use super::api;
 use super::cases::ResizeCase;
 use super::compare::{channels_last, close, same_bits};
 use super::fixture::{Fixture, fixtures};
@@ -15,18 +14,16 @@ const LATENT_TOLERANCE: f32 = 1e-4;
 /// Latents nearer to 0 may round to either bit.
 const UNSURE: f32 = 1e-3;
 
-/// The image tokenizer of a fixture and the names of its expected pictures, such as `vq.0`.
-fn cases(fixture: &Fixture) -> Option<(ImageTokenizer, Vec<String>)> {
-    let model = fixture.model();
-    let Some(tokenizer) = ImageTokenizer::from_header(&model.header, model.file.bytes()).unwrap() else {
-        fixture.skip("no image tokenizer");
-        return None;
-    };
+/// The names of a folder's expected pictures, such as `vq.0`.
+fn cases(fixture: &Fixture) -> Vec<String> {
     let cases = fixture.numbered("vq", "codes");
     if cases.is_empty() {
         fixture.skip("no vq.0.codes");
+    } else if !fixture.model().has_images() {
+        fixture.skip("no image tokenizer");
+        return Vec::new();
     }
-    Some((tokenizer, cases))
+    cases
 }
 
 /// [channels, height, width] with the channels last, and the height and width.
@@ -38,21 +35,14 @@ fn picture(tensor: &Tensor<f32>) -> (Vec<f32>, usize, usize) {
 #[test]
 fn pictures_have_the_golden_latents_and_codes() {
     for fixture in fixtures() {
-        let Some((tokenizer, cases)) = cases(fixture) else { continue };
-        let file = fixture.model().file.bytes();
-        for case in cases {
+        for case in cases(fixture) {
             let (pixels, height, width) = picture(&fixture.tensor(Tensors::f32s, &format!("{case}.pixels")));
             let (latent, rows, cols) = picture(&fixture.tensor(Tensors::f32s, &format!("{case}.latent")));
             let codes = fixture.tensor(Tensors::ids, &format!("{case}.codes")).data;
             let channels = latent.len() / codes.len();
             for kernels in Kernels::available() {
                 let what = format!("{} {case} {}", fixture.name, kernels.name());
-                let encode = |threads| {
-                    let threads = Threads::new(threads).unwrap();
-                    let exec = Exec::new(&threads, kernels, None);
-                    tokenizer.encode_latent(&exec, file, &pixels, height, width).unwrap()
-                };
-                let encoded = encode(1);
+                let encoded = api::context(fixture, 2, kernels).encode_latent(&pixels, height, width).unwrap();
                 assert_eq!((encoded.height, encoded.width), (rows, cols), "{what}");
                 close(&format!("{what} latent"), &encoded.latent, &latent, LATENT_TOLERANCE);
                 for (at, (got, expected)) in encoded.codes.iter().zip(&codes).enumerate() {
@@ -60,8 +50,11 @@ fn pictures_have_the_golden_latents_and_codes() {
                     let sure = position.iter().fold(0, |bits, v| bits << 1 | u32::from(v.abs() > UNSURE));
                     assert_eq!(got & sure, expected & sure, "{what}: code {at}");
                 }
-                same_bits(&format!("{what} latent, 3 threads"), &encode(3).latent, &encoded.latent);
             }
+            let [one, three] = [1, 3].map(|threads| {
+                api::context(fixture, threads, Kernels::best()).encode_latent(&pixels, height, width).unwrap().latent
+            });
+            same_bits(&format!("{} {case} latent, 1 and 3 threads", fixture.name), &one, &three);
         }
     }
 }
@@ -69,20 +62,13 @@ fn pictures_have_the_golden_latents_and_codes() {
 #[test]
 fn codes_give_the_golden_pixels() {
     for fixture in fixtures() {
-        let Some((tokenizer, cases)) = cases(fixture) else { continue };
-        let file = fixture.model().file.bytes();
-        for case in cases {
+        for case in cases(fixture) {
             let (_, rows, cols) = picture(&fixture.tensor(Tensors::f32s, &format!("{case}.latent")));
             let codes = fixture.tensor(Tensors::ids, &format!("{case}.codes")).data;
             let (expected, height, width) = picture(&fixture.tensor(Tensors::f32s, &format!("{case}.decoded")));
             for kernels in Kernels::available() {
                 let what = format!("{} {case} {}", fixture.name, kernels.name());
-                let decode = |threads| {
-                    let threads = Threads::new(threads).unwrap();
-                    let exec = Exec::new(&threads, kernels, None);
-                    tokenizer.decode_float(&exec, file, &codes, rows, cols).unwrap()
-                };
-                let pixels = decode(1);
+                let pixels = api::context(fixture, 2, kernels).decode_float(&codes, cols, rows).unwrap();
                 assert_eq!(pixels.len(), expected.len(), "{what}");
                 // [-1, 1] becomes [0, 1]: a step of a byte is 2/255 here.
                 let worst = pixels.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -90,8 +76,11 @@ fn codes_give_the_golden_pixels() {
                 let (got, expected) = (from_unit(&pixels, width, height).unwrap(), from_unit(&expected, width, height));
                 let steps = got.iter().zip(expected.unwrap().iter()).map(|(a, b)| a.abs_diff(*b)).max();
                 assert!(steps <= Some(1), "{what}: bytes differ by {steps:?}");
-                same_bits(&format!("{what} pixels, 3 threads"), &decode(3), &pixels);
             }
+            let [one, three] = [1, 3].map(|threads| {
+                api::context(fixture, threads, Kernels::best()).decode_float(&codes, cols, rows).unwrap()
+            });
+            same_bits(&format!("{} {case} pixels, 1 and 3 threads", fixture.name), &one, &three);
         }
     }
 }

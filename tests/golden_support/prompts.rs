@@ -19,12 +19,13 @@ fn message(turn: Turn) -> Message {
 
 fn chat(fixture: &Fixture, messages: &[Message], thinking: bool) -> Vec<u32> {
     let model = fixture.model();
-    prompt::chat(&model.tokenizer, &model.vocabulary, &model.template, messages, thinking).unwrap()
+    prompt::chat(model.tokenizer().unwrap(), model.vocabulary(), model.chat_template().unwrap(), messages, thinking)
+        .unwrap()
 }
 
 fn draw(fixture: &Fixture, text: &str, max_text_len: usize) -> DrawPrompt {
     let model = fixture.model();
-    prompt::draw(&model.tokenizer, &model.vocabulary, text, max_text_len).unwrap()
+    prompt::draw(model.tokenizer().unwrap(), model.vocabulary(), text, max_text_len).unwrap()
 }
 
 #[test]
@@ -56,9 +57,10 @@ fn the_prompts_of_all_runs_are_the_golden_ones() {
         }
         let model = fixture.model();
         for case in fixture.cases::<TextCase>("mmu_cases.json") {
-            let codes: Vec<u32> = case.prompt_ids.iter().filter_map(|id| model.vocabulary.image_code(*id)).collect();
-            let (t, v, messages) = (&model.tokenizer, &model.vocabulary, [Message::user(&case.prompt)]);
-            let ids = prompt::image_question(t, v, &model.template, &codes, &messages, case.thinking).unwrap();
+            let codes: Vec<u32> = case.prompt_ids.iter().filter_map(|id| model.vocabulary().image_code(*id)).collect();
+            let (t, v, messages) = (model.tokenizer().unwrap(), model.vocabulary(), [Message::user(&case.prompt)]);
+            let ids =
+                prompt::image_question(t, v, model.chat_template().unwrap(), &codes, &messages, case.thinking).unwrap();
             assert_eq!(ids, case.prompt_ids, "{} mmu: {}", fixture.name, case.prompt);
         }
         for case in fixture.cases::<DrawCase>("t2i_cases.json") {
@@ -66,7 +68,7 @@ fn the_prompts_of_all_runs_are_the_golden_ones() {
             assert_eq!(ids, case.prompt_ids, "{} t2i: {}", fixture.name, case.prompt);
         }
         for case in fixture.cases::<ReasonedCase>("r2i_cases.json") {
-            let ids = prompt::reasoned(&model.tokenizer, &model.vocabulary, &case.prompt).unwrap();
+            let ids = prompt::reasoned(model.tokenizer().unwrap(), model.vocabulary(), &case.prompt).unwrap();
             assert_eq!(ids, case.prompt_ids, "{} r2i: {}", fixture.name, case.prompt);
         }
     }
@@ -75,7 +77,7 @@ fn the_prompts_of_all_runs_are_the_golden_ones() {
 #[test]
 fn the_tokenizer_s_cases_are_met() {
     for fixture in fixtures() {
-        let tokenizer = &fixture.model().tokenizer;
+        let tokenizer = fixture.model().tokenizer().unwrap();
         for case in fixture.cases::<TokenizerCase>("tokenizer_cases.json") {
             let ids = tokenizer.encode(&case.text, Special::Parse).unwrap();
             assert_eq!(ids, case.ids, "{}: {:?}", fixture.name, case.text);

@@ -1,5 +1,7 @@
 //! Text, questions about pictures, and text with noise, step by step.
 
+use mmada::kernels::Kernels;
+
 use super::api::{self, TextRun};
 use super::cases::{TIE, TextCase};
 use super::fixture::{Fixture, fixtures};
@@ -26,7 +28,7 @@ fn check(fixture: &Fixture, name: &str, case: &TextCase, run: &TextRun) {
 fn answers_come_token_by_token_as_the_golden_ones_for_any_number_of_threads() {
     for fixture in fixtures() {
         for (i, case) in fixture.cases::<TextCase>("text_cases.json").iter().enumerate() {
-            let context = api::context(fixture, 1 + i % 3);
+            let context = api::context(fixture, 1 + i % 3, Kernels::best());
             let run = api::text(fixture, &context, case, Recorded::default());
             check(fixture, &format!("text.{i}"), case, &run);
         }
@@ -36,12 +38,12 @@ fn answers_come_token_by_token_as_the_golden_ones_for_any_number_of_threads() {
 #[test]
 fn questions_about_pictures_are_answered_as_the_golden_ones() {
     for fixture in fixtures() {
-        let context = api::context(fixture, 2);
+        let context = api::context(fixture, 2, Kernels::best());
         for (i, case) in fixture.cases::<TextCase>("mmu_cases.json").iter().enumerate() {
             let name = format!("mmu.{i}");
             check(fixture, &name, case, &api::text_from_ids(fixture, &context, case));
             // The prompt's codes are the picture's.
-            let vocabulary = &fixture.model().vocabulary;
+            let vocabulary = fixture.model().vocabulary();
             let codes: Vec<u32> = case.prompt_ids.iter().filter_map(|id| vocabulary.image_code(*id)).collect();
             if let (Some(image), Some(expected)) = (case.image, &fixture.expected) {
                 let of_image = expected.ids(&format!("vq.{image}.codes")).map(|t| t.data);
@@ -58,7 +60,7 @@ fn noise_and_random_remasking_give_the_golden_answers_with_the_recorded_draws() 
         if cases.is_empty() || !fixture.has_expected() {
             continue;
         }
-        let context = api::context(fixture, 2);
+        let context = api::context(fixture, 2, Kernels::best());
         for (i, case) in cases.iter().enumerate() {
             let name = format!("noisy.{i}");
             let run = api::text(fixture, &context, case, Recorded::of(fixture, &name));

@@ -1,0 +1,69 @@
+//! What running a model takes, for `mmada info`: memory, work and time of a request with the file's defaults.
+
+use std::path::Path;
+
+use mmada::{Compute, Context, ContextOptions, Estimate, Model};
+use serde_json::{Value as Json, json};
+
+use crate::args::Common;
+use crate::failure::Failure;
+use crate::info::size;
+
+/// Tokens that a question or a description is taken to have.
+const PROMPT: usize = 32;
+
+/// What each kind of request takes on this machine.
+pub struct Needs(Vec<Need>);
+
+struct Need {
+    request: &'static str,
+    estimate: Estimate,
+    seconds: f64,
+}
+
+/// Opens the model at `path` and estimates an answer and, if it can see and draw, the answer to a question about a
+/// picture and a drawing.
+pub fn of(path: &Path, common: &Common) -> Result<Needs, Failure> {
+    let model = Model::open(path)?;
+    let options =
+        ContextOptions { threads: common.threads, compute: Compute::from(common.compute), ..Default::default() };
+    let context = Context::new(&model, options)?;
+    let mut estimates = vec![("answer", model.estimate_text(PROMPT, &model.text_options(false, false)))];
+    if let (true, Some(downsampling)) = (model.has_images(), model.downsampling()) {
+        let side = model.image_size();
+        let codes = (side / downsampling).pow(2);
+        let (_, image) = model.draw_options(false);
+        estimates
+            .push(("answer about a picture", model.estimate_text(PROMPT + codes, &model.text_options(false, true))));
+        estimates.push(("drawing", model.estimate_draw(PROMPT, (side, side), 1, &image)));
+    }
+    let need = |(request, estimate)| Ok(Need { request, estimate, seconds: context.seconds(&estimate)? });
+    Ok(Needs(estimates.into_iter().map(need).collect::<mmada::Result<_>>()?))
+}
+
+impl Needs {
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "\nneeds of a request of {PROMPT} tokens, with the file's defaults (time without the image tokenizer)\n"
+        );
+        for Need { request, estimate, seconds } in &self.0 {
+            let (memory, work) = (size(estimate.scratch_bytes), estimate.multiply_adds as f64);
+            text += &format!("  {request:22}  {memory} of memory, {work:.1e} multiply-adds, about {seconds:.1} s\n");
+        }
+        text
+    }
+
+    pub fn json(&self) -> Json {
+        let entry = |need: &Need| {
+            json!({
+                "request": need.request,
+                "prompt_tokens": PROMPT,
+                "weights_bytes": need.estimate.weights_bytes,
+                "scratch_bytes": need.estimate.scratch_bytes,
+                "multiply_adds": need.estimate.multiply_adds,
+                "seconds": need.seconds,
+            })
+        };
+        self.0.iter().map(entry).collect()
+    }
+}
