@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use mmada::Model;
 
 use evaluation::judge::Judge;
-use evaluation::score::{self, Failure, Tasks};
+use evaluation::score::{self, Failure, Score, Tasks};
 
 #[path = "../tests/demo/mod.rs"]
 mod evaluation;
@@ -44,7 +44,8 @@ fn measure(files: &[String]) -> Result<String, Failure> {
         eprintln!("{file}");
         let model = Model::open(file)?;
         let name = Path::new(file).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        columns.push((name, score::evaluate(&model, &tasks, &judge)?));
+        let report = |score: &Score| eprintln!("  {}: {:.1}%", score.measure.name(), 100.0 * score.mean());
+        columns.push((name, score::evaluate(&model, &tasks, &judge, report)?));
     }
     Ok(score::table(&columns))
 }

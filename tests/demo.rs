@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use image::RgbImage;
 use mmada::Model;
+use mmada::gguf::GgmlType;
+use mmada_quantize::{ConvertOptions, convert};
 use serde::Deserialize;
 
 use evaluation::judge::{Judge, Verdict};
-use evaluation::score::{self, Score, Tasks};
+use evaluation::score::{self, Tasks};
 use evaluation::world::{self, Object, Scene};
 
 #[path = "demo/mod.rs"]
@@ -91,16 +93,13 @@ fn the_demo_model_is_as_good_as_the_reference_and_8_bits_cost_it_nothing() {
     let tasks = Tasks::load(&golden("eval")).unwrap();
     let judge = judge();
     let folder = tempfile::tempdir().unwrap();
-    let columns: Vec<(String, Vec<Score>)> = ["f16", "q8_0", "q4_k"]
-        .into_iter()
-        .map(|recipe| {
-            let file = folder.path().join(format!("{recipe}.gguf"));
-            convert(&golden("mmada-shapes"), &file, recipe);
-            (recipe.to_owned(), score::evaluate(&Model::open(&file).unwrap(), &tasks, &judge).unwrap())
-        })
-        .collect();
+    let columns = [GgmlType::F16, GgmlType::Q8_0, GgmlType::Q4_K].map(|dtype| {
+        let file = folder.path().join(format!("{dtype}.gguf"));
+        convert(&ConvertOptions::new(golden("mmada-shapes"), &file, dtype), &mut |_| {}).unwrap();
+        (dtype.to_string(), score::evaluate(&Model::open(&file).unwrap(), &tasks, &judge, |_| ()).unwrap())
+    });
     println!("{}", score::table(&columns));
-    let [(_, f16), (_, q8_0), (_, q4_k)] = &columns[..] else { panic!("three files were measured") };
+    let [(_, f16), (_, q8_0), (_, q4_k)] = &columns;
     let mut faults = Vec::new();
     for ((f16, q8_0), q4_k) in f16.iter().zip(q8_0).zip(q4_k) {
         let (name, reference) = (f16.measure.name(), f16.measure.reference());

@@ -234,7 +234,7 @@ impl<'a> Input<'a> {
 
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
-        Run { exec, file, bf16: compute == Compute::Fast && exec.kernels.has_bf16() }
+        Run { exec, file, bf16: compute == Compute::Fast && exec.kernels.prefers_bf16() }
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.

@@ -126,15 +126,26 @@ impl Score {
     }
 }
 
-/// Runs every task on the model, with the settings that its file names.
-pub fn evaluate(model: &Model, tasks: &Tasks, judge: &Judge) -> Result<Vec<Score>, Failure> {
-    let mut scores = draw(model, tasks, judge)?;
-    scores.extend(reason(model, tasks, judge)?);
-    for thinking in [false, true] {
-        scores.push(see(model, tasks, thinking)?);
-    }
-    for thinking in [false, true] {
-        scores.push(text(model, tasks, thinking)?);
+/// Runs every task on the model, with the settings that its file names. `report` is told every score as it comes.
+pub fn evaluate(
+    model: &Model,
+    tasks: &Tasks,
+    judge: &Judge,
+    mut report: impl FnMut(&Score),
+) -> Result<Vec<Score>, Failure> {
+    let runs: [&dyn Fn() -> Result<Vec<Score>, Failure>; 6] = [
+        &|| draw(model, tasks, judge),
+        &|| reason(model, tasks, judge),
+        &|| see(model, tasks, false),
+        &|| see(model, tasks, true),
+        &|| text(model, tasks, false),
+        &|| text(model, tasks, true),
+    ];
+    let mut scores = Vec::new();
+    for run in runs {
+        let found = run()?;
+        found.iter().for_each(&mut report);
+        scores.extend(found);
     }
     Ok(scores)
 }
@@ -159,7 +170,7 @@ fn reason(model: &Model, tasks: &Tasks, judge: &Judge) -> Result<Vec<Score>, Fai
     let settings = format!("description {} tokens in {} steps, then as drawing", text.gen_length, text.steps);
     let (found, wall) = in_parallel(model, &tasks.reason, |context, seed, task| {
         let generation = finish(context.draw(draw_request(model, &task.request, true, seed))?)?;
-        let scene = generation.description().as_deref().and_then(Scene::parse).filter(|s| s.fits(&task.request));
+        let scene = generation.description()?.as_deref().and_then(Scene::parse).filter(|s| s.fits(&task.request));
         let drawn = match &scene {
             Some(scene) => judge.score(&generation.image(0)?, scene).all_right,
             None => false,
@@ -173,27 +184,27 @@ fn reason(model: &Model, tasks: &Tasks, judge: &Judge) -> Result<Vec<Score>, Fai
     ])
 }
 
-fn see(model: &Model, tasks: &Tasks, thinking: bool) -> Result<Score, Failure> {
+fn see(model: &Model, tasks: &Tasks, thinking: bool) -> Result<Vec<Score>, Failure> {
     let pairs: Vec<_> = tasks.see.iter().zip(&tasks.pictures).collect();
     let (right, wall) = in_parallel(model, &pairs, |context, seed, (task, picture)| {
         answers(model, context, seed, &task.question, Some(picture), thinking, &task.answer)
     })?;
     let settings = text_settings(model, thinking, true);
-    Ok(Score { measure: Measure::ImageQuestion { thinking }, settings, tasks: right, wall: Some(wall) })
+    Ok(vec![Score { measure: Measure::ImageQuestion { thinking }, settings, tasks: right, wall: Some(wall) }])
 }
 
-fn text(model: &Model, tasks: &Tasks, thinking: bool) -> Result<Score, Failure> {
+fn text(model: &Model, tasks: &Tasks, thinking: bool) -> Result<Vec<Score>, Failure> {
     let (right, wall) = in_parallel(model, &tasks.text, |context, seed, task| {
         answers(model, context, seed, &task.question, None, thinking, &task.answer)
     })?;
     let settings = text_settings(model, thinking, false);
-    Ok(Score { measure: Measure::Text { thinking }, settings, tasks: right, wall: Some(wall) })
+    Ok(vec![Score { measure: Measure::Text { thinking }, settings, tasks: right, wall: Some(wall) }])
 }
 
 /// 1 when the model's answer, without its thoughts and the white space around it, is the expected one.
 fn answers(
     model: &Model,
-    context: &mut Context,
+    context: &Context,
     seed: u64,
     question: &str,
     picture: Option<&RgbImage>,
@@ -204,7 +215,7 @@ fn answers(
     options.seed = seed;
     let messages = vec![Message { role: Role::User, content: question.to_owned() }];
     let request = TextRequest { messages, image: picture.cloned(), squash: false, thinking, options };
-    let raw = finish(context.text(request)?)?.text().raw;
+    let raw = finish(context.text(request)?)?.text()?.raw;
     let answer = raw.rsplit("</think>").next().unwrap_or_default().trim();
     Ok(f64::from(answer == expected))
 }
@@ -239,17 +250,17 @@ fn finish(mut generation: Generation) -> Result<Generation, Failure> {
 fn in_parallel<T: Sync, R: Send>(
     model: &Model,
     tasks: &[T],
-    work: impl Fn(&mut Context, u64, &T) -> Result<R, Failure> + Sync,
+    work: impl Fn(&Context, u64, &T) -> Result<R, Failure> + Sync,
 ) -> Result<(Vec<R>, Duration), Failure> {
     let start = Instant::now();
     let next = AtomicUsize::new(0);
     let worker = || -> Result<Vec<(usize, R)>, Failure> {
-        let mut context = Context::new(model, ContextOptions { threads: 1, ..Default::default() })?;
+        let context = Context::new(model, ContextOptions { threads: 1, ..Default::default() })?;
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(task) = tasks.get(index) else { return Ok(done) };
-            done.push((index, work(&mut context, index as u64, task)?));
+            done.push((index, work(&context, index as u64, task)?));
         }
     };
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get()).min(tasks.len());
