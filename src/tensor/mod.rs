@@ -6,6 +6,8 @@ use std::ops::Range;
 
 pub mod block;
 mod dequantize;
+mod dequantize_iq;
+mod grids;
 mod quantize;
 mod quantize_k;
 
