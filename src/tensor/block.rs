@@ -28,6 +28,9 @@ impl Half {
     pub fn get(self) -> f32 {
         half::f16::from_le_bytes(self.0).to_f32()
     }
+    pub fn from_bits(bits: u16) -> Self {
+        Half(bits.to_le_bytes())
+    }
     pub fn to_f16(self) -> half::f16 {
         half::f16::from_le_bytes(self.0)
     }
@@ -307,6 +310,22 @@ pub fn scale_q3_k(scales: &[u8; 12], s: usize) -> i8 {
     (low | high << 4) as i8 - 32
 }
 
+/// The twelve bytes of sixteen scales of Q3_K, -32 to 31.
+pub fn pack_scale_q3_k(sc: &[i8; 16]) -> [u8; 12] {
+    let sc = sc.map(|s| (s + 32) as u8);
+    std::array::from_fn(|i| match i {
+        0..8 => sc[i] & 15 | (sc[i + 8] & 15) << 4,
+        _ => (0..4).fold(0, |bits, j| bits | (sc[i - 8 + 4 * j] >> 4 & 3) << (2 * j)),
+    })
+}
+
+/// `scales_h` and `scales_l` of eight scales of IQ4_XS, -32 to 31.
+pub fn pack_scale_iq4_xs(sc: &[i8; 8]) -> ([u8; 2], [u8; 4]) {
+    let sc = sc.map(|s| (s + 32) as u8);
+    let high = sc.iter().enumerate().fold(0u16, |bits, (s, sc)| bits | u16::from(sc >> 4 & 3) << (2 * s));
+    (high.to_le_bytes(), std::array::from_fn(|k| sc[2 * k] & 15 | (sc[2 * k + 1] & 15) << 4))
+}
+
 /// Scale of sub-block `s` (0..8) of IQ4_XS, -32 to 31.
 pub fn scale_iq4_xs(block: &BlockIQ4_XS, s: usize) -> i8 {
     let low = block.scales_l[s / 2] >> (4 * (s % 2)) & 15;
@@ -358,6 +377,13 @@ mod tests {
         for s in 0..8 {
             assert_eq!(scale_min_k4(&packed, s), (sc[s], m[s]));
         }
+        let sc: [i8; 16] = std::array::from_fn(|i| ((i * 37 + 11) % 64) as i8 - 32);
+        let packed = pack_scale_q3_k(&sc);
+        assert_eq!(std::array::from_fn(|s| scale_q3_k(&packed, s)), sc);
+        let sc: [i8; 8] = std::array::from_fn(|i| ((i * 41 + 3) % 64) as i8 - 32);
+        let (scales_h, scales_l) = pack_scale_iq4_xs(&sc);
+        let block = BlockIQ4_XS { d: Half::default(), scales_h, scales_l, qs: [0; 128] };
+        assert_eq!(std::array::from_fn(|s| scale_iq4_xs(&block, s)), sc);
     }
 
     #[test]
