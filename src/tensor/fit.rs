@@ -154,7 +154,11 @@ impl<const N: usize> Symmetric<'_, N> {
     #[inline(always)]
     pub fn levels<L: Levels>(&self, scale: f32) -> [f32; N] {
         let inverse = inverse(scale);
-        self.x.map(|x| L::nearest(x * inverse))
+        let mut q = *self.x;
+        for q in &mut q {
+            *q = L::nearest(*q * inverse);
+        }
+        q
     }
 
     /// The best scale, of either sign. `ends` are the tried places of the value with the largest magnitude, as
@@ -162,27 +166,22 @@ impl<const N: usize> Symmetric<'_, N> {
     #[inline(always)]
     pub fn fit<L: Levels>(&self, ends: &[f32]) -> f32 {
         let largest = self.x.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
-        let (mut best, mut best_gain) = (0.0, 0.0);
         let unit = inverse(largest) * L::LOW;
-        let mut attempt = |inverse: f32| {
-            let (sqx, sqq) = self.moments::<L>(inverse);
-            // With the best scale sqx / sqq the error is less than without levels by this much.
-            let gain = sqx * sqx / sqq;
-            if gain > best_gain {
-                (best, best_gain) = (sqx / sqq, gain);
-                return true;
-            }
-            false
-        };
+        let (mut best, mut best_gain) = (0.0, 0.0);
         for end in ends {
-            attempt(unit * end);
-            attempt(-unit * end);
+            for inverse in [unit * end, -unit * end] {
+                let (sqx, sqq) = self.moments::<L>(inverse);
+                // With the best scale sqx / sqq the error is less than without levels by this much.
+                let gain = sqx * sqx / sqq;
+                if gain > best_gain {
+                    (best, best_gain) = (sqx / sqq, gain);
+                }
+            }
         }
         for _ in 0..4 {
-            let inverse = inverse(best);
-            let (sqx, sqq) = self.moments::<L>(inverse);
+            let (sqx, sqq) = self.moments::<L>(inverse(best));
             let gain = sqx * sqx / sqq;
-            if gain <= best_gain * (1.0 + 1e-6) || gain.is_nan() {
+            if !(gain > best_gain * (1.0 + 1e-6)) {
                 break;
             }
             (best, best_gain) = (sqx / sqq, gain);
@@ -215,7 +214,11 @@ impl<'a, const N: usize> Affine<'a, N> {
     pub fn new(x: &'a [f32; N], w: &'a [f32; N], top: f32) -> Self {
         let [sw, sx] = sums::<2, N>(|i| [w[i], w[i] * x[i]]);
         let mean = sx / sw;
-        Affine { x, w, top, y: x.map(|x| x - mean), mean, sw }
+        let mut y = *x;
+        for y in &mut y {
+            *y -= mean;
+        }
+        Affine { x, w, top, y, mean, sw }
     }
 
     #[inline(always)]
@@ -226,7 +229,11 @@ impl<'a, const N: usize> Affine<'a, N> {
     #[inline(always)]
     pub fn levels(&self, line: Line) -> [f32; N] {
         let inverse = inverse(line.scale);
-        self.x.map(|x| self.level((x - line.offset) * inverse))
+        let mut q = *self.x;
+        for q in &mut q {
+            *q = self.level((*q - line.offset) * inverse);
+        }
+        q
     }
 
     #[inline(always)]
@@ -259,7 +266,8 @@ impl<'a, const N: usize> Affine<'a, N> {
         (Line { scale, offset }, sqy * sqy / variance)
     }
 
-    /// The best line. `ends` are the tried places of the lowest and highest level, as parts of the range of values
+    /// The best line; no scale above the range is believed, which rounding errors of very unequal weights could give.
+    /// `ends` are the tried places of the lowest and highest level, as parts of the range of values
     /// from its end inwards.
     #[inline(always)]
     pub fn fit(&self, ends: &[f32], falling: bool) -> Line {
@@ -279,14 +287,14 @@ impl<'a, const N: usize> Affine<'a, N> {
             for b in ends {
                 let inverse = inverse(range * (1.0 - a - b)) * self.top;
                 let (line, gain) = self.least_squares(low, inverse, falling);
-                if gain > best_gain && line.scale > 0.0 {
+                if gain > best_gain && line.scale > 0.0 && line.scale <= range {
                     (best, best_gain) = (line, gain);
                 }
             }
         }
         for _ in 0..4 {
             let (line, gain) = self.least_squares(best.offset - self.mean, inverse(best.scale), falling);
-            if !(gain > best_gain * (1.0 + 1e-6) && line.scale > 0.0) {
+            if !(gain > best_gain * (1.0 + 1e-6) && line.scale > 0.0 && line.scale <= range) {
                 break;
             }
             (best, best_gain) = (line, gain);

@@ -5,9 +5,7 @@
 
 use super::block::*;
 use super::fit::{Affine, Iq4, Levels, Line, Symmetric, Whole, inverse};
-use super::quantize::{TooLarge, half};
-
-type Fallible<T> = std::result::Result<T, TooLarge>;
+use super::quantize::{Fallible, TooLarge, half};
 
 /// No K type reaches this (`65504 * 128 * 32` is the most); below it no square overflows.
 const LIMIT: f32 = 1e9;
@@ -31,6 +29,7 @@ struct Scaled<const G: usize> {
 
 impl<const G: usize> Scaled<G> {
     /// Scales are from `low` to `-low - 1`; `ends` see [`Symmetric::fit`].
+    #[inline(always)]
     fn fit<L: Levels, const N: usize>(
         x: &[f32; QK_K],
         w: &[f32; QK_K],
@@ -42,9 +41,11 @@ impl<const G: usize> Scaled<G> {
         if x.iter().any(|v| v.abs() > LIMIT) {
             return Err(TooLarge);
         }
-        let groups: [Symmetric<'_, N>; G] =
-            std::array::from_fn(|g| Symmetric { x: &x.as_chunks().0[g], w: &w.as_chunks().0[g] });
-        let mut scales = groups.map(|g| g.fit::<L>(ends));
+        let (x, w) = (x.as_chunks::<N>().0, w.as_chunks::<N>().0);
+        let mut scales = [0.0; G];
+        for g in 0..G {
+            scales[g] = Symmetric { x: &x[g], w: &w[g] }.fit::<L>(ends);
+        }
         let largest = scales.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
         let mut best = Scaled { d: half(largest / low as f32)?, sc: [0; G] };
         let (mut best_error, mut d) = (f32::INFINITY, best.d);
@@ -53,7 +54,8 @@ impl<const G: usize> Scaled<G> {
             let (mut sc, mut error) = ([0; G], 0.0);
             // Sums for the best unit: of w (sc q) x and w (sc q)^2.
             let (mut sax, mut saa) = (0.0, 0.0);
-            for (g, group) in groups.iter().enumerate() {
+            for g in 0..G {
+                let group = Symmetric { x: &x[g], w: &w[g] };
                 let mut least = f32::INFINITY;
                 let center = scales[g] * inverse(d.get());
                 for at in around(center, radius, low, -low - 1) {
@@ -82,12 +84,15 @@ impl<const G: usize> Scaled<G> {
     }
 
     /// The levels, counted from `zero`.
+    #[inline(always)]
     fn levels<L: Levels, const N: usize>(&self, x: &[f32; QK_K], zero: f32) -> [u8; QK_K] {
         let mut q = [0; QK_K];
         for (g, q) in q.as_chunks_mut::<N>().0.iter_mut().enumerate() {
             let x = &x.as_chunks::<N>().0[g];
             let levels = Symmetric { x, w: x }.levels::<L>(self.d.get() * f32::from(self.sc[g]));
-            *q = levels.map(|v| (v + zero) as i32 as u8);
+            for (q, v) in q.iter_mut().zip(levels) {
+                *q = (v + zero) as i32 as u8;
+            }
         }
         q
     }
@@ -102,11 +107,13 @@ struct Ranged<const G: usize> {
 }
 
 impl<const G: usize> Ranged<G> {
+    #[inline(always)]
     fn line(&self, g: usize) -> Line {
         Line { scale: self.d.get() * f32::from(self.sc[g]), offset: -(self.dmin.get() * f32::from(self.m[g])) }
     }
 
     /// The levels q are `0..=top`, the scales and mins `0..=most`; `ends` see [`Affine::fit`].
+    #[inline(always)]
     fn fit<const N: usize>(
         x: &[f32; QK_K],
         w: &[f32; QK_K],
@@ -121,7 +128,10 @@ impl<const G: usize> Ranged<G> {
         }
         let groups: [Affine<'_, N>; G] =
             std::array::from_fn(|g| Affine::new(&x.as_chunks().0[g], &w.as_chunks().0[g], top));
-        let mut lines = groups.each_ref().map(|g| g.fit(ends, true));
+        let mut lines = [Line { scale: 0.0, offset: 0.0 }; G];
+        for (line, group) in lines.iter_mut().zip(&groups) {
+            *line = group.fit(ends, true);
+        }
         let d = half(lines.iter().fold(0.0f32, |m, f| m.max(f.scale)) / most as f32)?;
         let dmin = half(lines.iter().fold(0.0f32, |m, f| m.max(-f.offset)) / most as f32)?;
         let mut best = Ranged { d, dmin, sc: [0; G], m: [0; G] };
@@ -165,10 +175,14 @@ impl<const G: usize> Ranged<G> {
         least
     }
 
+    #[inline(always)]
     fn levels<const N: usize>(&self, x: &[f32; QK_K], top: f32) -> [u8; QK_K] {
         let mut q = [0; QK_K];
         for (g, q) in q.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-            *q = Affine::new(&x.as_chunks().0[g], &[1.0; N], top).levels(self.line(g)).map(|q| q as u8);
+            let levels = Affine::new(&x.as_chunks().0[g], &[1.0; N], top).levels(self.line(g));
+            for (q, v) in q.iter_mut().zip(levels) {
+                *q = v as i32 as u8;
+            }
         }
         q
     }
@@ -197,6 +211,7 @@ impl Units {
     }
 
     /// Units that can be stored and are not negative.
+    #[inline(always)]
     fn solve(&self) -> Option<(Half, Half)> {
         let det = self.aa * self.mm - self.am * self.am;
         let (d, dmin) = if det > 0.0 {
@@ -210,6 +225,7 @@ impl Units {
 }
 
 /// Two quants of four bits per byte, 32 elements apart, in groups of 64.
+#[inline(always)]
 fn pack_nibbles(q: &[u8; QK_K]) -> [u8; 128] {
     std::array::from_fn(|l| {
         let at = l / 32 * 64 + l % 32;
@@ -218,6 +234,7 @@ fn pack_nibbles(q: &[u8; QK_K]) -> [u8; 128] {
 }
 
 /// Four times two bits per byte, 32 elements apart, in groups of 128.
+#[inline(always)]
 fn pack_two_bits(q: &[u8; QK_K]) -> [u8; 64] {
     std::array::from_fn(|i| {
         let at = i / 32 * 128 + i % 32;
@@ -230,18 +247,21 @@ const ENDS2: [f32; 6] = [0.0, 0.06, 0.12, 0.18, 0.25, 0.33];
 pub(super) const ENDS4: [f32; 6] = [-0.03, 0.0, 0.03, 0.06, 0.1, 0.16];
 pub(super) const ENDS5: [f32; 6] = [-0.015, 0.0, 0.015, 0.03, 0.06, 0.1];
 
+#[inline(always)]
 pub(super) fn q2_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
     let fit = Ranged::<16>::fit::<16>(x, w, 3.0, 15, 2, &ENDS2)?;
     let scales = std::array::from_fn(|g| fit.sc[g] | fit.m[g] << 4);
     Ok(BlockQ2_K { scales, qs: pack_two_bits(&fit.levels::<16>(x, 3.0)), d: fit.d, dmin: fit.dmin })
 }
 
+#[inline(always)]
 pub(super) fn q4_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ4_K> {
     let fit = Ranged::<8>::fit::<32>(x, w, 15.0, 63, 2, &ENDS4)?;
     let scales = pack_scale_min_k4(&fit.sc, &fit.m);
     Ok(BlockQ4_K { d: fit.d, dmin: fit.dmin, scales, qs: pack_nibbles(&fit.levels::<32>(x, 15.0)) })
 }
 
+#[inline(always)]
 pub(super) fn q5_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ5_K> {
     let fit = Ranged::<8>::fit::<32>(x, w, 31.0, 63, 2, &ENDS5)?;
     let q = fit.levels::<32>(x, 31.0);
@@ -256,6 +276,7 @@ pub(super) const ENDS_IQ4: [f32; 12] = [0.84, 0.87, 0.9, 0.93, 0.96, 1.0, 1.03, 
 /// And for 6 bits.
 const ENDS6: [f32; 7] = [0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.04];
 
+#[inline(always)]
 pub(super) fn q3_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {
     type L = Whole<-4, 3>;
     let fit = Scaled::<16>::fit::<L, 16>(x, w, -32, 2, &ENDS3)?;
@@ -264,6 +285,7 @@ pub(super) fn q3_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {
     Ok(BlockQ3_K { hmask, qs: pack_two_bits(&q), scales: pack_scale_q3_k(&fit.sc), d: fit.d })
 }
 
+#[inline(always)]
 pub(super) fn q6_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
     type L = Whole<-32, 31>;
     let fit = Scaled::<16>::fit::<L, 16>(x, w, -128, 3, &ENDS6)?;
@@ -276,6 +298,7 @@ pub(super) fn q6_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
     Ok(BlockQ6_K { ql, qh, scales: fit.sc, d: fit.d })
 }
 
+#[inline(always)]
 pub(super) fn iq4_xs(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockIQ4_XS> {
     let fit = Scaled::<8>::fit::<Iq4, 32>(x, w, -32, 2, &ENDS_IQ4)?;
     let q = fit.levels::<Iq4, 32>(x, 0.0).map(iq4_index);
@@ -286,6 +309,7 @@ pub(super) fn iq4_xs(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockIQ4_XS> 
 }
 
 /// The number of a level of IQ4, which is given as the bits of an i8.
+#[inline(always)]
 pub(super) fn iq4_index(level: u8) -> u8 {
     IQ4_VALUES.partition_point(|&v| v < level as i8) as u8
 }
