@@ -57,7 +57,7 @@ impl Transformer {
     }
 
     /// Runs a batch of sequences of any lengths; they do not see each other. Logits come one sequence after the
-    /// other, row by row: [rows][vocab]. Looks at the cancel flag before every layer.
+    /// other, row by row: [rows, vocab]. Looks at the cancel flag before every layer.
     ///
     /// Errors: an id, row or vocabulary range outside the model, an empty or too long sequence, no memory.
     pub fn forward(
