@@ -1,17 +1,59 @@
 //! Weights to the types they are stored in, with vector instructions.
 
 use super::dispatch::Kernels;
-use super::isa::{Isa, Op};
+use super::isa::{Isa, LANES, Op};
 use crate::error::Result;
-use crate::tensor::{self, GgmlType, Row, TooLarge};
+use crate::tensor::{self, GgmlType, Row, Simd, TooLarge};
+
+const _: () = assert!(LANES == tensor::LANES);
+
+/// The vectors of an instruction set for the encoders.
+#[derive(Clone, Copy)]
+struct Vectors<I>(I);
+
+macro_rules! forward {
+    ($($name:ident($($arg:ident),+);)*) => {
+        $(
+            #[inline(always)]
+            fn $name(self, $($arg: I::F32),+) -> I::F32 {
+                self.0.$name($($arg),+)
+            }
+        )*
+    };
+}
+
+impl<I: Isa> Simd for Vectors<I> {
+    type V = I::F32;
+    #[inline(always)]
+    fn splat(self, v: f32) -> I::F32 {
+        self.0.splat(v)
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> I::F32 {
+        self.0.load(from)
+    }
+    #[inline(always)]
+    fn store(self, v: I::F32, to: &mut [f32; LANES]) {
+        self.0.store(v, to);
+    }
+    forward! {
+        add(a, b);
+        sub(a, b);
+        mul(a, b);
+        max(a, b);
+        min(a, b);
+        round(a);
+        zero_if_less(a, b, v);
+    }
+}
 
 struct Encode<'a>(Row<'a>);
 
 impl Op for Encode<'_> {
     type Output = std::result::Result<(), TooLarge>;
     #[inline(always)]
-    fn call<I: Isa>(self, _: I) -> Self::Output {
-        self.0.encode()
+    fn call<I: Isa>(self, isa: I) -> Self::Output {
+        self.0.encode(Vectors(isa))
     }
 }
 

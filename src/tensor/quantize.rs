@@ -4,7 +4,7 @@
 
 use super::GgmlType;
 use super::block::*;
-use super::fit::{Affine, Fp4, Iq4, Levels, Line, Symmetric, Whole};
+use super::fit::{Affine, Fp4, Iq4, Levels, Line, Plain, Simd, Symmetric, Whole};
 use super::quantize_k::{self, iq4_index};
 use crate::error::{Error, Result};
 
@@ -37,7 +37,7 @@ pub fn quantize(dtype: GgmlType, x: &[f32], out: &mut [u8]) -> Result<()> {
 /// Those of `quantize`; `InvalidArgument` if there are not as many weights as elements, and for weights that are
 /// negative, NaN or infinite.
 pub fn quantize_weighted(dtype: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<()> {
-    quantize_with(dtype, x, importance, out, |row| row.encode())
+    quantize_with(dtype, x, importance, out, |row| row.encode(Plain))
 }
 
 /// [`quantize_weighted`] where `encode` calls [`Row::encode`].
@@ -109,6 +109,17 @@ impl Weights<'_> {
     }
 }
 
+/// Encodes block after block with the function. A macro because a function that is passed as a value would be compiled
+/// without the caller's instruction set.
+macro_rules! blocks {
+    ($simd:expr, $x:expr, $weights:expr, $out:expr, $encode:path) => {{
+        for (b, (x, out)) in $x.as_chunks().0.iter().zip(Block::view_mut($out).unwrap_or_default()).enumerate() {
+            *out = $encode($simd, x, &$weights.of(b))?;
+        }
+        Ok(())
+    }};
+}
+
 /// A row that was checked: finite values (any for the float types), weights as many as those, bytes for them.
 pub(crate) struct Row<'a> {
     dtype: GgmlType,
@@ -121,49 +132,38 @@ impl Row<'_> {
     /// Encodes the row. All of it is inlined, so that a caller with vector instructions gets it compiled for them; the
     /// result is the same, no operation depends on the instructions.
     #[inline(always)]
-    pub(crate) fn encode(self) -> Fallible<()> {
+    pub(crate) fn encode<S: Simd>(self, s: S) -> Fallible<()> {
         let Row { dtype, x, weights: w, out } = self;
         match dtype {
             GgmlType::F32 => each(x, out, |v| Ok(v.to_le_bytes())),
             GgmlType::F16 => each(x, out, f16),
             GgmlType::BF16 => each(x, out, bf16),
-            GgmlType::Q4_0 => blocks(x, w, out, q4_0),
-            GgmlType::Q4_1 => blocks(x, w, out, q4_1),
-            GgmlType::Q5_0 => blocks(x, w, out, q5_0),
-            GgmlType::Q5_1 => blocks(x, w, out, q5_1),
-            GgmlType::Q8_0 => blocks(x, w, out, q8_0),
-            GgmlType::Q2_K => blocks(x, w, out, quantize_k::q2_k),
-            GgmlType::Q3_K => blocks(x, w, out, quantize_k::q3_k),
-            GgmlType::Q4_K => blocks(x, w, out, quantize_k::q4_k),
-            GgmlType::Q5_K => blocks(x, w, out, quantize_k::q5_k),
-            GgmlType::Q6_K => blocks(x, w, out, quantize_k::q6_k),
-            GgmlType::IQ4_NL => blocks(x, w, out, iq4_nl),
-            GgmlType::IQ4_XS => blocks(x, w, out, quantize_k::iq4_xs),
-            GgmlType::MXFP4 => blocks(x, w, out, mxfp4),
+            GgmlType::Q4_0 => blocks!(s, x, w, out, q4_0),
+            GgmlType::Q4_1 => blocks!(s, x, w, out, q4_1),
+            GgmlType::Q5_0 => blocks!(s, x, w, out, q5_0),
+            GgmlType::Q5_1 => blocks!(s, x, w, out, q5_1),
+            GgmlType::Q8_0 => blocks!(s, x, w, out, q8_0),
+            GgmlType::Q2_K => blocks!(s, x, w, out, quantize_k::q2_k),
+            GgmlType::Q3_K => blocks!(s, x, w, out, quantize_k::q3_k),
+            GgmlType::Q4_K => blocks!(s, x, w, out, quantize_k::q4_k),
+            GgmlType::Q5_K => blocks!(s, x, w, out, quantize_k::q5_k),
+            GgmlType::Q6_K => blocks!(s, x, w, out, quantize_k::q6_k),
+            GgmlType::IQ4_NL => blocks!(s, x, w, out, iq4_nl),
+            GgmlType::IQ4_XS => blocks!(s, x, w, out, quantize_k::iq4_xs),
+            GgmlType::MXFP4 => blocks!(s, x, w, out, mxfp4),
             _ => unreachable!("`can_quantize` has no such type"),
         }
     }
 }
 
 #[inline(always)]
-fn each<const N: usize>(x: &[f32], out: &mut [u8], encode: impl Fn(f32) -> Fallible<[u8; N]>) -> Fallible<()> {
+fn each<const N: usize>(
+    x: &[f32],
+    out: &mut [u8],
+    encode: impl Fn(f32) -> Fallible<[u8; N]>,
+) -> Fallible<()> {
     for (&v, out) in x.iter().zip(out.as_chunks_mut().0) {
         *out = encode(v)?;
-    }
-    Ok(())
-}
-
-#[inline(always)]
-fn blocks<B: Block, const LEN: usize>(
-    x: &[f32],
-    weights: Weights<'_>,
-    out: &mut [u8],
-    encode: impl Fn(&[f32; LEN], &[f32; LEN]) -> Fallible<B>,
-) -> Fallible<()> {
-    const { assert!(LEN == B::LEN) };
-    let out = B::view_mut(out).unwrap_or_default();
-    for (b, (x, out)) in x.as_chunks().0.iter().zip(out).enumerate() {
-        *out = encode(x, &weights.of(b))?;
     }
     Ok(())
 }
@@ -213,11 +213,16 @@ const ENDS_Q5: [f32; 13] = [0.94, 0.955, 0.97, 0.985, 1.0, 1.015, 1.03, 1.045, 1
 
 /// Scale and levels of values that are `scale * level`.
 #[inline(always)]
-fn symmetric<L: Levels>(x: &[f32; 32], w: &[f32; 32], ends: &[f32]) -> Fallible<(Half, [f32; 32])> {
+fn symmetric<S: Simd, L: Levels>(
+    s: S,
+    x: &[f32; 32],
+    w: &[f32; 32],
+    ends: &[f32],
+) -> Fallible<(Half, [f32; 32])> {
     if x.iter().any(|v| v.abs() > LIMIT) {
         return Err(TooLarge);
     }
-    let group = Symmetric { x, w };
+    let group = Symmetric { s, x, w };
     let (mut best, mut least) = (Half::default(), f32::INFINITY);
     for d in halves(group.fit::<L>(ends))? {
         let error = group.error::<L>(d.get());
@@ -233,11 +238,11 @@ const LIMIT: f32 = 1e8;
 
 /// Scale, min and quants of values that are `d q + m`, q in `0..=top`.
 #[inline(always)]
-fn ranged(x: &[f32; 32], w: &[f32; 32], top: f32, ends: &[f32]) -> Fallible<(Half, Half, [u8; 32])> {
+fn ranged<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32], top: f32, ends: &[f32]) -> Fallible<(Half, Half, [u8; 32])> {
     if x.iter().any(|v| v.abs() > LIMIT) {
         return Err(TooLarge);
     }
-    let group = Affine::new(x, w, top);
+    let group = Affine::new(s, x, w, top);
     let fit = group.fit(ends, false);
     let mut best = (half(fit.scale)?, half(fit.offset)?);
     let line = |(d, m): (Half, Half)| Line { scale: d.get(), offset: m.get() };
@@ -254,40 +259,40 @@ fn ranged(x: &[f32; 32], w: &[f32; 32], top: f32, ends: &[f32]) -> Fallible<(Hal
 }
 
 #[inline(always)]
-fn q4_0(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_0> {
-    let (d, q) = symmetric::<Whole<-8, 7>>(x, w, &ENDS_Q4)?;
+fn q4_0<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_0> {
+    let (d, q) = symmetric::<S, Whole<-8, 7>>(s, x, w, &ENDS_Q4)?;
     Ok(BlockQ4_0 { d, qs: pack_nibbles(&q.map(|q| (q + 8.0) as u8)) })
 }
 
 #[inline(always)]
-fn q4_1(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_1> {
-    let (d, m, q) = ranged(x, w, 15.0, &quantize_k::ENDS4)?;
+fn q4_1<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_1> {
+    let (d, m, q) = ranged(s, x, w, 15.0, &quantize_k::ENDS4)?;
     Ok(BlockQ4_1 { d, m, qs: pack_nibbles(&q) })
 }
 
 #[inline(always)]
-fn q5_0(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_0> {
-    let (d, q) = symmetric::<Whole<-16, 15>>(x, w, &ENDS_Q5)?;
+fn q5_0<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_0> {
+    let (d, q) = symmetric::<S, Whole<-16, 15>>(s, x, w, &ENDS_Q5)?;
     let q = q.map(|q| (q + 16.0) as u8);
     Ok(BlockQ5_0 { d, qh: pack_fifth_bits(&q), qs: pack_nibbles(&q) })
 }
 
 #[inline(always)]
-fn q5_1(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_1> {
-    let (d, m, q) = ranged(x, w, 31.0, &quantize_k::ENDS5)?;
+fn q5_1<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_1> {
+    let (d, m, q) = ranged(s, x, w, 31.0, &quantize_k::ENDS5)?;
     Ok(BlockQ5_1 { d, m, qh: pack_fifth_bits(&q), qs: pack_nibbles(&q) })
 }
 
 #[inline(always)]
-fn iq4_nl(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockIQ4_NL> {
-    let (d, q) = symmetric::<Iq4>(x, w, &quantize_k::ENDS_IQ4)?;
+fn iq4_nl<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockIQ4_NL> {
+    let (d, q) = symmetric::<S, Iq4>(s, x, w, &quantize_k::ENDS_IQ4)?;
     Ok(BlockIQ4_NL { d, qs: pack_nibbles(&q.map(|q| iq4_index(q as i32 as u8))) })
 }
 
 /// The scale is a power of two: all that may be best are tried. The largest value is at most 12 on the smallest scale
 /// that holds it; half of that cuts it off, double and four times waste levels, but may fit the others.
 #[inline(always)]
-fn mxfp4(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
+fn mxfp4<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
     let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     // Beyond this the next level may be infinite.
     if largest > 2f32.powi(127) {
@@ -296,7 +301,7 @@ fn mxfp4(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
     // Scaling to the largest value's power of two keeps the squares in range.
     let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { -127 };
     let down = x.map(|v| (f64::from(v) * 2f64.powi(-exponent)) as f32);
-    let group = Symmetric { x: &down, w };
+    let group = Symmetric { s, x: &down, w };
     let (mut best, mut least) = (0, f32::INFINITY);
     for e in exponent - 6..=exponent {
         let error = group.error::<Fp4>(2f32.powi(e - exponent));
@@ -316,7 +321,7 @@ fn fp4_index(level: f32) -> u8 {
 }
 
 #[inline(always)]
-fn q8_0(x: &[f32; 32], _: &[f32; 32]) -> Fallible<BlockQ8_0> {
+fn q8_0<S: Simd>(_: S, x: &[f32; 32], _: &[f32; 32]) -> Fallible<BlockQ8_0> {
     let d = x.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
     let stored = half(d)?;
     // ggml divides by the scale before it was rounded to f16, which is followed here for equal bits; but below f16's

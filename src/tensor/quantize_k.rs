@@ -4,7 +4,7 @@
 //! numbers and levels the units are a least squares problem; the two steps alternate until the error stays.
 
 use super::block::*;
-use super::fit::{Affine, Iq4, Levels, Line, Symmetric, Whole, inverse};
+use super::fit::{Affine, Iq4, Levels, Line, Simd, Symmetric, Whole, inverse};
 use super::quantize::{Fallible, TooLarge, half};
 
 /// No K type reaches this (`65504 * 128 * 32` is the most); below it no square overflows.
@@ -30,7 +30,8 @@ struct Scaled<const G: usize> {
 impl<const G: usize> Scaled<G> {
     /// Scales are from `low` to `-low - 1`; `ends` see [`Symmetric::fit`].
     #[inline(always)]
-    fn fit<L: Levels, const N: usize>(
+    fn fit<S: Simd, L: Levels, const N: usize>(
+        s: S,
         x: &[f32; QK_K],
         w: &[f32; QK_K],
         low: i32,
@@ -44,7 +45,7 @@ impl<const G: usize> Scaled<G> {
         let (x, w) = (x.as_chunks::<N>().0, w.as_chunks::<N>().0);
         let mut scales = [0.0; G];
         for g in 0..G {
-            scales[g] = Symmetric { x: &x[g], w: &w[g] }.fit::<L>(ends);
+            scales[g] = Symmetric { s, x: &x[g], w: &w[g] }.fit::<L>(ends);
         }
         let largest = scales.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
         let mut best = Scaled { d: half(largest / low as f32)?, sc: [0; G] };
@@ -55,7 +56,7 @@ impl<const G: usize> Scaled<G> {
             // Sums for the best unit: of w (sc q) x and w (sc q)^2.
             let (mut sax, mut saa) = (0.0, 0.0);
             for g in 0..G {
-                let group = Symmetric { x: &x[g], w: &w[g] };
+                let group = Symmetric { s, x: &x[g], w: &w[g] };
                 let mut least = f32::INFINITY;
                 let center = scales[g] * inverse(d.get());
                 for at in around(center, radius, low, -low - 1) {
@@ -85,11 +86,11 @@ impl<const G: usize> Scaled<G> {
 
     /// The levels, counted from `zero`.
     #[inline(always)]
-    fn levels<L: Levels, const N: usize>(&self, x: &[f32; QK_K], zero: f32) -> [u8; QK_K] {
+    fn levels<S: Simd, L: Levels, const N: usize>(&self, s: S, x: &[f32; QK_K], zero: f32) -> [u8; QK_K] {
         let mut q = [0; QK_K];
         for (g, q) in q.as_chunks_mut::<N>().0.iter_mut().enumerate() {
             let x = &x.as_chunks::<N>().0[g];
-            let levels = Symmetric { x, w: x }.levels::<L>(self.d.get() * f32::from(self.sc[g]));
+            let levels = Symmetric { s, x, w: x }.levels::<L>(self.d.get() * f32::from(self.sc[g]));
             for (q, v) in q.iter_mut().zip(levels) {
                 *q = (v + zero) as i32 as u8;
             }
@@ -114,7 +115,8 @@ impl<const G: usize> Ranged<G> {
 
     /// The levels q are `0..=top`, the scales and mins `0..=most`; `ends` see [`Affine::fit`].
     #[inline(always)]
-    fn fit<const N: usize>(
+    fn fit<S: Simd, const N: usize>(
+        s: S,
         x: &[f32; QK_K],
         w: &[f32; QK_K],
         top: f32,
@@ -126,8 +128,12 @@ impl<const G: usize> Ranged<G> {
         if x.iter().any(|v| v.abs() > LIMIT) {
             return Err(TooLarge);
         }
-        let groups: [Affine<'_, N>; G] =
-            std::array::from_fn(|g| Affine::new(&x.as_chunks().0[g], &w.as_chunks().0[g], top));
+        // Loops rather than closures: those would be compiled without the instruction set.
+        let (x, w) = (x.as_chunks::<N>().0, w.as_chunks::<N>().0);
+        let mut groups = [Affine::new(s, &x[0], &w[0], top); G];
+        for g in 1..G {
+            groups[g] = Affine::new(s, &x[g], &w[g], top);
+        }
         let mut lines = [Line { scale: 0.0, offset: 0.0 }; G];
         for (line, group) in lines.iter_mut().zip(&groups) {
             *line = group.fit(ends, true);
@@ -160,7 +166,7 @@ impl<const G: usize> Ranged<G> {
 
     /// Chooses scale and min of sub-block `g` near a line; its error.
     #[inline(always)]
-    fn round<const N: usize>(&mut self, g: usize, group: &Affine<'_, N>, near: Line, most: i32, radius: i32) -> f32 {
+    fn round<S: Simd, const N: usize>(&mut self, g: usize, group: &Affine<'_, S, N>, near: Line, most: i32, radius: i32) -> f32 {
         let (per_d, per_dmin) = (inverse(self.d.get()), inverse(self.dmin.get()));
         let mut least = f32::INFINITY;
         for sc in around(near.scale * per_d, radius, 0, most) {
@@ -176,10 +182,10 @@ impl<const G: usize> Ranged<G> {
     }
 
     #[inline(always)]
-    fn levels<const N: usize>(&self, x: &[f32; QK_K], top: f32) -> [u8; QK_K] {
+    fn levels<S: Simd, const N: usize>(&self, s: S, x: &[f32; QK_K], top: f32) -> [u8; QK_K] {
         let mut q = [0; QK_K];
         for (g, q) in q.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-            let levels = Affine::new(&x.as_chunks().0[g], &[1.0; N], top).levels(self.line(g));
+            let levels = Affine::new(s, &x.as_chunks().0[g], &[1.0; N], top).levels(self.line(g));
             for (q, v) in q.iter_mut().zip(levels) {
                 *q = v as i32 as u8;
             }
@@ -200,7 +206,7 @@ struct Units {
 
 impl Units {
     #[inline(always)]
-    fn add<const N: usize>(&mut self, group: &Affine<'_, N>, line: Line, sc: u8, m: u8) {
+    fn add<S: Simd, const N: usize>(&mut self, group: &Affine<'_, S, N>, line: Line, sc: u8, m: u8) {
         let (sc, m) = (f32::from(sc), f32::from(m));
         let [sw, sx, sq, sqq, sqx] = group.sums(line);
         self.aa += sc * sc * sqq;
@@ -248,23 +254,23 @@ pub(super) const ENDS4: [f32; 6] = [-0.03, 0.0, 0.03, 0.06, 0.1, 0.16];
 pub(super) const ENDS5: [f32; 6] = [-0.015, 0.0, 0.015, 0.03, 0.06, 0.1];
 
 #[inline(always)]
-pub(super) fn q2_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
-    let fit = Ranged::<16>::fit::<16>(x, w, 3.0, 15, 2, &ENDS2)?;
+pub(super) fn q2_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
+    let fit = Ranged::<16>::fit::<S, 16>(s, x, w, 3.0, 15, 2, &ENDS2)?;
     let scales = std::array::from_fn(|g| fit.sc[g] | fit.m[g] << 4);
-    Ok(BlockQ2_K { scales, qs: pack_two_bits(&fit.levels::<16>(x, 3.0)), d: fit.d, dmin: fit.dmin })
+    Ok(BlockQ2_K { scales, qs: pack_two_bits(&fit.levels::<S, 16>(s, x, 3.0)), d: fit.d, dmin: fit.dmin })
 }
 
 #[inline(always)]
-pub(super) fn q4_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ4_K> {
-    let fit = Ranged::<8>::fit::<32>(x, w, 15.0, 63, 2, &ENDS4)?;
+pub(super) fn q4_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ4_K> {
+    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 15.0, 63, 2, &ENDS4)?;
     let scales = pack_scale_min_k4(&fit.sc, &fit.m);
-    Ok(BlockQ4_K { d: fit.d, dmin: fit.dmin, scales, qs: pack_nibbles(&fit.levels::<32>(x, 15.0)) })
+    Ok(BlockQ4_K { d: fit.d, dmin: fit.dmin, scales, qs: pack_nibbles(&fit.levels::<S, 32>(s, x, 15.0)) })
 }
 
 #[inline(always)]
-pub(super) fn q5_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ5_K> {
-    let fit = Ranged::<8>::fit::<32>(x, w, 31.0, 63, 2, &ENDS5)?;
-    let q = fit.levels::<32>(x, 31.0);
+pub(super) fn q5_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ5_K> {
+    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 31.0, 63, 2, &ENDS5)?;
+    let q = fit.levels::<S, 32>(s, x, 31.0);
     let scales = pack_scale_min_k4(&fit.sc, &fit.m);
     let qh = std::array::from_fn(|l| (0..8).fold(0, |bits, s| bits | (q[s * 32 + l] >> 4) << s));
     Ok(BlockQ5_K { d: fit.d, dmin: fit.dmin, scales, qh, qs: pack_nibbles(&q) })
@@ -277,19 +283,19 @@ pub(super) const ENDS_IQ4: [f32; 12] = [0.84, 0.87, 0.9, 0.93, 0.96, 1.0, 1.03, 
 const ENDS6: [f32; 7] = [0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.04];
 
 #[inline(always)]
-pub(super) fn q3_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {
+pub(super) fn q3_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {
     type L = Whole<-4, 3>;
-    let fit = Scaled::<16>::fit::<L, 16>(x, w, -32, 2, &ENDS3)?;
-    let q = fit.levels::<L, 16>(x, 4.0);
+    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -32, 2, &ENDS3)?;
+    let q = fit.levels::<S, L, 16>(s, x, 4.0);
     let hmask = std::array::from_fn(|l| (0..8).fold(0, |bits, j| bits | (q[j * 32 + l] >> 2) << j));
     Ok(BlockQ3_K { hmask, qs: pack_two_bits(&q), scales: pack_scale_q3_k(&fit.sc), d: fit.d })
 }
 
 #[inline(always)]
-pub(super) fn q6_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
+pub(super) fn q6_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
     type L = Whole<-32, 31>;
-    let fit = Scaled::<16>::fit::<L, 16>(x, w, -128, 3, &ENDS6)?;
-    let q = fit.levels::<L, 16>(x, 32.0);
+    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -128, 3, &ENDS6)?;
+    let q = fit.levels::<S, L, 16>(s, x, 32.0);
     let ql = std::array::from_fn(|i| {
         let at = i / 64 * 128 + i % 64;
         q[at] & 15 | q[at + 64] << 4
@@ -299,9 +305,9 @@ pub(super) fn q6_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
 }
 
 #[inline(always)]
-pub(super) fn iq4_xs(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockIQ4_XS> {
-    let fit = Scaled::<8>::fit::<Iq4, 32>(x, w, -32, 2, &ENDS_IQ4)?;
-    let q = fit.levels::<Iq4, 32>(x, 0.0).map(iq4_index);
+pub(super) fn iq4_xs<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockIQ4_XS> {
+    let fit = Scaled::<8>::fit::<S, Iq4, 32>(s, x, w, -32, 2, &ENDS_IQ4)?;
+    let q = fit.levels::<S, Iq4, 32>(s, x, 0.0).map(iq4_index);
     let (scales_h, scales_l) = pack_scale_iq4_xs(&fit.sc);
     let nibbles = q.as_chunks::<32>().0;
     let qs = std::array::from_fn(|i| nibbles[i / 16][i % 16] | nibbles[i / 16][i % 16 + 16] << 4);

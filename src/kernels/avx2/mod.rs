@@ -83,6 +83,10 @@ impl Isa for Avx2 {
         both!(_mm256_max_ps, a, b)
     }
     #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        both!(_mm256_min_ps, a, b)
+    }
+    #[inline(always)]
     fn abs(self, a: Self::F32) -> Self::F32 {
         let sign = self.splat(-0.0);
         both!(_mm256_andnot_ps, sign, a)

@@ -86,6 +86,11 @@ impl Isa for Avx512 {
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // SAFETY: `self` proves AVX-512
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
     fn abs(self, a: Self::F32) -> Self::F32 {
         // SAFETY: `self` proves AVX-512
         unsafe { _mm512_abs_ps(a) }
