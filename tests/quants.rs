@@ -217,7 +217,9 @@ fn values_on_the_levels_of_a_type_come_back_unchanged() {
             .map(|i| match i % sub {
                 0 => low,
                 1 => high,
-                _ if matches!(t, GgmlType::IQ4_NL | GgmlType::IQ4_XS) => [-127, -49, 1, 25, 113][random.bits() as usize % 5],
+                _ if matches!(t, GgmlType::IQ4_NL | GgmlType::IQ4_XS) => {
+                    [-127, -49, 1, 25, 113][random.bits() as usize % 5]
+                }
                 _ if t == GgmlType::MXFP4 => [-12, -6, -1, 0, 2, 3, 8][random.bits() as usize % 7],
                 _ => low + (random.bits() % (high - low + 1) as u64) as i32,
             })

@@ -166,8 +166,7 @@ impl Levels for Fp4 {
     const HIGH: f32 = 12.0;
     #[inline(always)]
     fn nearest<S: Simd>(s: S, v: S::V) -> S::V {
-        const LEVELS: [f32; 15] =
-            [-12.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
+        const LEVELS: [f32; 15] = [-12.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
         climb(s, s.max(v, s.splat(Self::LOW)), &LEVELS)
     }
 }

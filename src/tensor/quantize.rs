@@ -157,11 +157,7 @@ impl Row<'_> {
 }
 
 #[inline(always)]
-fn each<const N: usize>(
-    x: &[f32],
-    out: &mut [u8],
-    encode: impl Fn(f32) -> Fallible<[u8; N]>,
-) -> Fallible<()> {
+fn each<const N: usize>(x: &[f32], out: &mut [u8], encode: impl Fn(f32) -> Fallible<[u8; N]>) -> Fallible<()> {
     for (&v, out) in x.iter().zip(out.as_chunks_mut().0) {
         *out = encode(v)?;
     }
@@ -213,12 +209,7 @@ const ENDS_Q5: [f32; 13] = [0.94, 0.955, 0.97, 0.985, 1.0, 1.015, 1.03, 1.045, 1
 
 /// Scale and levels of values that are `scale * level`.
 #[inline(always)]
-fn symmetric<S: Simd, L: Levels>(
-    s: S,
-    x: &[f32; 32],
-    w: &[f32; 32],
-    ends: &[f32],
-) -> Fallible<(Half, [f32; 32])> {
+fn symmetric<S: Simd, L: Levels>(s: S, x: &[f32; 32], w: &[f32; 32], ends: &[f32]) -> Fallible<(Half, [f32; 32])> {
     if x.iter().any(|v| v.abs() > LIMIT) {
         return Err(TooLarge);
     }

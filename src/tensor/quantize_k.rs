@@ -166,7 +166,14 @@ impl<const G: usize> Ranged<G> {
 
     /// Chooses scale and min of sub-block `g` near a line; its error.
     #[inline(always)]
-    fn round<S: Simd, const N: usize>(&mut self, g: usize, group: &Affine<'_, S, N>, near: Line, most: i32, radius: i32) -> f32 {
+    fn round<S: Simd, const N: usize>(
+        &mut self,
+        g: usize,
+        group: &Affine<'_, S, N>,
+        near: Line,
+        most: i32,
+        radius: i32,
+    ) -> f32 {
         let (per_d, per_dmin) = (inverse(self.d.get()), inverse(self.dmin.get()));
         let mut least = f32::INFINITY;
         for sc in around(near.scale * per_d, radius, 0, most) {
