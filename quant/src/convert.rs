@@ -103,8 +103,6 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> 
     let mut notes = source.notes.clone();
     let metadata = source.metadata(options, &mut notes)?;
     let planned = source.plan(options.dtype, &mut notes)?;
-    notes.iter().for_each(|note| progress(Progress::Note(note)));
-
     source.guard_inputs(options)?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(options.threads)
@@ -113,6 +111,8 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> 
         .map_err(|e| Error::Internal(format!("cannot start {} threads: {e}", options.threads)))?;
     let specs: Vec<TensorSpec> = planned.iter().map(|t| t.spec.clone()).collect();
     let mut writer = Writer::create(&options.output, &metadata, &specs)?;
+    // Only now: whoever asked for what cannot be should read one sentence.
+    notes.iter().for_each(|note| progress(Progress::Note(note)));
     let total: u64 = planned.iter().map(bytes).sum();
     let mut done = 0;
     for tensor in &planned {

@@ -1,6 +1,8 @@
 //! What the output file will hold: every tensor, where it comes from, its type and shape. All shapes are checked here,
 //! before a byte is written.
 
+use std::collections::BTreeMap;
+
 use mmada::gguf::{GgmlType, TensorSpec};
 use mmada::{Error, Result};
 
@@ -80,7 +82,7 @@ pub fn backbone(
     let rows = embedding_rows(config, checkpoint)?;
     let (d, mlp) = (config.d_model, config.mlp);
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let mut plan = Plan { checkpoint, dtype, out: vec![], notes };
+    let mut plan = Plan { checkpoint, dtype, out: vec![], notes, fallen_back: BTreeMap::new() };
     let outer = if dtype.is_float() { dtype } else { GgmlType::Q8_0 };
     plan.matrix(EMBEDDING, "token_embd.weight", outer, rows, d)?;
     for layer in 0..config.layers {
@@ -101,6 +103,7 @@ pub fn backbone(
     if !config.weight_tying {
         plan.matrix(&format!("{ROOT}.ff_out.weight"), "output.weight", outer, rows, d)?;
     }
+    plan.note_fallen_back();
     let (planned, notes) = (plan.out, plan.notes);
     let refuse = |name: &str| {
         let layer = name.strip_prefix("model.transformer.blocks.").and_then(|rest| rest.split('.').next());
@@ -117,7 +120,7 @@ pub fn backbone(
 /// The tensors of the image tokenizer, sorted by name: matrices F16, the rest F32. The code book's are dropped, they
 /// are the bits of its indices.
 pub fn image_tokenizer(layout: &Layout, checkpoint: &Checkpoint, notes: &mut Vec<String>) -> Result<Vec<Planned>> {
-    let mut plan = Plan { checkpoint, dtype: GgmlType::F16, out: vec![], notes };
+    let mut plan = Plan { checkpoint, dtype: GgmlType::F16, out: vec![], notes, fallen_back: BTreeMap::new() };
     for tensor in layout.tensors() {
         let target = format!("vq.{}", tensor.name);
         match tensor.shape.as_slice() {
@@ -143,6 +146,8 @@ struct Plan<'a> {
     dtype: GgmlType,
     out: Vec<Planned>,
     notes: &'a mut Vec<String>,
+    /// Matrices that are stored in another type, by that type and the length of their rows.
+    fallen_back: BTreeMap<(&'static str, usize), Vec<String>>,
 }
 
 impl Plan<'_> {
@@ -176,13 +181,20 @@ impl Plan<'_> {
     fn matrix(&mut self, source: &str, target: &str, dtype: GgmlType, rows: usize, cols: usize) -> Result<()> {
         let chosen = fitting(dtype, cols);
         if chosen != dtype {
-            self.notes.push(format!(
-                "{target} is stored as {chosen}: blocks of {} do not fill its rows of {cols} ({} was asked for)",
-                dtype.block_len(),
-                self.dtype
-            ));
+            self.fallen_back.entry((chosen.name(), cols)).or_default().push(target.to_owned());
         }
         self.put(source, target, &[rows, cols], chosen, vec![cols, rows], None)
+    }
+
+    /// One note for all matrices of a kind: a model has hundreds.
+    fn note_fallen_back(&mut self) {
+        for ((chosen, cols), names) in &self.fallen_back {
+            let others = if names.len() > 1 { format!(" and {} more are", names.len() - 1) } else { " is".to_owned() };
+            self.notes.push(format!(
+                "{}{others} stored as {chosen}: blocks of {} do not fill rows of {cols}",
+                names[0], self.dtype
+            ));
+        }
     }
 
     fn conv(&mut self, source: &str, target: &str, shape: &[usize], outputs: usize, conv: Conv) -> Result<()> {
