@@ -32,7 +32,7 @@ fn main() -> Outcome<()> {
     let mut input = Vec::new();
     std::io::stdin().read_to_end(&mut input)?;
     let x = floats(&input);
-    if x.len() % columns != 0 || input.len() % 4 != 0 {
+    if !x.len().is_multiple_of(columns) || !input.len().is_multiple_of(4) {
         return Err(format!("{} bytes are not rows of {columns} floats", input.len()).into());
     }
     let kernels = match std::env::var("KERNELS") {

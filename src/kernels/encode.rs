@@ -36,6 +36,10 @@ impl<I: Isa> Simd for Vectors<I> {
     fn store(self, v: I::F32, to: &mut [f32; LANES]) {
         self.0.store(v, to);
     }
+    #[inline(always)]
+    fn sum(self, v: I::F32) -> f32 {
+        self.0.reduce_add(v)
+    }
     forward! {
         add(a, b);
         sub(a, b);

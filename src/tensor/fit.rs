@@ -257,7 +257,8 @@ impl<S: Simd, const N: usize> Symmetric<'_, S, N> {
         for _ in 0..4 {
             let (sqx, sqq) = self.moments::<L>(inverse(best));
             let gain = sqx * sqx / sqq;
-            if !(gain > best_gain * (1.0 + 1e-6)) {
+            let better = gain > best_gain * (1.0 + 1e-6);
+            if !better {
                 break;
             }
             (best, best_gain) = (sqx / sqq, gain);
@@ -366,7 +367,8 @@ impl<'a, S: Simd, const N: usize> Affine<'a, S, N> {
         let variance = sqq - sq * sq / self.sw;
         let scale = sqy / variance;
         let offset = self.mean - scale * sq / self.sw;
-        if falling && !(offset <= 0.0) {
+        let falls = offset <= 0.0;
+        if falling && !falls {
             // the best scale without an offset
             let sqx = sqy + self.mean * sq;
             return (Line { scale: sqx / sqq, offset: 0.0 }, sqx * sqx / sqq - self.mean * self.mean * self.sw);
@@ -405,7 +407,8 @@ impl<'a, S: Simd, const N: usize> Affine<'a, S, N> {
         }
         for _ in 0..4 {
             let (line, gain) = self.least_squares(best.offset - self.mean, inverse(best.scale), falling);
-            if !(gain > best_gain * (1.0 + 1e-6) && line.scale > 0.0 && line.scale <= range) {
+            let better = gain > best_gain * (1.0 + 1e-6) && line.scale > 0.0 && line.scale <= range;
+            if !better {
                 break;
             }
             (best, best_gain) = (line, gain);

@@ -72,7 +72,8 @@ impl<const G: usize> Scaled<G> {
                 error += least;
                 scales[g] = d.get() * scale;
             }
-            if !(error < best_error) {
+            let better = error < best_error;
+            if !better {
                 break;
             }
             (best, best_error) = (Scaled { d, sc }, error);
@@ -152,7 +153,8 @@ impl<const G: usize> Ranged<G> {
                 lines[g] = next.line(g);
                 units.add(group, lines[g], next.sc[g], next.m[g]);
             }
-            if !(error < best_error) {
+            let better = error < best_error;
+            if !better {
                 break;
             }
             (best, best_error) = (Ranged { ..next }, error);
@@ -256,13 +258,13 @@ fn pack_two_bits(q: &[u8; QK_K]) -> [u8; 64] {
 }
 
 /// Places of the ends for 2, 4 and 5 bits.
-const ENDS2: [f32; 6] = [0.0, 0.06, 0.12, 0.18, 0.25, 0.33];
+const ENDS2: [f32; 4] = [0.0, 0.08, 0.17, 0.27];
 pub(super) const ENDS4: [f32; 6] = [-0.03, 0.0, 0.03, 0.06, 0.1, 0.16];
 pub(super) const ENDS5: [f32; 6] = [-0.015, 0.0, 0.015, 0.03, 0.06, 0.1];
 
 #[inline(always)]
 pub(super) fn q2_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
-    let fit = Ranged::<16>::fit::<S, 16>(s, x, w, 3.0, 15, 2, &ENDS2)?;
+    let fit = Ranged::<16>::fit::<S, 16>(s, x, w, 3.0, 15, 1, &ENDS2)?;
     let scales = std::array::from_fn(|g| fit.sc[g] | fit.m[g] << 4);
     Ok(BlockQ2_K { scales, qs: pack_two_bits(&fit.levels::<S, 16>(s, x, 3.0)), d: fit.d, dmin: fit.dmin })
 }

@@ -126,6 +126,11 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
+    fn reduce_add(self, v: Self::F32) -> f32 {
+        // SAFETY: `self` proves AVX2
+        unsafe { fold_add(_mm256_add_ps(v[0], v[1])) }
+    }
+    #[inline(always)]
     fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]) {
         // SAFETY: `self` proves AVX2; 16 bytes are writable
         unsafe {
@@ -174,5 +179,19 @@ impl Isa for Avx2 {
     unsafe fn f32_columns(self, p: &F32Block) {
         // SAFETY: the caller's promise is the same
         unsafe { f32_columns::<Self, 1, { Self::F32_COLUMNS }>(self, p) }
+    }
+}
+
+/// Sum of 8 floats, halves folded onto each other.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+pub(super) unsafe fn fold_add(v: __m256) -> f32 {
+    // SAFETY: the caller's promise
+    unsafe {
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
     }
 }

@@ -123,6 +123,11 @@ impl Isa for Avx512 {
         unsafe { _mm512_maskz_mov_ps(!_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), v) }
     }
     #[inline(always)]
+    fn reduce_add(self, v: Self::F32) -> f32 {
+        // SAFETY: `self` proves AVX-512 (DQ) and AVX2
+        unsafe { super::avx2::fold_add(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+    }
+    #[inline(always)]
     fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]) {
         // SAFETY: `self` proves AVX-512; 16 bytes are writable
         unsafe {
