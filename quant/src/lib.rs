@@ -15,17 +15,35 @@
 #![forbid(unsafe_code)]
 
 mod checkpoint;
+mod choice;
 mod config;
 mod convert;
+mod disk;
+mod imatrix;
+mod input;
 mod json;
 mod metadata;
+mod naming;
+mod overrides;
 mod pickle;
 mod plan;
+mod quantize;
+pub mod recipe;
+mod report;
+mod rows;
 mod sampling;
+mod synth;
 mod tokenizer;
 mod tokens;
 mod torch;
 mod vq;
 mod weights;
+mod write;
 
-pub use convert::{ConvertOptions, Progress, Report, convert};
+pub use choice::{TensorRule, TypeOptions, parse_type};
+pub use convert::{ConvertOptions, convert};
+pub use overrides::Override;
+pub use quantize::{QuantizeOptions, quantize};
+pub use recipe::Recipe;
+pub use report::{Progress, Report, TensorLine};
+pub use synth::{Shape, SynthOptions, VqShape, synth};
