@@ -64,7 +64,7 @@ impl Layers {
     }
 }
 
-/// One type for all matrices of the layers. Embedding and output of block types are at least Q8_0 and Q6_K.
+/// One type for all matrices of the layers; embedding and output in Q8_0 where that is a block type.
 const fn uniform(name: &'static str, file_type: u32, base: GgmlType) -> Recipe {
     let (embedding, output) = match base {
         F32 | F16 | BF16 => (base, base),
@@ -174,7 +174,8 @@ impl Recipe {
 /// A single type as a recipe: every matrix of the layers in it.
 impl From<GgmlType> for Recipe {
     fn from(dtype: GgmlType) -> Recipe {
-        let known = RECIPES.iter().chain(UNIFORM).find(|r| r.base == dtype);
+        // Of several the last, which raises the least.
+        let known = RECIPES.iter().chain(UNIFORM).filter(|r| r.base == dtype).last();
         Recipe { name: dtype.name(), ..uniform("", known.map_or(0, |r| r.file_type), dtype) }
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use mmada::Result;
 use mmada_quantize::{ConvertOptions, Recipe, convert};
 
-use super::{ShowArgs, TYPES_HELP, TypeArgs, say, summary, watched};
+use super::{ShowArgs, TYPES_HELP, TypeArgs, told};
 
 #[derive(Args)]
 #[command(after_help = TYPES_HELP)]
@@ -42,7 +42,7 @@ pub struct ConvertArgs {
 }
 
 pub fn run(args: ConvertArgs) -> Result<()> {
-    let report = watched(&args.show, |cancel, progress| {
+    told(&args.show, false, |cancel, progress| {
         let options = ConvertOptions {
             checkpoint: args.checkpoint,
             output: args.output,
@@ -57,7 +57,5 @@ pub fn run(args: ConvertArgs) -> Result<()> {
             cancel: Some(cancel),
         };
         convert(&options, progress)
-    })?;
-    say(&summary(&report));
-    Ok(())
+    })
 }

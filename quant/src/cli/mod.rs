@@ -74,8 +74,30 @@ pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// Runs `work` as `watched` does and tells the totals. With `dry_run` the tensors and the totals are what was asked
+/// for rather than word of the work, and go to stdout.
+pub fn told(
+    show: &ShowArgs,
+    dry_run: bool,
+    work: impl FnOnce(Arc<AtomicBool>, &mut dyn FnMut(Progress)) -> Result<Report>,
+) -> Result<()> {
+    // A reader that went away is no failure.
+    let table = |line: &str| drop(writeln!(std::io::stdout(), "{line}"));
+    let report = watched(show, |cancel, progress| {
+        work(cancel, &mut |event| match event {
+            Progress::Tensor(line) if dry_run => table(&format!("{line}  {} bytes", line.bytes)),
+            event => progress(event),
+        })
+    })?;
+    match dry_run {
+        true => table(&format!("{} (nothing was written)", summary(&report))),
+        false => say(&summary(&report)),
+    }
+    Ok(())
+}
+
 /// Runs `work` with a flag that Ctrl-C sets and with progress going to the terminal.
-pub fn watched(
+fn watched(
     show: &ShowArgs,
     work: impl FnOnce(Arc<AtomicBool>, &mut dyn FnMut(Progress)) -> Result<Report>,
 ) -> Result<Report> {
@@ -109,7 +131,7 @@ fn progress_bar(hidden: bool) -> ProgressBar {
 }
 
 /// The totals.
-pub fn summary(report: &Report) -> String {
+fn summary(report: &Report) -> String {
     let file = match report.files.as_slice() {
         [] => String::new(),
         [file] => file.display().to_string(),

@@ -1,20 +1,19 @@
 //! `mmada-quantize IN.gguf [OUT.gguf] TYPE [THREADS]`, as llama-quantize is called.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 use mmada::{Error, Result};
-use mmada_quantize::{Override, Progress, QuantizeOptions, Recipe, quantize};
+use mmada_quantize::{Override, QuantizeOptions, Recipe, quantize};
 
-use super::{ShowArgs, TYPES_HELP, TypeArgs, say, summary, watched};
+use super::{ShowArgs, TYPES_HELP, TypeArgs, told};
 
 #[derive(Args)]
 #[command(after_help = TYPES_HELP)]
 pub struct QuantizeArgs {
     /// A GGUF file or any part of a split one; the file to write [default: named by the GGUF naming convention, beside
     /// it]; a type, or COPY; threads [default: one per core]
-    #[arg(value_name = "IN.gguf [OUT.gguf] TYPE [THREADS]", required = true, num_args = 2..=4)]
+    #[arg(value_name = "ARGS", required = true, num_args = 2..=4)]
     what: Vec<String>,
     #[command(flatten)]
     types: TypeArgs,
@@ -77,9 +76,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 pub fn run(args: QuantizeArgs) -> Result<()> {
     let What { input, output, recipe, threads } = What::parse(&args.what)?;
-    let dry_run = args.dry_run;
-    let mut table = std::io::stdout().lock();
-    let report = watched(&args.show, |cancel, progress| {
+    told(&args.show, args.dry_run, |cancel, progress| {
         let options = QuantizeOptions {
             input,
             output,
@@ -90,23 +87,12 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
             overrides: args.overrides,
             keep_split: args.keep_split,
             split_max_size: args.split_max_size,
-            dry_run,
+            dry_run: args.dry_run,
             threads,
             cancel: Some(cancel),
         };
-        quantize(&options, &mut |event| match event {
-            // What was asked for, rather than word of the work. A reader that went away is no failure.
-            Progress::Tensor(line) if dry_run => drop(writeln!(table, "{line}  {} bytes", line.bytes)),
-            event => progress(event),
-        })
-    })?;
-    let total = summary(&report);
-    if dry_run {
-        let _ = writeln!(table, "{total} (nothing was written)");
-    } else {
-        say(&total);
-    }
-    Ok(())
+        quantize(&options, progress)
+    })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use mmada::Result;
 use mmada_quantize::{Recipe, Shape, SynthOptions, VqShape, synth};
 
-use super::{ShowArgs, say, summary, watched};
+use super::{ShowArgs, told};
 
 #[derive(Args)]
 pub struct SynthArgs {
@@ -57,6 +57,9 @@ pub struct SynthArgs {
     /// The same seed gives the same file
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Print what would be written, and write nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Threads; 0 means one per core
     #[arg(short, long, default_value_t = 0)]
     threads: usize,
@@ -119,15 +122,14 @@ impl SynthArgs {
 
 pub fn run(args: SynthArgs) -> Result<()> {
     let shape = args.shape();
-    let report = watched(&args.show, |cancel, progress| {
+    told(&args.show, args.dry_run, |cancel, progress| {
         let options = SynthOptions {
             seed: args.seed,
+            dry_run: args.dry_run,
             threads: args.threads,
             cancel: Some(cancel),
             ..SynthOptions::new(shape, args.output, args.recipe)
         };
         synth(&options, progress)
-    })?;
-    say(&summary(&report));
-    Ok(())
+    })
 }

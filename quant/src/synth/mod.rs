@@ -110,6 +110,8 @@ pub struct SynthOptions {
     pub types: TypeOptions,
     /// The same seed gives the same file.
     pub seed: u64,
+    /// Tell what would be written, and write nothing.
+    pub dry_run: bool,
     /// Threads; 0 means one per core.
     pub threads: usize,
     /// Set it to stop; the partial output is removed.
@@ -119,7 +121,15 @@ pub struct SynthOptions {
 impl SynthOptions {
     /// Everything else at its default.
     pub fn new(shape: Shape, output: impl Into<PathBuf>, types: impl Into<TypeOptions>) -> Self {
-        SynthOptions { shape, output: output.into(), types: types.into(), seed: 0, threads: 0, cancel: None }
+        SynthOptions {
+            shape,
+            output: output.into(),
+            types: types.into(),
+            seed: 0,
+            dry_run: false,
+            threads: 0,
+            cancel: None,
+        }
     }
 }
 
@@ -137,38 +147,33 @@ pub fn synth(options: &SynthOptions, progress: &mut dyn FnMut(Progress)) -> Resu
     let tensors = tensors(shape, layout.as_ref(), &options.types, &mut notes)?;
     notes.iter().for_each(|note| progress(Progress::Note(note)));
 
-    let pool = thread_pool(options.threads)?;
     let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
     let file_bytes = Writer::size(&options.output, &metadata, &specs)?;
-    disk::require(&options.output, file_bytes)?;
-    let mut writer = Writer::create(&options.output, &metadata, &specs)?;
     let total = specs.iter().map(spec_bytes).sum();
-    let mut done = 0;
-    for (index, (spec, spread)) in tensors.iter().enumerate() {
-        let cols = spec.dims.first().copied().unwrap_or(1);
-        let rows = spec.dims.iter().skip(1).product();
-        let source = RandomRows::new(options.seed, &spec.name, *spread);
-        let job = Job {
-            dtype: spec.dtype,
-            rows,
-            cols,
-            importance: None,
-            allow_nonfinite: false,
-            measure: !spec.dtype.is_float(),
-        };
-        let line = TensorLine { index, count: specs.len(), spec, from: None, bytes: spec_bytes(spec), stats: None };
-        encode_tensor(
-            &pool,
-            &source,
-            &job,
-            line,
-            &mut writer,
-            options.cancel.as_deref(),
-            (&mut done, total),
-            progress,
-        )?;
+    let line =
+        |index, spec| TensorLine { index, count: specs.len(), spec, from: None, bytes: spec_bytes(spec), stats: None };
+    if options.dry_run {
+        specs.iter().enumerate().for_each(|(index, spec)| progress(Progress::Tensor(&line(index, spec))));
+    } else {
+        disk::require(&options.output, file_bytes)?;
+        let pool = thread_pool(options.threads)?;
+        let mut writer = Writer::create(&options.output, &metadata, &specs)?;
+        let mut done = 0;
+        for (index, (spec, spread)) in tensors.iter().enumerate() {
+            let source = RandomRows::new(options.seed, &spec.name, *spread);
+            let job = Job {
+                dtype: spec.dtype,
+                rows: spec.dims.iter().skip(1).product(),
+                cols: spec.dims.first().copied().unwrap_or(1),
+                importance: None,
+                allow_nonfinite: false,
+                measure: !spec.dtype.is_float(),
+            };
+            let (line, cancel) = (line(index, spec), options.cancel.as_deref());
+            encode_tensor(&pool, &source, &job, line, &mut writer, cancel, (&mut done, total), progress)?;
+        }
+        writer.finish()?;
     }
-    writer.finish()?;
     Ok(Report {
         tensors: specs.len(),
         weights: specs.iter().map(|spec| spec.dims.iter().product::<usize>() as u64).sum(),
