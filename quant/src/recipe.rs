@@ -175,7 +175,7 @@ impl Recipe {
 impl From<GgmlType> for Recipe {
     fn from(dtype: GgmlType) -> Recipe {
         // Of several the last, which raises the least.
-        let known = RECIPES.iter().chain(UNIFORM).filter(|r| r.base == dtype).last();
+        let known = RECIPES.iter().chain(UNIFORM).rfind(|r| r.base == dtype);
         Recipe { name: dtype.name(), ..uniform("", known.map_or(0, |r| r.file_type), dtype) }
     }
 }

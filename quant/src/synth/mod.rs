@@ -334,11 +334,11 @@ fn tensors(
     for tensor in layout.map(Layout::tensors).unwrap_or_default() {
         let name = format!("vq.{}", tensor.name);
         match tensor.shape.as_slice() {
-            &[outputs, inputs, height, width] => {
+            [outputs, inputs, height, width] => {
                 let cols = inputs * height * width;
-                list.matrix(&name, outputs, cols, unit(cols))?;
+                list.matrix(&name, *outputs, cols, unit(cols))?;
             }
-            &[n] if name.contains("norm") && name.ends_with(".weight") => list.norm(&name, n),
+            [n] if name.contains("norm") && name.ends_with(".weight") => list.norm(&name, *n),
             _ => list.vector(&name, tensor.shape[0], Spread { mean: 0.0, deviation: 0.02 }),
         }
     }
