@@ -73,7 +73,29 @@ fn every_decoder_gives_the_bits_that_gguf_py_gives() {
         }
         checked.push(t.name());
     }
-    assert_eq!(checked.len(), 14, "{checked:?}");
+    assert_eq!(checked.len(), 25, "{checked:?}");
+}
+
+#[test]
+fn every_type_that_holds_weights_can_be_decoded() {
+    use GgmlType::*;
+    // Q8_1 and Q8_K hold activations.
+    for t in GgmlType::all() {
+        assert_eq!(can_dequantize(t), !matches!(t, Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64), "{t}");
+    }
+}
+
+#[test]
+fn every_row_of_the_codebooks_is_that_of_gguf_py() {
+    use GgmlType::*;
+    let vectors = SafeTensors::deserialize(VECTORS).unwrap();
+    for (t, rows) in [(IQ2_XXS, 256), (IQ2_XS, 512), (IQ2_S, 1024), (IQ3_XXS, 256), (IQ3_S, 512), (IQ1_S, 2048)] {
+        let bytes = vectors.tensor(&format!("{t}.grid")).unwrap();
+        let values = vectors.tensor(&format!("{t}.grid_values")).unwrap();
+        let want: Vec<f32> = values.data().iter().map(|&v| f32::from(v as i8)).collect();
+        assert_eq!(want.len(), rows * if matches!(t, IQ3_XXS | IQ3_S) { 4 } else { 8 });
+        assert_eq!(decoded(t, bytes.data(), want.len()), want, "{t}");
+    }
 }
 
 #[test]
@@ -104,8 +126,8 @@ fn the_simple_encoders_give_the_bits_that_gguf_py_gives() {
 #[test]
 fn what_cannot_be_coded_is_refused_by_name() {
     let mut out = [0.0; 256];
-    let e = dequantize(GgmlType::IQ2_XXS, &[0; 66], &mut out).unwrap_err();
-    assert_eq!(e.to_string(), "tensor type IQ2_XXS: this version cannot decode it");
+    let e = dequantize(GgmlType::Q8_K, &[0; 292], &mut out).unwrap_err();
+    assert_eq!(e.to_string(), "tensor type Q8_K: this version cannot decode it");
     let e = quantize(GgmlType::Q2_K, &out, &mut [0; 84]).unwrap_err();
     assert_eq!(e.to_string(), "tensor type Q2_K: this version cannot encode it");
     for (len, bytes) in [(32, 17), (32, 36), (31, 18), (0, 18)] {

@@ -36,6 +36,9 @@ impl Random {
 fn scales(dtype: GgmlType) -> &'static [usize] {
     use GgmlType::*;
     match dtype {
+        TQ1_0 => &[52],
+        TQ2_0 => &[64],
+        IQ1_M | MXFP4 | NVFP4 => &[], // other kinds of scales
         Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
         Q6_K => &[208],
         Q3_K => &[108],
@@ -63,6 +66,12 @@ fn random_weights(rng: &mut Random, dtype: GgmlType, rows: usize, cols: usize) -
                 _ => half::f16::from_f32(rng.float() * 0.01),
             };
             block[at..at + 2].copy_from_slice(&d.to_le_bytes());
+        }
+        match dtype {
+            // the f16 scale's four bits in each of four u16; its exponent between 2^-12 and 2^-5
+            GgmlType::IQ1_M => block[55] = block[55] & 0x8f | 0x20,
+            GgmlType::MXFP4 => block[0] = 100 + block[0] % 32,
+            _ => {}
         }
     }
     bytes
@@ -109,6 +118,11 @@ fn product(threads: &Threads, kernels: &'static Kernels, w: &Matrix, x: &[f32]) 
 }
 
 const FLOATS: [GgmlType; 3] = [GgmlType::F32, GgmlType::F16, GgmlType::BF16];
+
+/// Types that have neither int8 nor float kernels: dequantized panel by panel.
+fn dequantized_types() -> impl Iterator<Item = GgmlType> {
+    GgmlType::all().filter(|t| !has_int8(*t) && !t.is_float() && crate::tensor::can_dequantize(*t))
+}
 
 fn int8_types() -> impl Iterator<Item = GgmlType> {
     GgmlType::all().filter(|t| has_int8(*t))
@@ -257,11 +271,12 @@ fn the_most_extreme_bytes_do_not_saturate() {
 }
 
 #[test]
-fn an_int8_type_can_be_multiplied_with_float_activations_too() {
+fn every_block_type_can_be_multiplied_with_float_activations() {
     let mut rng = Random(4);
     let threads = threads(2);
-    for dtype in int8_types() {
-        let (rows, k, n) = (19, 2 * dtype.block_len(), 6);
+    assert_eq!(dequantized_types().count(), 11);
+    for dtype in int8_types().chain(dequantized_types()) {
+        let (rows, k, n) = (35, 3 * dtype.block_len(), 6);
         let bytes = random_weights(&mut rng, dtype, rows, k);
         let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
         let x = rng.floats(n * k);

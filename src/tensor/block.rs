@@ -28,6 +28,9 @@ impl Half {
     pub fn get(self) -> f32 {
         half::f16::from_le_bytes(self.0).to_f32()
     }
+    pub fn from_bits(bits: u16) -> Self {
+        Half(bits.to_le_bytes())
+    }
     pub fn to_f16(self) -> half::f16 {
         half::f16::from_le_bytes(self.0)
     }
@@ -157,8 +160,129 @@ layout! {
     BlockIQ4_XS = IQ4_XS, QK_K, { d: Half, scales_h: [u8; 2], scales_l: [u8; 4], qs: [u8; 128], }
 }
 
+layout! {
+    /// x = (d (1/2 + sc) / 4) level, the levels of eight elements from a row of `grids::IQ2_XXS`; 8 sub-blocks s of
+    /// 32 elements, sc of 4 bits.
+    /// ```text
+    /// qs[8 s + l]:     row of elements 32 s + 8 l ..         l = 0..4
+    /// qs[8 s + 4 ..]:  a u32, bits 7 l .. 7 l + 7 the signs of seven of those elements (see `all_signs`), 28.. sc[s]
+    /// ```
+    BlockIQ2_XXS = IQ2_XXS, QK_K, { d: Half, qs: [u8; 64], }
+}
+
+layout! {
+    /// x as in IQ2_XXS with `grids::IQ2_XS`; 16 sub-blocks s of 16 elements.
+    /// ```text
+    /// qs[2 l ..]: a u16: 7 signs (`all_signs`), 9 bits row of elements 8 l ..     l = 0..32
+    /// scales[k]:  sc[2 k + 1] sc[2 k]                        4 bits each
+    /// ```
+    BlockIQ2_XS = IQ2_XS, QK_K, { d: Half, qs: [u8; 64], scales: [u8; 8], }
+}
+
+layout! {
+    /// x as in IQ2_XS with `grids::IQ2_S`.
+    /// ```text
+    /// qs[l]:     low 8 bits of the row of elements 8 l ..    l = 0..32
+    /// signs[l]:  bit i is the sign of element 8 l + i
+    /// qh[k]:     high 2 bits of the rows of l = 4 k + 3, 4 k + 2, 4 k + 1, 4 k
+    /// ```
+    BlockIQ2_S = IQ2_S, QK_K, { d: Half, qs: [u8; 32], signs: [u8; 32], qh: [u8; 8], scales: [u8; 8], }
+}
+
+layout! {
+    /// x = (d (1/2 + sc) / 2) level, the levels of four elements from a row of `grids::IQ3_XXS`; 8 sub-blocks s of 32.
+    /// ```text
+    /// qs[l]:          row of elements 4 l ..                 l = 0..64
+    /// signs[4 s ..]:  a u32 of signs and sc[s], as in IQ2_XXS
+    /// ```
+    BlockIQ3_XXS = IQ3_XXS, QK_K, { d: Half, qs: [u8; 64], signs: [u8; 32], }
+}
+
+layout! {
+    /// x = (d (1 + 2 sc)) level, the levels of four elements from a row of `grids::IQ3_S`; 8 sub-blocks s of 32.
+    /// ```text
+    /// qs[l]:     low 8 bits of the row of elements 4 l ..    l = 0..64
+    /// qh[k]:     bit i is the ninth bit of the row of l = 8 k + i
+    /// signs[l]:  as in IQ2_S
+    /// scales[k]: sc[2 k + 1] sc[2 k]                         4 bits each
+    /// ```
+    BlockIQ3_S = IQ3_S, QK_K, { d: Half, qs: [u8; 64], qh: [u8; 8], signs: [u8; 32], scales: [u8; 4], }
+}
+
+layout! {
+    /// x = (d (2 sc + 1)) (level + delta), the levels of eight elements from a row of `grids::IQ1`, delta 1/8 or -1/8;
+    /// 8 sub-blocks s of 32.
+    /// ```text
+    /// qs[4 s + l]: low 8 bits of the row of elements 32 s + 8 l ..        l = 0..4
+    /// qh[2 s ..]:  a u16: whether delta is negative, 3 bits sc[s], 3 high bits of the rows of l = 3, 2, 1, 0
+    /// ```
+    BlockIQ1_S = IQ1_S, QK_K, { d: Half, qs: [u8; 32], qh: [u8; 16], }
+}
+
+layout! {
+    /// x as in IQ1_S; 16 sub-blocks s of 16, delta for every eight elements.
+    /// ```text
+    /// qs[l]:          low 8 bits of the row of elements 8 l ..             l = 0..32
+    /// qh[k]:          whether delta is negative and 3 high bits of the row, of l = 2 k + 1 and of 2 k
+    /// scales[2 k ..]: a u16: bits 4 k .. 4 k + 4 of the f16 d, sc[4 k + 3] sc[4 k + 2] sc[4 k + 1] sc[4 k] of 3 bits
+    /// ```
+    BlockIQ1_M = IQ1_M, QK_K, { qs: [u8; 32], qh: [u8; 16], scales: [u8; 8], }
+}
+
+layout! {
+    /// x = d (q - 1), q of 0, 1, 2: base 3 digits. A byte b holds a fraction b / 256 whose first digits q are.
+    /// ```text
+    /// qs[l]:      q[l] q[32 + l] .. q[128 + l]                            l = 0..32
+    /// qs[32 + l]: q[160 + l] q[176 + l] .. q[224 + l]                     l = 0..16
+    /// qh[l]:      q[240 + l] q[244 + l] q[248 + l] q[252 + l]             l = 0..4
+    /// ```
+    BlockTQ1_0 = TQ1_0, QK_K, { qs: [u8; 48], qh: [u8; 4], d: Half, }
+}
+
+layout! {
+    /// x = d (q - 1), q of 2 bits; `qs` as in Q2_K.
+    BlockTQ2_0 = TQ2_0, QK_K, { qs: [u8; 64], d: Half, }
+}
+
+layout! {
+    /// x = 2^(e - 128) `FP4_VALUES[q]` (OCP Microscaling formats, MXFP4); `qs` as in Q4_0.
+    BlockMXFP4 = MXFP4, 32, { e: u8, qs: [u8; 16], }
+}
+
+layout! {
+    /// x = (d / 2) `FP4_VALUES[q]`, d of 4 exponent and 3 fraction bits without a sign; 4 sub-blocks s of 16.
+    /// ```text
+    /// qs[8 s + l]: q[16 s + 8 + l] q[16 s + l]                4 bits each, l = 0..8
+    /// ```
+    BlockNVFP4 = NVFP4, 64, { d: [u8; 4], qs: [u8; 32], }
+}
+
 /// The sixteen levels of IQ4_NL and IQ4_XS (ggml's `kvalues_iq4nl`): finer near zero.
 pub const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Twice the sixteen values of a 4-bit float (sign, 2 exponent bits, 1 fraction bit).
+pub const FP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The scale 2^(e - 128) of MXFP4; the two smallest are subnormal.
+pub fn scale_mxfp4(e: u8) -> f32 {
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
+}
+
+/// Half the value of the scales of NVFP4, as gguf-py reads them: 0x7F is NaN in the format, 0 there, and the unused
+/// sign bit does not count.
+pub fn scale_nvfp4(d: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(d >> 3 & 15), f32::from(d & 7));
+    match (d, exponent) {
+        (0x7F, _) => 0.0,
+        (_, 0) => fraction / 1024.0,
+        _ => (1.0 + fraction / 8.0) * f32::from_bits(((exponent - 8 + 127) as u32) << 23),
+    }
+}
+
+/// The eight signs of IQ2_XXS, IQ2_XS and IQ3_XXS from the seven that are stored: the number of negative ones is even.
+pub fn all_signs(seven: u8) -> u8 {
+    seven & 127 | ((seven & 127).count_ones() as u8 & 1) << 7
+}
 
 /// Scale and min of sub-block `s` (0..8) in the twelve bytes of Q4_K and Q5_K.
 pub fn scale_min_k4(scales: &[u8; 12], s: usize) -> (u8, u8) {
@@ -184,6 +308,22 @@ pub fn scale_q3_k(scales: &[u8; 12], s: usize) -> i8 {
     let low = scales[s % 8] >> (4 * (s / 8)) & 15;
     let high = scales[8 + s % 4] >> (2 * (s / 4)) & 3;
     (low | high << 4) as i8 - 32
+}
+
+/// The twelve bytes of sixteen scales of Q3_K, -32 to 31.
+pub fn pack_scale_q3_k(sc: &[i8; 16]) -> [u8; 12] {
+    let sc = sc.map(|s| (s + 32) as u8);
+    std::array::from_fn(|i| match i {
+        0..8 => sc[i] & 15 | (sc[i + 8] & 15) << 4,
+        _ => (0..4).fold(0, |bits, j| bits | (sc[i - 8 + 4 * j] >> 4 & 3) << (2 * j)),
+    })
+}
+
+/// `scales_h` and `scales_l` of eight scales of IQ4_XS, -32 to 31.
+pub fn pack_scale_iq4_xs(sc: &[i8; 8]) -> ([u8; 2], [u8; 4]) {
+    let sc = sc.map(|s| (s + 32) as u8);
+    let high = sc.iter().enumerate().fold(0u16, |bits, (s, sc)| bits | u16::from(sc >> 4 & 3) << (2 * s));
+    (high.to_le_bytes(), std::array::from_fn(|k| sc[2 * k] & 15 | (sc[2 * k + 1] & 15) << 4))
 }
 
 /// Scale of sub-block `s` (0..8) of IQ4_XS, -32 to 31.
@@ -216,6 +356,17 @@ mod tests {
         fits::<BlockQ6_K>();
         fits::<BlockIQ4_NL>();
         fits::<BlockIQ4_XS>();
+        fits::<BlockIQ2_XXS>();
+        fits::<BlockIQ2_XS>();
+        fits::<BlockIQ2_S>();
+        fits::<BlockIQ3_XXS>();
+        fits::<BlockIQ3_S>();
+        fits::<BlockIQ1_S>();
+        fits::<BlockIQ1_M>();
+        fits::<BlockTQ1_0>();
+        fits::<BlockTQ2_0>();
+        fits::<BlockMXFP4>();
+        fits::<BlockNVFP4>();
     }
 
     #[test]
@@ -226,6 +377,13 @@ mod tests {
         for s in 0..8 {
             assert_eq!(scale_min_k4(&packed, s), (sc[s], m[s]));
         }
+        let sc: [i8; 16] = std::array::from_fn(|i| ((i * 37 + 11) % 64) as i8 - 32);
+        let packed = pack_scale_q3_k(&sc);
+        assert_eq!(std::array::from_fn(|s| scale_q3_k(&packed, s)), sc);
+        let sc: [i8; 8] = std::array::from_fn(|i| ((i * 41 + 3) % 64) as i8 - 32);
+        let (scales_h, scales_l) = pack_scale_iq4_xs(&sc);
+        let block = BlockIQ4_XS { d: Half::default(), scales_h, scales_l, qs: [0; 128] };
+        assert_eq!(std::array::from_fn(|s| scale_iq4_xs(&block, s)), sc);
     }
 
     #[test]

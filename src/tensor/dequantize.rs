@@ -3,6 +3,7 @@
 
 use super::GgmlType;
 use super::block::*;
+use super::dequantize_iq as iq;
 use crate::error::{Error, Result};
 
 /// Whether `dequantize` knows the type.
@@ -47,7 +48,20 @@ fn decoder(dtype: GgmlType) -> Option<Decoder> {
         GgmlType::Q6_K => |bytes, out| blocks(bytes, out, q6_k),
         GgmlType::IQ4_NL => |bytes, out| blocks(bytes, out, iq4_nl),
         GgmlType::IQ4_XS => |bytes, out| blocks(bytes, out, iq4_xs),
-        _ => return None,
+        GgmlType::IQ2_XXS => |bytes, out| blocks(bytes, out, iq::iq2_xxs),
+        GgmlType::IQ2_XS => |bytes, out| blocks(bytes, out, iq::iq2_xs),
+        GgmlType::IQ2_S => |bytes, out| blocks(bytes, out, iq::iq2_s),
+        GgmlType::IQ3_XXS => |bytes, out| blocks(bytes, out, iq::iq3_xxs),
+        GgmlType::IQ3_S => |bytes, out| blocks(bytes, out, iq::iq3_s),
+        GgmlType::IQ1_S => |bytes, out| blocks(bytes, out, iq::iq1_s),
+        GgmlType::IQ1_M => |bytes, out| blocks(bytes, out, iq::iq1_m),
+        GgmlType::TQ1_0 => |bytes, out| blocks(bytes, out, tq1_0),
+        GgmlType::TQ2_0 => |bytes, out| blocks(bytes, out, tq2_0),
+        GgmlType::MXFP4 => |bytes, out| blocks(bytes, out, mxfp4),
+        GgmlType::NVFP4 => |bytes, out| blocks(bytes, out, nvfp4),
+        // Q8_1 and Q8_K hold activations, the others no weights.
+        GgmlType::Q8_1 | GgmlType::Q8_K => return None,
+        GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 => return None,
     })
 }
 
@@ -186,6 +200,47 @@ fn iq4_xs(b: &BlockIQ4_XS, out: &mut [f32; 256]) {
         let scale = d * f32::from(scale_iq4_xs(b, s));
         for (l, x) in out.iter_mut().enumerate() {
             *x = scale * f32::from(IQ4_VALUES[nibble(&b.qs[s * 16..], l) as usize]);
+        }
+    }
+}
+
+/// The next base 3 digit of the fraction `b / 256`.
+fn digit(b: u8, at: usize) -> u8 {
+    let rest = b.wrapping_mul([1, 3, 9, 27, 81][at]);
+    (u16::from(rest) * 3 >> 8) as u8
+}
+
+fn tq1_0(b: &BlockTQ1_0, out: &mut [f32; 256]) {
+    let d = b.d.get();
+    for (i, x) in out.iter_mut().enumerate() {
+        let q = match i {
+            0..160 => digit(b.qs[i % 32], i / 32),
+            160..240 => digit(b.qs[32 + i % 16], (i - 160) / 16),
+            _ => digit(b.qh[i % 4], (i - 240) / 4),
+        };
+        *x = d * f32::from(q as i8 - 1);
+    }
+}
+
+fn tq2_0(b: &BlockTQ2_0, out: &mut [f32; 256]) {
+    let d = b.d.get();
+    for (i, x) in out.iter_mut().enumerate() {
+        *x = d * f32::from(two_bits(&b.qs, i) as i8 - 1);
+    }
+}
+
+fn mxfp4(b: &BlockMXFP4, out: &mut [f32; 32]) {
+    let d = scale_mxfp4(b.e);
+    for (i, x) in out.iter_mut().enumerate() {
+        *x = d * f32::from(FP4_VALUES[nibble(&b.qs, i) as usize]);
+    }
+}
+
+fn nvfp4(b: &BlockNVFP4, out: &mut [f32; 64]) {
+    for (s, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let d = scale_nvfp4(b.d[s]);
+        for (l, x) in out.iter_mut().enumerate() {
+            *x = d * f32::from(FP4_VALUES[usize::from(b.qs[s * 8 + l % 8] >> (4 * (l / 8)) & 15)]);
         }
     }
 }

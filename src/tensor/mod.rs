@@ -6,12 +6,15 @@ use std::ops::Range;
 
 pub mod block;
 mod dequantize;
+mod dequantize_iq;
+mod fit;
+mod grids;
 mod quantize;
 mod quantize_k;
 
 pub use crate::gguf::GgmlType;
 pub use dequantize::{can_dequantize, dequantize};
-pub use quantize::{can_quantize, quantize};
+pub use quantize::{can_quantize, quantize, quantize_weighted};
 
 /// A row-major matrix in any GGUF type, borrowed from the mapped file. A GGUF tensor with `ne = [cols, rows]`.
 #[derive(Clone, Copy, Debug)]

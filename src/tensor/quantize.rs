@@ -1,9 +1,11 @@
-//! f32 to the types that models are stored in. The simple types round as ggml's reference does, bit for bit; the
-//! K types search for the scales with the least weighted squared error (`quantize_k`).
+//! f32 to the types that models are stored in: `fit` searches for the scales with the least squared error, this file
+//! and `quantize_k` store them. Q8_0 rounds as ggml's reference does, bit for bit: it is within a thousandth of the
+//! best, and as fast as memory.
 
 use super::GgmlType;
 use super::block::*;
-use super::quantize_k;
+use super::fit::{Affine, Fp4, Iq4, Levels, Line, Symmetric, Whole};
+use super::quantize_k::{self, iq4_index};
 use crate::error::{Error, Result};
 
 /// Why a block cannot be encoded; `quantize` adds the type.
@@ -21,6 +23,16 @@ pub fn can_quantize(dtype: GgmlType) -> bool {
 /// `Unsupported` for types without an encoder; `InvalidArgument` if `out` is not exactly as long as the type needs,
 /// for NaN and infinity in block types, and for values that the type cannot hold (they never become infinite).
 pub fn quantize(dtype: GgmlType, x: &[f32], out: &mut [u8]) -> Result<()> {
+    quantize_weighted(dtype, x, None, out)
+}
+
+/// [`quantize`] with how much each element's squared error counts: a weight per column of the row, on any scale, as
+/// an importance matrix has them. Types that only round (F32, F16, BF16, Q8_0) need none.
+///
+/// # Errors
+/// Those of `quantize`; `InvalidArgument` if there are not as many weights as elements, and for weights that are
+/// negative, NaN or infinite.
+pub fn quantize_weighted(dtype: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<()> {
     let Some(encode) = encoder(dtype) else {
         return Err(Error::unsupported(format_args!("tensor type {dtype}"), "this version cannot encode it"));
     };
@@ -33,28 +45,67 @@ pub fn quantize(dtype: GgmlType, x: &[f32], out: &mut [u8]) -> Result<()> {
     {
         return Err(Error::invalid(format_args!("element {i} is {v}, which {dtype} cannot hold")));
     }
-    encode(x, out).map_err(|TooLarge| {
+    let unit = importance.map(|weights| importance_unit(weights, x.len())).transpose()?;
+    encode(x, Weights { importance, unit: unit.unwrap_or(1.0) }, out).map_err(|TooLarge| {
         let largest = x.iter().filter(|v| v.is_finite()).fold(0.0, |m: f32, v| m.max(v.abs()));
         Error::invalid(format_args!("values as large as {largest:e} do not fit {dtype}"))
     })
 }
 
+/// What the weights are divided by: their mean, so that their scale does not matter.
+fn importance_unit(weights: &[f32], elements: usize) -> Result<f32> {
+    if weights.len() != elements {
+        let given = weights.len();
+        return Err(Error::invalid(format_args!("{given} importance weights were given for {elements} elements")));
+    }
+    if let Some((i, v)) = weights.iter().enumerate().find(|(_, v)| !v.is_finite() || **v < 0.0) {
+        return Err(Error::invalid(format_args!("the importance weight of element {i} is {v}")));
+    }
+    let sum: f64 = weights.iter().map(|&v| f64::from(v)).sum();
+    // Weights that are all 0 say nothing and become equal, see `Weights::of`.
+    Ok(((sum / elements.max(1) as f64) as f32).max(f32::MIN_POSITIVE))
+}
+
+/// The weights of a row's elements.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    importance: Option<&'a [f32]>,
+    unit: f32,
+}
+
+impl Weights<'_> {
+    /// Those of block `b`. No weight is 0: an element that was never seen still should be near its value where that
+    /// costs nothing.
+    #[inline(always)]
+    fn of<const LEN: usize>(&self, b: usize) -> [f32; LEN] {
+        match self.importance {
+            None => [1.0; LEN],
+            Some(v) => v.as_chunks().0[b].map(|v| (v / self.unit).max(1e-6)),
+        }
+    }
+}
+
 /// Encodes finite values (any values for the float types) into bytes whose length was checked.
-type Encoder = fn(&[f32], &mut [u8]) -> std::result::Result<(), TooLarge>;
+type Encoder = fn(&[f32], Weights<'_>, &mut [u8]) -> std::result::Result<(), TooLarge>;
 
 fn encoder(dtype: GgmlType) -> Option<Encoder> {
     Some(match dtype {
-        GgmlType::F32 => |x, out| each(x, out, |v| Ok(v.to_le_bytes())),
-        GgmlType::F16 => |x, out| each(x, out, f16),
-        GgmlType::BF16 => |x, out| each(x, out, bf16),
-        GgmlType::Q4_0 => |x, out| blocks(x, out, q4_0),
-        GgmlType::Q4_1 => |x, out| blocks(x, out, q4_1),
-        GgmlType::Q5_0 => |x, out| blocks(x, out, q5_0),
-        GgmlType::Q5_1 => |x, out| blocks(x, out, q5_1),
-        GgmlType::Q8_0 => |x, out| blocks(x, out, q8_0),
-        GgmlType::Q4_K => |x, out| blocks(x, out, quantize_k::q4_k),
-        GgmlType::Q5_K => |x, out| blocks(x, out, quantize_k::q5_k),
-        GgmlType::Q6_K => |x, out| blocks(x, out, quantize_k::q6_k),
+        GgmlType::F32 => |x, _, out| each(x, out, |v| Ok(v.to_le_bytes())),
+        GgmlType::F16 => |x, _, out| each(x, out, f16),
+        GgmlType::BF16 => |x, _, out| each(x, out, bf16),
+        GgmlType::Q4_0 => |x, w, out| blocks(x, w, out, q4_0),
+        GgmlType::Q4_1 => |x, w, out| blocks(x, w, out, q4_1),
+        GgmlType::Q5_0 => |x, w, out| blocks(x, w, out, q5_0),
+        GgmlType::Q5_1 => |x, w, out| blocks(x, w, out, q5_1),
+        GgmlType::Q8_0 => |x, w, out| blocks(x, w, out, q8_0),
+        GgmlType::Q2_K => |x, w, out| blocks(x, w, out, quantize_k::q2_k),
+        GgmlType::Q3_K => |x, w, out| blocks(x, w, out, quantize_k::q3_k),
+        GgmlType::Q4_K => |x, w, out| blocks(x, w, out, quantize_k::q4_k),
+        GgmlType::Q5_K => |x, w, out| blocks(x, w, out, quantize_k::q5_k),
+        GgmlType::Q6_K => |x, w, out| blocks(x, w, out, quantize_k::q6_k),
+        GgmlType::IQ4_NL => |x, w, out| blocks(x, w, out, iq4_nl),
+        GgmlType::IQ4_XS => |x, w, out| blocks(x, w, out, quantize_k::iq4_xs),
+        GgmlType::MXFP4 => |x, w, out| blocks(x, w, out, mxfp4),
         _ => return None,
     })
 }
@@ -72,13 +123,14 @@ fn each<const N: usize>(
 
 fn blocks<B: Block, const LEN: usize>(
     x: &[f32],
+    weights: Weights<'_>,
     out: &mut [u8],
-    encode: impl Fn(&[f32; LEN]) -> std::result::Result<B, TooLarge>,
+    encode: impl Fn(&[f32; LEN], &[f32; LEN]) -> std::result::Result<B, TooLarge>,
 ) -> std::result::Result<(), TooLarge> {
     const { assert!(LEN == B::LEN) };
     let out = B::view_mut(out).unwrap_or_default();
-    for (x, out) in x.as_chunks().0.iter().zip(out) {
-        *out = encode(x)?;
+    for (b, (x, out)) in x.as_chunks().0.iter().zip(out).enumerate() {
+        *out = encode(x, &weights.of(b))?;
     }
     Ok(())
 }
@@ -99,19 +151,6 @@ pub(super) fn half(v: f32) -> std::result::Result<Half, TooLarge> {
     if stored.get().is_finite() { Ok(stored) } else { Err(TooLarge) }
 }
 
-/// What to multiply with before rounding. ggml divides by the scale before it was rounded to f16, which is followed
-/// here for equal bits; but below f16's normal numbers the two scales differ grossly, and the stored one counts.
-fn inverse(d: f32, stored: Half) -> f32 {
-    let f = stored.to_f16();
-    if f == half::f16::ZERO {
-        0.0
-    } else if f.is_normal() {
-        1.0 / d
-    } else {
-        1.0 / f.to_f32()
-    }
-}
-
 /// Two quants per byte, element l + 16 in the high nibble.
 fn pack_nibbles(q: &[u8; 32]) -> [u8; 16] {
     std::array::from_fn(|l| q[l] & 15 | q[l + 16] << 4)
@@ -121,51 +160,125 @@ fn pack_fifth_bits(q: &[u8; 32]) -> [u8; 4] {
     q.iter().enumerate().fold(0u32, |bits, (i, &q)| bits | u32::from(q >> 4) << i).to_le_bytes()
 }
 
-/// The scale that puts the value of the largest magnitude, with its sign, on the lowest level `-levels / 2`, and the
-/// quants, counted from that level.
-fn symmetric(x: &[f32; 32], levels: u8) -> std::result::Result<(Half, [u8; 32]), TooLarge> {
-    let largest = x.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
-    let zero = f32::from(levels / 2);
-    let d = largest / -zero;
-    let stored = half(d)?;
-    let inverse = inverse(d, stored);
-    // The cast truncates and saturates.
-    Ok((stored, x.map(|v| ((v * inverse + (zero + 0.5)) as u8).min(levels - 1))))
+/// The f16 next to `v` and its two neighbours: where f16 is coarse (subnormal) the nearest need not be the best.
+fn halves(v: f32) -> std::result::Result<impl Iterator<Item = Half>, TooLarge> {
+    let bits = half(v)?.to_f16().to_bits();
+    let (sign, size) = (bits & 0x8000, bits & 0x7FFF);
+    // 0x7BFF is the largest finite one.
+    Ok([size, size.saturating_sub(1), (size + 1).min(0x7BFF)].into_iter().map(move |size| Half::from_bits(sign | size)))
 }
 
-/// Scale, min and quants with the smallest value on level 0 and the largest on the highest.
-fn ranged(x: &[f32; 32], levels: u8) -> std::result::Result<(Half, Half, [u8; 32]), TooLarge> {
-    let (min, max) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
-    let d = (max - min) / f32::from(levels - 1);
-    let (stored, stored_min) = (half(d)?, half(min)?);
-    let inverse = inverse(d, stored);
-    Ok((stored, stored_min, x.map(|v| (((v - min) * inverse + 0.5) as u8).min(levels - 1))))
+/// Places of the largest value on the levels of Q4_0, Q5_0 and IQ4_NL.
+const ENDS_Q4: [f32; 13] = [0.84, 0.88, 0.92, 0.96, 1.0, 1.03, 1.06, 1.1, 1.15, 1.2, 1.27, 1.35, 1.5];
+const ENDS_Q5: [f32; 13] = [0.94, 0.955, 0.97, 0.985, 1.0, 1.015, 1.03, 1.045, 1.06, 1.09, 1.13, 1.2, 1.3];
+
+/// Scale and levels of values that are `scale * level`.
+fn symmetric<L: Levels>(
+    x: &[f32; 32],
+    w: &[f32; 32],
+    ends: &[f32],
+) -> std::result::Result<(Half, [f32; 32]), TooLarge> {
+    if x.iter().any(|v| v.abs() > LIMIT) {
+        return Err(TooLarge);
+    }
+    let group = Symmetric { x, w };
+    let (mut best, mut least) = (Half::default(), f32::INFINITY);
+    for d in halves(group.fit::<L>(ends))? {
+        let error = group.error::<L>(d.get());
+        if error < least {
+            (best, least) = (d, error);
+        }
+    }
+    Ok((best, group.levels::<L>(best.get())))
 }
 
-fn q4_0(x: &[f32; 32]) -> std::result::Result<BlockQ4_0, TooLarge> {
-    let (d, q) = symmetric(x, 16)?;
-    Ok(BlockQ4_0 { d, qs: pack_nibbles(&q) })
+/// Larger values overflow every f16 scale; the squares of these do not overflow.
+const LIMIT: f32 = 1e8;
+
+/// Scale, min and quants of values that are `d q + m`, q in `0..=top`.
+fn ranged(x: &[f32; 32], w: &[f32; 32], top: f32, ends: &[f32]) -> std::result::Result<(Half, Half, [u8; 32]), TooLarge> {
+    if x.iter().any(|v| v.abs() > LIMIT) {
+        return Err(TooLarge);
+    }
+    let group = Affine::new(x, w, top);
+    let fit = group.fit(ends, false);
+    let mut best = (half(fit.scale)?, half(fit.offset)?);
+    let line = |(d, m): (Half, Half)| Line { scale: d.get(), offset: m.get() };
+    let mut least = f32::INFINITY;
+    for d in halves(fit.scale)? {
+        for m in halves(group.through_mean(fit, d.get()))? {
+            let error = group.error(line((d, m)));
+            if error < least {
+                (best, least) = ((d, m), error);
+            }
+        }
+    }
+    Ok((best.0, best.1, group.levels(line(best)).map(|q| q as u8)))
 }
 
-fn q4_1(x: &[f32; 32]) -> std::result::Result<BlockQ4_1, TooLarge> {
-    let (d, m, q) = ranged(x, 16)?;
+type Fallible<T> = std::result::Result<T, TooLarge>;
+
+fn q4_0(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_0> {
+    let (d, q) = symmetric::<Whole<-8, 7>>(x, w, &ENDS_Q4)?;
+    Ok(BlockQ4_0 { d, qs: pack_nibbles(&q.map(|q| (q + 8.0) as u8)) })
+}
+
+fn q4_1(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_1> {
+    let (d, m, q) = ranged(x, w, 15.0, &quantize_k::ENDS4)?;
     Ok(BlockQ4_1 { d, m, qs: pack_nibbles(&q) })
 }
 
-fn q5_0(x: &[f32; 32]) -> std::result::Result<BlockQ5_0, TooLarge> {
-    let (d, q) = symmetric(x, 32)?;
+fn q5_0(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_0> {
+    let (d, q) = symmetric::<Whole<-16, 15>>(x, w, &ENDS_Q5)?;
+    let q = q.map(|q| (q + 16.0) as u8);
     Ok(BlockQ5_0 { d, qh: pack_fifth_bits(&q), qs: pack_nibbles(&q) })
 }
 
-fn q5_1(x: &[f32; 32]) -> std::result::Result<BlockQ5_1, TooLarge> {
-    let (d, m, q) = ranged(x, 32)?;
+fn q5_1(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_1> {
+    let (d, m, q) = ranged(x, w, 31.0, &quantize_k::ENDS5)?;
     Ok(BlockQ5_1 { d, m, qh: pack_fifth_bits(&q), qs: pack_nibbles(&q) })
 }
 
-fn q8_0(x: &[f32; 32]) -> std::result::Result<BlockQ8_0, TooLarge> {
+fn iq4_nl(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockIQ4_NL> {
+    let (d, q) = symmetric::<Iq4>(x, w, &quantize_k::ENDS_IQ4)?;
+    Ok(BlockIQ4_NL { d, qs: pack_nibbles(&q.map(|q| iq4_index(q as i32 as u8))) })
+}
+
+/// The scale is a power of two: all that may be best are tried. The largest value is at most 12 on the smallest scale
+/// that holds it; half of that cuts it off, double and four times waste levels, but may fit the others.
+fn mxfp4(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
+    let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    // Scaling to the largest value's power of two keeps the squares in range.
+    let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { -127 };
+    let down = x.map(|v| (f64::from(v) * 2f64.powi(-exponent)) as f32);
+    let group = Symmetric { x: &down, w };
+    let (mut best, mut least) = (0, f32::INFINITY);
+    for e in exponent - 6..=exponent {
+        let error = group.error::<Fp4>(2f32.powi(e - exponent));
+        if error < least && (0..=254).contains(&(e + 128)) {
+            (best, least) = (e + 128, error);
+        }
+    }
+    let q = group.levels::<Fp4>(2f32.powi(best - 128 - exponent));
+    Ok(BlockMXFP4 { e: best as u8, qs: pack_nibbles(&q.map(fp4_index)) })
+}
+
+/// The number of a level of MXFP4: its magnitude's, and the sign.
+fn fp4_index(level: f32) -> u8 {
+    let at = FP4_VALUES[..8].partition_point(|&v| f32::from(v) < level.abs()) as u8;
+    if level < 0.0 { at | 8 } else { at }
+}
+
+fn q8_0(x: &[f32; 32], _: &[f32; 32]) -> Fallible<BlockQ8_0> {
     let d = x.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
     let stored = half(d)?;
-    let inverse = inverse(d, stored);
+    // ggml divides by the scale before it was rounded to f16, which is followed here for equal bits; but below f16's
+    // normal numbers the two scales differ grossly, and the stored one counts.
+    let inverse = match stored.to_f16() {
+        f if f == half::f16::ZERO => 0.0,
+        f if f.is_normal() => 1.0 / d,
+        f => 1.0 / f.to_f32(),
+    };
     // `round` goes away from zero at ties, the cast saturates; -128 is not used.
     Ok(BlockQ8_0 { d: stored, qs: x.map(|v| ((v * inverse).round() as i8).max(-127)) })
 }

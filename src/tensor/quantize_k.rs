@@ -1,11 +1,10 @@
-//! The K types: for every sub-block the scale (and min) with the least weighted squared error, then the scales
-//! themselves in 6 bits (8 for Q6_K) under the super-block's f16 scale, then the quants again under those.
-//!
-//! Which scale is best is found by trying several: a scale decides the quants by rounding, and for given quants
-//! weighted least squares gives the best scale in closed form. Every function takes the weights of its elements, so
-//! that measured importances can be multiplied into what `weights` makes of the values alone.
+//! The types with super-blocks: the K types and IQ4_XS. For every sub-block `fit` finds the best scale (and offset).
+//! Those are stored as small whole numbers of a unit that all sub-blocks share, so the search goes on: for given units
+//! every sub-block tries the whole numbers around its best ones with the levels that follow from them, for given
+//! numbers and levels the units are a least squares problem; the two steps alternate until the error stays.
 
 use super::block::*;
+use super::fit::{Affine, Iq4, Levels, Line, Symmetric, Whole, inverse};
 use super::quantize::{TooLarge, half};
 
 type Fallible<T> = std::result::Result<T, TooLarge>;
@@ -13,157 +12,201 @@ type Fallible<T> = std::result::Result<T, TooLarge>;
 /// No K type reaches this (`65504 * 128 * 32` is the most); below it no square overflows.
 const LIMIT: f32 = 1e9;
 
-/// How much an error in each element counts: large weights act more on what the model computes, so their errors do
-/// too; the root mean square keeps the small ones from being forgotten.
-fn weights<const N: usize>(x: &[f32; N]) -> [f32; N] {
-    let rms = (x.iter().map(|v| v * v).sum::<f32>() / N as f32).sqrt();
-    x.map(|v| rms + v.abs())
+/// How often the units are fitted again at most.
+const ROUNDS: usize = 4;
+
+/// The range of stored scales or mins that is tried around `v` units.
+#[inline(always)]
+fn around(v: f32, radius: i32, low: i32, high: i32) -> std::ops::RangeInclusive<i32> {
+    // The cast saturates, NaN becomes 0.
+    let at = (v.round() as i32).clamp(low, high);
+    (at - radius).max(low)..=(at + radius).min(high)
 }
 
-/// Nearest whole number for |v| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction. Unlike `round` and casts it
-/// is an instruction in every vector unit, and these functions spend their time with it.
-fn nearest(v: f32) -> f32 {
-    const SHIFT: f32 = 12582912.0;
-    (v + SHIFT) - SHIFT
+/// The unit and scales of a super-block of `G` sub-blocks of `N` values `unit scale level`.
+struct Scaled<const G: usize> {
+    d: Half,
+    sc: [i8; G],
 }
 
-/// Nearest of the levels `0..=top` (as floats, for speed) for a value divided by its scale. NaN, which a value 0 on a
-/// vanishing scale may give, becomes level 0.
-fn level(v: f32, top: f32) -> f32 {
-    nearest(v.max(0.0).min(top))
-}
-
-/// A sum in the order that vector units like.
-fn sum(v: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    for chunk in 0..4 {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += v(chunk * 8 + lane);
+impl<const G: usize> Scaled<G> {
+    /// Scales are from `low` to `-low - 1`; `ends` see [`Symmetric::fit`].
+    fn fit<L: Levels, const N: usize>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        low: i32,
+        radius: i32,
+        ends: &[f32],
+    ) -> Fallible<Self> {
+        const { assert!(G * N == QK_K) };
+        if x.iter().any(|v| v.abs() > LIMIT) {
+            return Err(TooLarge);
         }
-    }
-    lanes.iter().sum()
-}
-
-/// A sub-block of 32 values that are to be `scale q - min`, q in `0..=top`.
-struct Group<'a> {
-    x: &'a [f32; 32],
-    w: [f32; 32],
-    top: f32,
-    /// Sums of w and w x.
-    sw: f32,
-    sx: f32,
-}
-
-/// Neither is negative.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Fit {
-    scale: f32,
-    min: f32,
-}
-
-impl<'a> Group<'a> {
-    fn new(x: &'a [f32; 32], w: [f32; 32], top: f32) -> Self {
-        Group { x, w, top, sw: sum(|i| w[i]), sx: sum(|i| w[i] * x[i]) }
-    }
-
-    fn quants(&self, fit: Fit) -> [f32; 32] {
-        let inverse = if fit.scale > 0.0 { 1.0 / fit.scale } else { 0.0 };
-        self.x.map(|x| level((x + fit.min) * inverse, self.top))
-    }
-
-    /// Weighted squared error of the fit with its best quants.
-    fn error(&self, fit: Fit) -> f32 {
-        let q = self.quants(fit);
-        sum(|i| {
-            let e = fit.scale * q[i] - fit.min - self.x[i];
-            self.w[i] * e * e
-        })
-    }
-
-    /// The best scale and min for the quants that `guess` gives; `None` if those are all zero.
-    fn least_squares(&self, guess: Fit) -> Option<Fit> {
-        let (q, w, x) = (self.quants(guess), &self.w, self.x);
-        let (sq, sqq) = (sum(|i| w[i] * q[i]), sum(|i| w[i] * q[i] * q[i]));
-        let sqx = sum(|i| w[i] * q[i] * x[i]);
-        let det = self.sw * sqq - sq * sq;
-        if det > 0.0 {
-            let scale = (self.sw * sqx - sq * self.sx) / det;
-            let min = (sq * sqx - sqq * self.sx) / det;
-            if scale > 0.0 && min >= 0.0 {
-                return Some(Fit { scale, min });
-            }
-        }
-        // A negative min cannot be stored: the best scale without one.
-        (sqq > 0.0 && sqx > 0.0).then(|| Fit { scale: sqx / sqq, min: 0.0 })
-    }
-
-    /// The best of several fits: the range divided into `top` steps, and into up to one step less and more.
-    fn fit(&self) -> Fit {
-        let (low, high) = self.x.iter().fold((0.0f32, f32::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
-        let range = high - low;
-        if range <= 0.0 {
-            return Fit { scale: 0.0, min: -low };
-        }
-        let mut best = Fit { scale: range / self.top, min: -low };
-        let mut best_error = self.error(best);
-        for i in -10..=10 {
-            let guess = Fit { scale: range / (self.top + 0.1 * i as f32), min: -low };
-            if let Some(fit) = self.least_squares(guess) {
-                let error = self.error(fit);
-                if error < best_error {
-                    (best, best_error) = (fit, error);
+        let groups: [Symmetric<'_, N>; G] =
+            std::array::from_fn(|g| Symmetric { x: &x.as_chunks().0[g], w: &w.as_chunks().0[g] });
+        let mut scales = groups.map(|g| g.fit::<L>(ends));
+        let largest = scales.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
+        let mut best = Scaled { d: half(largest / low as f32)?, sc: [0; G] };
+        let (mut best_error, mut d) = (f32::INFINITY, best.d);
+        for round in 0..ROUNDS {
+            let radius = if round == 0 { radius } else { 1 };
+            let (mut sc, mut error) = ([0; G], 0.0);
+            // Sums for the best unit: of w (sc q) x and w (sc q)^2.
+            let (mut sax, mut saa) = (0.0, 0.0);
+            for (g, group) in groups.iter().enumerate() {
+                let mut least = f32::INFINITY;
+                let center = scales[g] * inverse(d.get());
+                for at in around(center, radius, low, -low - 1) {
+                    let e = group.error::<L>(d.get() * at as f32);
+                    if e < least {
+                        (sc[g], least) = (at as i8, e);
+                    }
                 }
+                let scale = f32::from(sc[g]);
+                let (sqx, sqq) = group.moments::<L>(inverse(d.get() * scale));
+                sax += scale * sqx;
+                saa += scale * scale * sqq;
+                error += least;
+                scales[g] = d.get() * scale;
+            }
+            if !(error < best_error) {
+                break;
+            }
+            (best, best_error) = (Scaled { d, sc }, error);
+            match half(sax / saa) {
+                Ok(next) if saa > 0.0 && next != d => d = next,
+                _ => break,
             }
         }
-        best
+        Ok(best)
     }
 
-    /// The best 6-bit scale and min, in units of `d` and `dmin`, in the neighbourhood of a fit: better than rounding
-    /// each alone.
-    fn round(&self, fit: Fit, d: f32, dmin: f32) -> (u8, u8) {
-        let around = |v: f32, unit: f32| {
-            let at = if unit > 0.0 { level(v / unit, 63.0) as u8 } else { 0 };
-            at.saturating_sub(1)..=(at + 1).min(63)
-        };
-        let mut best = (0, 0);
-        let mut best_error = f32::INFINITY;
-        for sc in around(fit.scale, d) {
-            for m in around(fit.min, dmin) {
-                let error = self.error(Fit { scale: d * f32::from(sc), min: dmin * f32::from(m) });
-                if error < best_error {
-                    (best, best_error) = ((sc, m), error);
-                }
-            }
+    /// The levels, counted from `zero`.
+    fn levels<L: Levels, const N: usize>(&self, x: &[f32; QK_K], zero: f32) -> [u8; QK_K] {
+        let mut q = [0; QK_K];
+        for (g, q) in q.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+            let x = &x.as_chunks::<N>().0[g];
+            let levels = Symmetric { x, w: x }.levels::<L>(self.d.get() * f32::from(self.sc[g]));
+            *q = levels.map(|v| (v + zero) as i32 as u8);
         }
-        best
+        q
     }
 }
 
-/// Scales, mins and quants of a super-block of Q4_K (`top` 15) or Q5_K (31).
-struct SuperBlock {
+/// The units, scales and mins of a super-block of `G` sub-blocks of `N` values `d sc q - dmin m`.
+struct Ranged<const G: usize> {
     d: Half,
     dmin: Half,
-    scales: [u8; 12],
-    q: [u8; QK_K],
+    sc: [u8; G],
+    m: [u8; G],
 }
 
-fn super_block(x: &[f32; QK_K], top: u8) -> Fallible<SuperBlock> {
-    if x.iter().any(|v| v.abs() > LIMIT) {
-        return Err(TooLarge);
+impl<const G: usize> Ranged<G> {
+    fn line(&self, g: usize) -> Line {
+        Line { scale: self.d.get() * f32::from(self.sc[g]), offset: -(self.dmin.get() * f32::from(self.m[g])) }
     }
-    let x = x.as_chunks::<32>().0;
-    let groups: [Group<'_>; 8] = std::array::from_fn(|s| Group::new(&x[s], weights(&x[s]), top.into()));
-    let fits = groups.each_ref().map(Group::fit);
-    let d = half(fits.iter().fold(0.0f32, |m, f| m.max(f.scale)) / 63.0)?;
-    let dmin = half(fits.iter().fold(0.0f32, |m, f| m.max(f.min)) / 63.0)?;
 
-    let (mut sc, mut m, mut q) = ([0; 8], [0; 8], [0; QK_K]);
-    for (s, group) in groups.iter().enumerate() {
-        (sc[s], m[s]) = group.round(fits[s], d.get(), dmin.get());
-        let fit = Fit { scale: d.get() * f32::from(sc[s]), min: dmin.get() * f32::from(m[s]) };
-        q.as_chunks_mut::<32>().0[s] = group.quants(fit).map(|q| q as u8);
+    /// The levels q are `0..=top`, the scales and mins `0..=most`; `ends` see [`Affine::fit`].
+    fn fit<const N: usize>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        top: f32,
+        most: i32,
+        radius: i32,
+        ends: &[f32],
+    ) -> Fallible<Self> {
+        const { assert!(G * N == QK_K) };
+        if x.iter().any(|v| v.abs() > LIMIT) {
+            return Err(TooLarge);
+        }
+        let groups: [Affine<'_, N>; G] =
+            std::array::from_fn(|g| Affine::new(&x.as_chunks().0[g], &w.as_chunks().0[g], top));
+        let mut lines = groups.each_ref().map(|g| g.fit(ends, true));
+        let d = half(lines.iter().fold(0.0f32, |m, f| m.max(f.scale)) / most as f32)?;
+        let dmin = half(lines.iter().fold(0.0f32, |m, f| m.max(-f.offset)) / most as f32)?;
+        let mut best = Ranged { d, dmin, sc: [0; G], m: [0; G] };
+        let mut best_error = f32::INFINITY;
+        let mut next = Ranged { d, dmin, sc: [0; G], m: [0; G] };
+        for round in 0..ROUNDS {
+            let radius = if round == 0 { radius } else { 1 };
+            let mut error = 0.0;
+            let mut units = Units::default();
+            for (g, group) in groups.iter().enumerate() {
+                error += next.round(g, group, lines[g], most, radius);
+                lines[g] = next.line(g);
+                units.add(group, lines[g], next.sc[g], next.m[g]);
+            }
+            if !(error < best_error) {
+                break;
+            }
+            (best, best_error) = (Ranged { ..next }, error);
+            match units.solve() {
+                Some((d, dmin)) if (d, dmin) != (best.d, best.dmin) => (next.d, next.dmin) = (d, dmin),
+                _ => break,
+            }
+        }
+        Ok(best)
     }
-    Ok(SuperBlock { d, dmin, scales: pack_scale_min_k4(&sc, &m), q })
+
+    /// Chooses scale and min of sub-block `g` near a line; its error.
+    #[inline(always)]
+    fn round<const N: usize>(&mut self, g: usize, group: &Affine<'_, N>, near: Line, most: i32, radius: i32) -> f32 {
+        let (per_d, per_dmin) = (inverse(self.d.get()), inverse(self.dmin.get()));
+        let mut least = f32::INFINITY;
+        for sc in around(near.scale * per_d, radius, 0, most) {
+            let scale = self.d.get() * sc as f32;
+            for m in around(-group.through_mean(near, scale) * per_dmin, 1, 0, most) {
+                let error = group.error(Line { scale, offset: -(self.dmin.get() * m as f32) });
+                if error < least {
+                    (self.sc[g], self.m[g], least) = (sc as u8, m as u8, error);
+                }
+            }
+        }
+        least
+    }
+
+    fn levels<const N: usize>(&self, x: &[f32; QK_K], top: f32) -> [u8; QK_K] {
+        let mut q = [0; QK_K];
+        for (g, q) in q.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+            *q = Affine::new(&x.as_chunks().0[g], &[1.0; N], top).levels(self.line(g)).map(|q| q as u8);
+        }
+        q
+    }
+}
+
+/// The normal equations of `x = d (sc q) - dmin m` over a super-block.
+#[derive(Default)]
+struct Units {
+    aa: f32,
+    am: f32,
+    mm: f32,
+    ax: f32,
+    mx: f32,
+}
+
+impl Units {
+    #[inline(always)]
+    fn add<const N: usize>(&mut self, group: &Affine<'_, N>, line: Line, sc: u8, m: u8) {
+        let (sc, m) = (f32::from(sc), f32::from(m));
+        let [sw, sx, sq, sqq, sqx] = group.sums(line);
+        self.aa += sc * sc * sqq;
+        self.am += sc * m * sq;
+        self.mm += m * m * sw;
+        self.ax += sc * sqx;
+        self.mx += m * sx;
+    }
+
+    /// Units that can be stored and are not negative.
+    fn solve(&self) -> Option<(Half, Half)> {
+        let det = self.aa * self.mm - self.am * self.am;
+        let (d, dmin) = if det > 0.0 {
+            ((self.ax * self.mm - self.am * self.mx) / det, (self.am * self.ax - self.aa * self.mx) / det)
+        } else {
+            (self.ax / self.aa, 0.0)
+        };
+        (d > 0.0 && dmin >= 0.0).then_some(())?;
+        Some((half(d).ok()?, half(dmin).ok()?))
+    }
 }
 
 /// Two quants of four bits per byte, 32 elements apart, in groups of 64.
@@ -174,71 +217,75 @@ fn pack_nibbles(q: &[u8; QK_K]) -> [u8; 128] {
     })
 }
 
-pub(super) fn q4_k(x: &[f32; QK_K]) -> Fallible<BlockQ4_K> {
-    let SuperBlock { d, dmin, scales, q } = super_block(x, 15)?;
-    Ok(BlockQ4_K { d, dmin, scales, qs: pack_nibbles(&q) })
+/// Four times two bits per byte, 32 elements apart, in groups of 128.
+fn pack_two_bits(q: &[u8; QK_K]) -> [u8; 64] {
+    std::array::from_fn(|i| {
+        let at = i / 32 * 128 + i % 32;
+        (0..4).fold(0, |bits, j| bits | (q[at + 32 * j] & 3) << (2 * j))
+    })
 }
 
-pub(super) fn q5_k(x: &[f32; QK_K]) -> Fallible<BlockQ5_K> {
-    let SuperBlock { d, dmin, scales, q } = super_block(x, 31)?;
+/// Places of the ends for 2, 4 and 5 bits.
+const ENDS2: [f32; 6] = [0.0, 0.06, 0.12, 0.18, 0.25, 0.33];
+pub(super) const ENDS4: [f32; 6] = [-0.03, 0.0, 0.03, 0.06, 0.1, 0.16];
+pub(super) const ENDS5: [f32; 6] = [-0.015, 0.0, 0.015, 0.03, 0.06, 0.1];
+
+pub(super) fn q2_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
+    let fit = Ranged::<16>::fit::<16>(x, w, 3.0, 15, 2, &ENDS2)?;
+    let scales = std::array::from_fn(|g| fit.sc[g] | fit.m[g] << 4);
+    Ok(BlockQ2_K { scales, qs: pack_two_bits(&fit.levels::<16>(x, 3.0)), d: fit.d, dmin: fit.dmin })
+}
+
+pub(super) fn q4_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ4_K> {
+    let fit = Ranged::<8>::fit::<32>(x, w, 15.0, 63, 2, &ENDS4)?;
+    let scales = pack_scale_min_k4(&fit.sc, &fit.m);
+    Ok(BlockQ4_K { d: fit.d, dmin: fit.dmin, scales, qs: pack_nibbles(&fit.levels::<32>(x, 15.0)) })
+}
+
+pub(super) fn q5_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ5_K> {
+    let fit = Ranged::<8>::fit::<32>(x, w, 31.0, 63, 2, &ENDS5)?;
+    let q = fit.levels::<32>(x, 31.0);
+    let scales = pack_scale_min_k4(&fit.sc, &fit.m);
     let qh = std::array::from_fn(|l| (0..8).fold(0, |bits, s| bits | (q[s * 32 + l] >> 4) << s));
-    Ok(BlockQ5_K { d, dmin, scales, qh, qs: pack_nibbles(&q) })
+    Ok(BlockQ5_K { d: fit.d, dmin: fit.dmin, scales, qh, qs: pack_nibbles(&q) })
 }
 
-/// Nearest of the levels -32..32 for a value divided by its scale; NaN becomes some level.
-fn signed_level(v: f32) -> f32 {
-    level(v + 32.0, 63.0) - 32.0
+/// Places of the end for 3 bits and for those of IQ4_XS.
+const ENDS3: [f32; 12] = [0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.2, 1.3, 1.45];
+pub(super) const ENDS_IQ4: [f32; 12] = [0.84, 0.87, 0.9, 0.93, 0.96, 1.0, 1.03, 1.07, 1.12, 1.18, 1.27, 1.4];
+/// And for 6 bits.
+const ENDS6: [f32; 7] = [0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.04];
+
+pub(super) fn q3_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {
+    type L = Whole<-4, 3>;
+    let fit = Scaled::<16>::fit::<L, 16>(x, w, -32, 2, &ENDS3)?;
+    let q = fit.levels::<L, 16>(x, 4.0);
+    let hmask = std::array::from_fn(|l| (0..8).fold(0, |bits, j| bits | (q[j * 32 + l] >> 2) << j));
+    Ok(BlockQ3_K { hmask, qs: pack_two_bits(&q), scales: pack_scale_q3_k(&fit.sc), d: fit.d })
 }
 
-/// The best scale of `x ~ scale q`, q in -32..32; of either sign, because there is one level more below zero.
-fn fit_scale(x: &[f32; 16], w: &[f32; 16]) -> f32 {
-    let largest = x.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
-    let (mut best, mut best_gain) = (0.0, 0.0);
-    if largest == 0.0 {
-        return best;
-    }
-    for i in -9..=9 {
-        let inverse = -(32.0 + 0.1 * i as f32) / largest;
-        let q = x.map(|x| signed_level(x * inverse));
-        let (mut sqx, mut sqq) = (0.0f32, 0.0f32);
-        for i in 0..16 {
-            sqx += w[i] * q[i] * x[i];
-            sqq += w[i] * q[i] * q[i];
-        }
-        // With the best scale sqx / sqq the error is less than without quants by this much.
-        let gain = sqx * sqx / sqq;
-        if gain > best_gain {
-            (best, best_gain) = (sqx / sqq, gain);
-        }
-    }
-    best
-}
-
-pub(super) fn q6_k(x: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
-    if x.iter().any(|v| v.abs() > LIMIT) {
-        return Err(TooLarge);
-    }
-    let x = x.as_chunks::<16>().0;
-    let fits: [f32; 16] = std::array::from_fn(|s| fit_scale(&x[s], &x[s].map(|v| v * v)));
-    let largest = fits.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
-    let d = half(largest / -128.0)?;
-
-    let (mut scales, mut q) = ([0; 16], [0u8; QK_K]);
-    for s in 0..16 {
-        scales[s] = if d.get() == 0.0 { 0 } else { (fits[s] / d.get()).round() as i8 };
-        let scale = d.get() * f32::from(scales[s]);
-        for (q, x) in q[s * 16..][..16].iter_mut().zip(&x[s]) {
-            let level = if scale == 0.0 { 0.0 } else { signed_level(x / scale) };
-            *q = (level + 32.0) as u8;
-        }
-    }
+pub(super) fn q6_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
+    type L = Whole<-32, 31>;
+    let fit = Scaled::<16>::fit::<L, 16>(x, w, -128, 3, &ENDS6)?;
+    let q = fit.levels::<L, 16>(x, 32.0);
     let ql = std::array::from_fn(|i| {
         let at = i / 64 * 128 + i % 64;
         q[at] & 15 | q[at + 64] << 4
     });
-    let qh = std::array::from_fn(|i| {
-        let at = i / 32 * 128 + i % 32;
-        (0..4).fold(0, |bits, j| bits | (q[at + 32 * j] >> 4) << (2 * j))
-    });
-    Ok(BlockQ6_K { ql, qh, scales, d })
+    let qh = pack_two_bits(&q.map(|q| q >> 4));
+    Ok(BlockQ6_K { ql, qh, scales: fit.sc, d: fit.d })
+}
+
+pub(super) fn iq4_xs(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockIQ4_XS> {
+    let fit = Scaled::<8>::fit::<Iq4, 32>(x, w, -32, 2, &ENDS_IQ4)?;
+    let q = fit.levels::<Iq4, 32>(x, 0.0).map(iq4_index);
+    let (scales_h, scales_l) = pack_scale_iq4_xs(&fit.sc);
+    let nibbles = q.as_chunks::<32>().0;
+    let qs = std::array::from_fn(|i| nibbles[i / 16][i % 16] | nibbles[i / 16][i % 16 + 16] << 4);
+    Ok(BlockIQ4_XS { d: fit.d, scales_h, scales_l, qs })
+}
+
+/// The number of a level of IQ4, which is given as the bits of an i8.
+pub(super) fn iq4_index(level: u8) -> u8 {
+    IQ4_VALUES.partition_point(|&v| v < level as i8) as u8
 }

@@ -1,0 +1,45 @@
+//! Quantizes rows of f32 from standard input to blocks on standard output, for `scripts/compare-quantizers`.
+//!
+//! ```text
+//! quantize_rows TYPE COLUMNS [IMPORTANCE]
+//! ```
+//! IMPORTANCE is a file of COLUMNS f32, a weight per column. The time goes to standard error, one thread.
+
+use std::io::{Read, Write};
+use std::time::Instant;
+
+use mmada::tensor::{GgmlType, quantize_weighted};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn main() -> Outcome<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [name, columns, rest @ ..] = &args[..] else {
+        return Err("usage: quantize_rows TYPE COLUMNS [IMPORTANCE] <rows >blocks".into());
+    };
+    let dtype = GgmlType::from_name(name).ok_or_else(|| format!("no tensor type is called {name}"))?;
+    let columns: usize = columns.parse()?;
+    let importance = rest.first().map(std::fs::read).transpose()?.map(|bytes| floats(&bytes));
+    let row_bytes = dtype.row_bytes(columns).filter(|n| *n > 0);
+    let row_bytes = row_bytes.ok_or_else(|| format!("{dtype} has no rows of {columns} elements"))?;
+
+    let mut input = Vec::new();
+    std::io::stdin().read_to_end(&mut input)?;
+    let x = floats(&input);
+    if x.len() % columns != 0 || input.len() % 4 != 0 {
+        return Err(format!("{} bytes are not rows of {columns} floats", input.len()).into());
+    }
+    let mut out = vec![0; x.len() / columns * row_bytes];
+    let start = Instant::now();
+    for (x, out) in x.chunks_exact(columns).zip(out.chunks_exact_mut(row_bytes)) {
+        quantize_weighted(dtype, x, importance.as_deref(), out)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    eprintln!("{dtype}: {:.1} million weights/s", x.len() as f64 / seconds / 1e6);
+    std::io::stdout().write_all(&out)?;
+    Ok(())
+}
