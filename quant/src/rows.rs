@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use mmada::gguf::GgmlType;
 use mmada::parallel::try_vec;
-use mmada::tensor::{dequantize, quantize};
+use mmada::tensor::{dequantize, quantize_weighted};
 use mmada::{Error, Result};
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -275,10 +275,9 @@ fn limit(dtype: GgmlType) -> f32 {
 fn store(job: &Job, weights: &[f32], halves: &mut Vec<u16>, out: &mut [u8]) -> Result<()> {
     use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
     if job.dtype != GgmlType::F16 {
-        let _ = job.importance;
-        return quantize(job.dtype, weights, out);
+        return quantize_weighted(job.dtype, weights, job.importance, out);
     }
-    // What `quantize` does too, but many at a time. `check` has seen that everything fits.
+    // What `quantize_weighted` does too, but many at a time. `check` has seen that everything fits.
     halves.resize(weights.len(), 0);
     let as_f16: &mut [half::f16] = halves.as_mut_slice().reinterpret_cast_mut();
     as_f16.convert_from_f32_slice(weights);

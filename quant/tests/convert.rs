@@ -196,7 +196,7 @@ fn odd_sizes_fall_back_to_types_whose_blocks_fit_and_say_so() {
     let out = fixture.convert(GgmlType::Q4_0);
     assert_eq!(out.dtype("blk.0.attn_q.weight"), GgmlType::Q4_0);
     assert_eq!(out.dtype("token_embd.weight"), GgmlType::Q8_0);
-    check_values(&fixture, &out, 0.15);
+    check_values(&fixture, &out, 0.2);
 }
 
 #[test]

@@ -484,6 +484,59 @@ fn importance(cols: usize) -> Vec<f32> {
     (0..cols).map(|c| if c % 37 == 5 { 1000.0 } else { 1.0 }).collect()
 }
 
+/// The squared error of `tensor` in `out`, weighted by column.
+fn weighted_error(source: &File, out: &File, tensor: &str, weights: &[f32]) -> f64 {
+    let (a, b) = (source.values(tensor), out.values(tensor));
+    a.iter().zip(&b).enumerate().map(|(i, (x, y))| f64::from(weights[i % weights.len()] * (x - y) * (x - y))).sum()
+}
+
+#[test]
+fn important_columns_come_out_closer() {
+    let fixture = Fixture::new(Shape { layers: 8, ..Shape::tiny() }, GgmlType::F32);
+    let imatrix = fixture.path("imatrix.gguf");
+    let (up, down) = ("blk.0.ffn_up.weight", "blk.1.ffn_down.weight");
+    let mut options = fixture.options("Q4_K_M");
+    run(&options).unwrap();
+    let plain = File::read(&fixture.path("out.gguf"));
+
+    write_imatrix(&imatrix, &[(up, importance(256)), (down, importance(512))], 9.0, false);
+    options.imatrix = Some(imatrix.clone());
+    options.output = Some(fixture.path("weighted.gguf"));
+    let (_, notes) = run(&options).unwrap();
+    assert!(notes.iter().any(|n| n.contains("left to right")), "{notes:?}");
+    assert!(notes.iter().any(|n| n.contains("nothing of 54 matrices")), "{notes:?}");
+    let (source, weighted) = (File::read(&fixture.path("in.gguf")), File::read(&fixture.path("weighted.gguf")));
+    for (tensor, cols) in [(up, 256), (down, 512)] {
+        let error = |file: &File| weighted_error(&source, file, tensor, &importance(cols));
+        assert!(error(&weighted) < 0.7 * error(&plain), "{tensor}: {} {}", error(&weighted), error(&plain));
+    }
+    let other = "blk.0.ffn_gate.weight";
+    assert!(weighted.data(other) == plain.data(other), "no importance, no difference");
+    assert_eq!(weighted.header.str("quantize.imatrix.file").unwrap(), "imatrix.gguf");
+    assert_eq!(weighted.header.str("quantize.imatrix.dataset").unwrap(), "a.txt, b.txt");
+    assert_eq!(weighted.header.u32("quantize.imatrix.entries_count").unwrap(), 2);
+    assert_eq!(weighted.header.u32("quantize.imatrix.chunks_count").unwrap(), 7);
+
+    write_imatrix(&imatrix, &[(up, importance(256)), (down, importance(512))], 9.0, true);
+    let (_, notes) = run(&options).unwrap();
+    assert!(!notes.iter().any(|n| n.contains("left to right")), "{notes:?}");
+}
+
+#[test]
+fn every_recipe_makes_a_model_that_opens() {
+    let fixture = Fixture::deep();
+    let mut sizes = Vec::new();
+    for name in Recipe::names() {
+        let (report, _) = run(&fixture.options(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let model = Model::open(fixture.path("out.gguf")).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let number = model.header().u32("general.file_type").unwrap();
+        assert_eq!(number, Recipe::from_name(name).unwrap().file_type(), "{name}");
+        sizes.push((report.file_bytes, name));
+    }
+    assert_eq!(sizes.iter().min().unwrap().1, "Q2_K");
+    assert_eq!(sizes.iter().max().unwrap().1, "F32");
+}
+
 #[test]
 fn an_importance_matrix_of_another_model_is_refused_with_the_mismatch() {
     let fixture = Fixture::tiny();

@@ -263,8 +263,7 @@ impl<'a, const N: usize> Affine<'a, N> {
     /// from its end inwards.
     #[inline(always)]
     pub fn fit(&self, ends: &[f32], falling: bool) -> Line {
-        let (mut low, high) =
-            self.x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
+        let (mut low, high) = self.x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
         if falling {
             low = low.min(0.0);
         }

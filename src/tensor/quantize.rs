@@ -196,7 +196,12 @@ fn symmetric<L: Levels>(
 const LIMIT: f32 = 1e8;
 
 /// Scale, min and quants of values that are `d q + m`, q in `0..=top`.
-fn ranged(x: &[f32; 32], w: &[f32; 32], top: f32, ends: &[f32]) -> std::result::Result<(Half, Half, [u8; 32]), TooLarge> {
+fn ranged(
+    x: &[f32; 32],
+    w: &[f32; 32],
+    top: f32,
+    ends: &[f32],
+) -> std::result::Result<(Half, Half, [u8; 32]), TooLarge> {
     if x.iter().any(|v| v.abs() > LIMIT) {
         return Err(TooLarge);
     }
