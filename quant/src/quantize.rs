@@ -216,26 +216,15 @@ fn parts(
     if options.keep_split && options.split_max_size.is_some() {
         return Err(Error::invalid("--keep-split and --split-max-size contradict each other"));
     }
-    let mut groups: Vec<Vec<TensorSpec>> = vec![vec![]];
-    if options.keep_split {
-        groups.resize(input.part_count(), vec![]);
+    let groups = if options.keep_split {
+        let mut groups = vec![vec![]; input.part_count()];
         for (spec, info) in specs.into_iter().zip(&input.header.tensors) {
             groups[input.part_of(info)].push(spec);
         }
-    } else if let Some(limit) = options.split_max_size {
-        let mut used = 0u64;
-        for spec in specs {
-            let bytes = spec_bytes(&spec);
-            if used > 0 && used.saturating_add(bytes) > limit {
-                groups.push(vec![]);
-                used = 0;
-            }
-            used = used.saturating_add(bytes);
-            groups.last_mut().into_iter().for_each(|group| group.push(spec.clone()));
-        }
+        groups
     } else {
-        groups[0] = specs;
-    }
+        by_size(specs, options.split_max_size.unwrap_or(u64::MAX))
+    };
     let output = output(options, input, metadata);
     if groups.len() == 1 {
         return Ok(groups.into_iter().map(|specs| (output.clone(), specs)).collect());
@@ -247,6 +236,22 @@ fn parts(
     };
     let count = groups.len();
     Ok(groups.into_iter().enumerate().map(|(i, specs)| (split_path(&prefix, i + 1, count), specs)).collect())
+}
+
+/// As many in a group, in order, as take no more than `limit` bytes, and one at least.
+fn by_size(specs: Vec<TensorSpec>, limit: u64) -> Vec<Vec<TensorSpec>> {
+    let (mut groups, mut group, mut used) = (Vec::new(), Vec::new(), 0u64);
+    for spec in specs {
+        let bytes = spec_bytes(&spec);
+        if !group.is_empty() && used.saturating_add(bytes) > limit {
+            groups.push(std::mem::take(&mut group));
+            used = 0;
+        }
+        used = used.saturating_add(bytes);
+        group.push(spec);
+    }
+    groups.push(group);
+    groups
 }
 
 fn output(options: &QuantizeOptions, input: &Input, metadata: &[(String, MetaValue)]) -> PathBuf {
