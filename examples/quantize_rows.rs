@@ -3,12 +3,14 @@
 //! ```text
 //! quantize_rows TYPE COLUMNS [IMPORTANCE]
 //! ```
-//! IMPORTANCE is a file of COLUMNS f32, a weight per column. The time goes to standard error, one thread.
+//! IMPORTANCE is a file of COLUMNS f32, a weight per column. The time goes to standard error, one thread. The variable
+//! KERNELS chooses the instruction set (portable, avx2, avx512).
 
 use std::io::{Read, Write};
 use std::time::Instant;
 
-use mmada::tensor::{GgmlType, quantize_weighted};
+use mmada::kernels::Kernels;
+use mmada::tensor::GgmlType;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -30,13 +32,17 @@ fn main() -> Outcome<()> {
     let mut input = Vec::new();
     std::io::stdin().read_to_end(&mut input)?;
     let x = floats(&input);
-    if x.len() % columns != 0 || input.len() % 4 != 0 {
+    if !x.len().is_multiple_of(columns) || !input.len().is_multiple_of(4) {
         return Err(format!("{} bytes are not rows of {columns} floats", input.len()).into());
     }
+    let kernels = match std::env::var("KERNELS") {
+        Ok(name) => Kernels::by_name(&name).ok_or_else(|| format!("this processor has no kernels {name}"))?,
+        Err(_) => Kernels::best(),
+    };
     let mut out = vec![0; x.len() / columns * row_bytes];
     let start = Instant::now();
     for (x, out) in x.chunks_exact(columns).zip(out.chunks_exact_mut(row_bytes)) {
-        quantize_weighted(dtype, x, importance.as_deref(), out)?;
+        kernels.quantize(dtype, x, importance.as_deref(), out)?;
     }
     let seconds = start.elapsed().as_secs_f64();
     eprintln!("{dtype}: {:.1} million weights/s", x.len() as f64 / seconds / 1e6);

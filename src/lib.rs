@@ -1,4 +1,81 @@
-//! libmmada: a native runtime for MMaDA, the unified multimodal diffusion language model.
+//! libmmada: a native runtime for MMaDA (arXiv 2505.15809), the unified multimodal diffusion language model. One
+//! bidirectional network over text and image tokens writes, reasons, answers questions about pictures, and draws.
+//!
+//! A [`Model`] is an opened GGUF file, a [`Context`] has the threads and buffers to run it, and a [`Generation`] is one
+//! request on its way, pulled step by step by the caller.
+//!
+//! ```
+//! use mmada::{Context, ContextOptions, Message, Model, TextRequest};
+//!
+//! # fn main() -> mmada::Result<()> {
+//! let model = Model::open("models/mmada-shapes.gguf")?;
+//! let context = Context::new(&model, ContextOptions::default())?;
+//! let mut generation = context.text(TextRequest {
+//!     messages: vec![Message::user("What is 17 + 25?")],
+//!     image: None,
+//!     squash: false,
+//!     thinking: true,
+//!     options: model.text_options(true, false),
+//! })?;
+//! while !generation.step()?.done {}
+//! let answer = generation.text()?;
+//! assert_eq!(answer.answer, "42");
+//! println!("{:?}, therefore {}", answer.thinking, answer.answer);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A picture, with a look at what every step does; another thread may stop it through a [`Canceller`]:
+//!
+//! ```
+//! use mmada::{Context, ContextOptions, DrawRequest, Model};
+//!
+//! # fn main() -> mmada::Result<()> {
+//! # let model = Model::open("models/mmada-shapes.gguf")?;
+//! # let context = Context::new(&model, ContextOptions::default())?;
+//! let (text, image) = model.draw_options(false);
+//! let mut generation = context.draw(DrawRequest {
+//!     prompt: "a red circle left of a blue square on a white background".into(),
+//!     think: false,
+//!     width: model.image_size(),
+//!     height: model.image_size(),
+//!     count: 1,
+//!     text,
+//!     image,
+//! })?;
+//! loop {
+//!     let step = generation.step()?;
+//!     println!("step {} of {}: {} codes are new", step.index, step.total, step.changed.len());
+//!     if step.done {
+//!         break;
+//!     }
+//! }
+//! let picture = generation.image(0)?;
+//! assert_eq!(picture.dimensions(), (64, 64));
+//! # let folder = tempfile::tempdir().unwrap();
+//! # std::env::set_current_dir(&folder).unwrap();
+//! mmada::image::save(&picture, "shapes.png")?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Threads: a [`Model`] is shared freely; a [`Context`] runs one call at a time and answers [`Error::Busy`] to a second
+//! one. Results do not depend on the number of threads. Nothing is printed, and no panic is part of the interface.
+//!
+//! # The tree, in the order that data takes
+//!
+//! | module | |
+//! |---|---|
+//! | [`error`] | one error type with stable codes |
+//! | [`gguf`], [`mmap`] | the model file: checked metadata and tensor infos; the mapping; the writer |
+//! | [`tensor`] | block types of GGUF: layouts, decoding, encoding |
+//! | [`kernels`], [`parallel`] | products, attention and what lies between them, per instruction set; threads |
+//! | [`tokenizer`], [`prompt`] | text to ids; the layouts of the tasks |
+//! | [`model`] | the transformer's forward pass |
+//! | [`vq`], [`image`] | the image tokenizer; picture files, resizing |
+//! | [`sampler`] | which tokens are committed: schedules, confidence, noise |
+//! | [`generate`] | requests and the loop over steps |
+//! | [`context`] | the handles that callers hold |
 
 pub mod context;
 pub mod error;

@@ -459,6 +459,9 @@ fn requests_that_cannot_be_are_refused() {
     folder.refused(&["draw", "a circle", "--steps", "0"], &["steps"]);
     folder.refused(&["draw", "a circle", "--temperature", "-1"], &["temperature"]);
     folder.refused(&["draw", "a circle", "--size", "800000x800000"], &["positions"]);
+    for count in ["99999999999", "18446744073709551615"] {
+        folder.run(&["draw", "a circle", "--count", count]).assert_failed(1, &["out of memory"]);
+    }
     folder.refused(&["ask", "x", "--gen-length", "24", "--block-length", "7"], &["24", "7"]);
     folder.refused(&["ask", "x", "--gen-length", "24", "--block-length", "8", "--steps", "4"], &["4", "3"]);
     folder.refused(&["ask", "x", "--gen-length", "0"], &["gen_length"]);

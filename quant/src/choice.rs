@@ -1,11 +1,13 @@
 //! The type of every tensor: the recipe's, unless the user said otherwise for some.
 
+use std::collections::BTreeMap;
+
 use mmada::gguf::GgmlType;
 use mmada::tensor::can_quantize;
 use mmada::{Error, Result};
 use regex::Regex;
 
-use crate::recipe::{Place, Recipe, fallback_note, fitting, place};
+use crate::recipe::{Place, Recipe, fitting, place};
 
 /// What tensors are to be stored as.
 #[derive(Clone, Debug)]
@@ -32,6 +34,24 @@ impl<R: Into<Recipe>> From<R> for TypeOptions {
             output: None,
             leave_output: false,
         }
+    }
+}
+
+/// Matrices whose rows did not fit what was wanted, by wanted type, chosen type and length of rows.
+#[derive(Default)]
+pub struct Fallbacks(BTreeMap<(&'static str, &'static str, usize), Vec<String>>);
+
+impl Fallbacks {
+    /// One sentence for all matrices of a kind: a model has hundreds.
+    pub fn notes(self) -> impl Iterator<Item = String> {
+        self.0.into_iter().filter_map(|((wanted, chosen, cols), names)| {
+            let others = match names.len() {
+                1 => " is".to_owned(),
+                n => format!(" and {} more are", n - 1),
+            };
+            let first = names.first()?;
+            Some(format!("{first}{others} stored as {chosen}: blocks of {wanted} do not fill rows of {cols}"))
+        })
     }
 }
 
@@ -74,7 +94,7 @@ pub fn parse_type(name: &str) -> Result<GgmlType> {
 
 impl TypeOptions {
     /// The type of the matrix `name` with rows of `cols` weights, in a model of `layers` layers, now stored as `source`.
-    /// Where rows do not fit what was wanted, a note says so.
+    /// Where rows do not fit what was wanted, `fallbacks` gets to know.
     ///
     /// # Errors
     /// `InvalidArgument` for an image tokenizer in a block type and for types that cannot be written.
@@ -84,7 +104,7 @@ impl TypeOptions {
         layers: usize,
         cols: usize,
         source: Option<GgmlType>,
-        notes: &mut Vec<String>,
+        fallbacks: &mut Fallbacks,
     ) -> Result<GgmlType> {
         let place = place(name);
         let wanted = self.wanted(name, place, layers, source);
@@ -100,7 +120,9 @@ impl TypeOptions {
         if !can_quantize(chosen) {
             return Err(Error::unsupported(format!("tensor {name}"), format!("this version cannot write {chosen}")));
         }
-        notes.extend(fallback_note(name, cols, wanted, chosen));
+        if chosen != wanted {
+            fallbacks.0.entry((wanted.name(), chosen.name(), cols)).or_default().push(name.to_owned());
+        }
         Ok(chosen)
     }
 
@@ -137,7 +159,7 @@ mod tests {
     }
 
     fn choose(options: &TypeOptions, name: &str) -> GgmlType {
-        options.choose(name, 32, 512, Some(BF16), &mut vec![]).unwrap()
+        options.choose(name, 32, 512, Some(BF16), &mut Fallbacks::default()).unwrap()
     }
 
     #[test]
@@ -168,15 +190,28 @@ mod tests {
         assert_eq!(choose(&o, "token_embd.weight"), Q4_K);
         assert_eq!(choose(&o, "blk.31.ffn_down.weight"), Q4_K);
         assert_eq!(choose(&o, "vq.encoder.conv_in.weight"), BF16);
-        assert_eq!(o.choose("vq.encoder.conv_in.weight", 32, 27, None, &mut vec![]).unwrap(), F16);
+        assert_eq!(o.choose("vq.encoder.conv_in.weight", 32, 27, None, &mut Fallbacks::default()).unwrap(), F16);
     }
 
     #[test]
-    fn rows_that_do_not_fit_are_noted_once_each() {
-        let mut notes = Vec::new();
-        assert_eq!(options().choose("blk.5.attn_q.weight", 32, 96, None, &mut notes).unwrap(), Q5_0);
-        assert_eq!(notes.len(), 1);
-        assert!(notes[0].contains("attn_q") && notes[0].contains("Q5_0") && notes[0].contains("Q4_K"), "{notes:?}");
+    fn rows_that_do_not_fit_are_noted_once_for_each_kind() {
+        let mut fallbacks = Fallbacks::default();
+        for (name, cols, dtype) in [
+            ("blk.5.attn_q.weight", 96, Q5_0),
+            ("blk.6.attn_q.weight", 96, Q5_0),
+            ("blk.5.ffn_down.weight", 100, F16),
+            ("blk.5.attn_k.weight", 256, Q4_K),
+        ] {
+            assert_eq!(options().choose(name, 32, cols, None, &mut fallbacks).unwrap(), dtype);
+        }
+        let notes: Vec<String> = fallbacks.notes().collect();
+        assert_eq!(
+            notes,
+            [
+                "blk.5.ffn_down.weight is stored as F16: blocks of Q4_K do not fill rows of 100",
+                "blk.5.attn_q.weight and 1 more are stored as Q5_0: blocks of Q4_K do not fill rows of 96",
+            ]
+        );
     }
 
     #[test]
@@ -186,7 +221,8 @@ mod tests {
             assert!(error.contains(word) && error.contains(rule) && !error.contains('\n'), "{error}");
         }
         let o = TypeOptions { tensor_types: vec![TensorRule::parse("conv=q8_0").unwrap()], ..options() };
-        let error = o.choose("vq.encoder.conv_in.weight", 2, 64, None, &mut vec![]).unwrap_err().to_string();
+        let error =
+            o.choose("vq.encoder.conv_in.weight", 2, 64, None, &mut Fallbacks::default()).unwrap_err().to_string();
         assert!(error.contains("vq.encoder.conv_in.weight") && error.contains("F16"), "{error}");
     }
 }

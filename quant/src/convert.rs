@@ -93,8 +93,6 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> 
         }
         None => None,
     };
-    notes.iter().for_each(|note| progress(Progress::Note(note)));
-
     let output = output(options, &metadata, &planned);
     source.guard_inputs(options, &output)?;
     let pool = thread_pool(options.threads)?;
@@ -102,6 +100,8 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> 
     let total: u64 = specs.iter().map(spec_bytes).sum();
     disk::require(&output, Writer::size(&output, &metadata, &specs)?)?;
     let mut writer = Writer::create(&output, &metadata, &specs)?;
+    // Only now: whoever asked for what cannot be should read one sentence.
+    notes.iter().for_each(|note| progress(Progress::Note(note)));
     let mut done = 0;
     for (index, tensor) in planned.iter().enumerate() {
         let checkpoint = if tensor.vq { source.vq.as_ref().map(|(c, _)| c) } else { Some(&source.backbone) };

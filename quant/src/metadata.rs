@@ -74,6 +74,7 @@ fn backbone(s: &Sources) -> Result<Vec<(String, MetaValue)>> {
     ] {
         out.push((format!("mmada.{key}"), number(n, key)?.into()));
     }
+    out.push(("mmada.weight_tying".into(), MetaValue::Bool(c.weight_tying)));
     out.push(("mmada.attention.causal".into(), MetaValue::Bool(false)));
     out.push(("mmada.attention.layer_norm_rms_epsilon".into(), c.rms_eps.into()));
     out.push(("mmada.rope.freq_base".into(), c.rope_theta.into()));

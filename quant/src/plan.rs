@@ -5,7 +5,7 @@ use mmada::gguf::{GgmlType, TensorSpec};
 use mmada::{Error, Result};
 
 use crate::checkpoint::{Checkpoint, Entry, SourceType};
-use crate::choice::TypeOptions;
+use crate::choice::{Fallbacks, TypeOptions};
 use crate::config::Config;
 use crate::vq::Layout;
 
@@ -77,7 +77,8 @@ pub fn backbone(
     let rows = embedding_rows(config, checkpoint)?;
     let (d, mlp) = (config.d_model, config.mlp);
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let mut plan = Plan { checkpoint, types, layers: config.layers, out: vec![], notes };
+    let mut plan =
+        Plan { checkpoint, types, layers: config.layers, out: vec![], notes, fallbacks: Fallbacks::default() };
     plan.matrix(EMBEDDING, "token_embd.weight", rows, d)?;
     for layer in 0..config.layers {
         for &(from, to) in LAYER {
@@ -98,6 +99,7 @@ pub fn backbone(
         plan.matrix(&format!("{ROOT}.ff_out.weight"), "output.weight", rows, d)?;
     }
     let (planned, notes) = (plan.out, plan.notes);
+    notes.extend(plan.fallbacks.notes());
     let refuse = |name: &str| {
         let layer = name.strip_prefix("model.transformer.blocks.").and_then(|rest| rest.split('.').next());
         match layer.and_then(|n| n.parse::<usize>().ok()) {
@@ -118,7 +120,7 @@ pub fn image_tokenizer(
     types: &TypeOptions,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Planned>> {
-    let mut plan = Plan { checkpoint, types, layers: 0, out: vec![], notes };
+    let mut plan = Plan { checkpoint, types, layers: 0, out: vec![], notes, fallbacks: Fallbacks::default() };
     for tensor in layout.tensors() {
         let target = format!("vq.{}", tensor.name);
         match tensor.shape.as_slice() {
@@ -144,6 +146,7 @@ struct Plan<'a> {
     layers: usize,
     out: Vec<Planned>,
     notes: &'a mut Vec<String>,
+    fallbacks: Fallbacks,
 }
 
 impl Plan<'_> {
@@ -175,14 +178,14 @@ impl Plan<'_> {
 
     /// A matrix in the type that the recipe has for it, or the nearest whose blocks fill its rows.
     fn matrix(&mut self, source: &str, target: &str, rows: usize, cols: usize) -> Result<()> {
-        let dtype = self.types.choose(target, self.layers, cols, self.source_type(source), self.notes)?;
+        let dtype = self.types.choose(target, self.layers, cols, self.source_type(source), &mut self.fallbacks)?;
         self.put(source, target, &[rows, cols], dtype, vec![cols, rows], None)
     }
 
     fn conv(&mut self, source: &str, target: &str, shape: &[usize], outputs: usize, conv: Conv) -> Result<()> {
         let cols = conv.inputs * conv.taps;
         // In another order of memory than here, so that nothing is kept as it is.
-        let dtype = self.types.choose(target, self.layers, cols, None, self.notes)?;
+        let dtype = self.types.choose(target, self.layers, cols, None, &mut self.fallbacks)?;
         // The memory order of a 1x1 convolution is that of a matrix already.
         let permuted = (conv.taps > 1).then_some(conv);
         self.put(source, target, shape, dtype, vec![cols, outputs], permuted)

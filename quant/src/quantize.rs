@@ -10,7 +10,7 @@ use mmada::gguf::{GgmlType, MetaValue, SplitWriter, TensorInfo, TensorSpec, pars
 use mmada::tensor::can_dequantize;
 use mmada::{Error, Result};
 
-use crate::choice::TypeOptions;
+use crate::choice::{Fallbacks, TypeOptions};
 use crate::disk;
 use crate::imatrix::Imatrix;
 use crate::input::Input;
@@ -82,8 +82,6 @@ pub fn quantize(options: &QuantizeOptions, progress: &mut dyn FnMut(Progress)) -
     let imatrix = importance(options, &input, &mut notes)?;
     let metadata = metadata(options, &input, imatrix.as_ref())?;
     let parts = parts(options, &input, &metadata, specs)?;
-    notes.iter().for_each(|note| progress(Progress::Note(note)));
-
     guard_inputs(options, &input, &parts)?;
     let file_bytes = SplitWriter::sizes(&metadata, &parts)?.iter().sum();
     let total: u64 = parts.iter().flat_map(|(_, specs)| specs).map(spec_bytes).sum();
@@ -97,12 +95,16 @@ pub fn quantize(options: &QuantizeOptions, progress: &mut dyn FnMut(Progress)) -
         bytes: spec_bytes(spec),
         stats: None,
     };
+    let tell = |progress: &mut dyn FnMut(Progress)| notes.iter().for_each(|note| progress(Progress::Note(note)));
     if options.dry_run {
+        tell(progress);
         lines.for_each(|(index, (spec, info))| progress(Progress::Tensor(&line(index, spec, info))));
     } else {
         let pool = thread_pool(options.threads)?;
         parts.first().map_or(Ok(()), |(path, _)| disk::require(path, file_bytes))?;
         let mut writer = SplitWriter::create(&metadata, &parts)?;
+        // Only now: whoever asked for what cannot be should read one sentence.
+        tell(progress);
         let mut done = 0;
         lines.try_for_each(|(index, (spec, info))| {
             let job = Job {
@@ -145,24 +147,25 @@ fn plan(options: &QuantizeOptions, input: &Input, notes: &mut Vec<String>) -> Re
         _ => None,
     });
     let layers = layers.max().unwrap_or(0);
-    let mut specs = Vec::new();
+    let (mut specs, mut fallbacks) = (Vec::new(), Fallbacks::default());
     for info in &header.tensors {
-        let dtype = target(options, info, layers, notes)?;
+        let dtype = target(options, info, layers, &mut fallbacks)?;
         check_source(options, header.file(), info, dtype)?;
         specs.push(TensorSpec { name: info.name.clone(), dtype, dims: info.dims.clone() });
     }
+    notes.extend(fallbacks.notes());
     Ok(specs)
 }
 
 /// What `info` becomes.
-fn target(options: &QuantizeOptions, info: &TensorInfo, layers: usize, notes: &mut Vec<String>) -> Result<GgmlType> {
+fn target(options: &QuantizeOptions, info: &TensorInfo, layers: usize, fallbacks: &mut Fallbacks) -> Result<GgmlType> {
     let Some(types) = &options.types else { return Ok(info.dtype) };
     let number = matches!(info.dtype, GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64);
     match info.dims.len() {
         _ if number => Ok(info.dtype),
         // Norms and biases: a few thousand numbers.
         0 | 1 => Ok(GgmlType::F32),
-        _ => types.choose(&info.name, layers, info.cols(), Some(info.dtype), notes),
+        _ => types.choose(&info.name, layers, info.cols(), Some(info.dtype), fallbacks),
     }
 }
 

@@ -232,16 +232,6 @@ pub fn fitting(dtype: GgmlType, cols: usize) -> GgmlType {
     [dtype, small_blocks].into_iter().find(fits).unwrap_or(F16)
 }
 
-/// A sentence for the user where `chosen` is not what was wanted.
-pub fn fallback_note(name: &str, cols: usize, wanted: GgmlType, chosen: GgmlType) -> Option<String> {
-    (wanted != chosen).then(|| {
-        format!(
-            "{name} is stored as {chosen}: blocks of {} do not fill its rows of {cols} ({wanted} was asked for)",
-            wanted.block_len()
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,9 +254,6 @@ mod tests {
             (BF16, 7, BF16),
         ] {
             assert_eq!(fitting(wanted, cols), chosen, "{wanted} in rows of {cols}");
-            let note = fallback_note("blk.0.x.weight", cols, wanted, chosen);
-            assert_eq!(note.is_some(), wanted != chosen);
-            assert!(note.is_none_or(|n| n.contains(wanted.name()) && n.contains(chosen.name())));
         }
     }
 

@@ -58,6 +58,10 @@ fn bad_input_and_usage_end_with_exit_code_2_and_one_sentence() {
     for args in [&["convert", dir, "-o", out, "--type", "q9"][..], &["convert", dir], &["nonsense"], &[]] {
         assert_eq!(run(args).status.code(), Some(2), "{args:?}");
     }
+    // What there would be to note goes unsaid when nothing is converted.
+    std::fs::remove_dir_all(fixture.path("vq")).unwrap();
+    let said = stderr(&run(&["convert", dir, "-o", "nowhere/out.gguf", "--type", "f16"]));
+    assert!(said.starts_with("error: ") && said.lines().count() == 1, "{said}");
     assert_eq!(std::fs::read_dir(fixture.out.path()).unwrap().count(), 0);
 }
 

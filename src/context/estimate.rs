@@ -27,8 +27,8 @@ impl Model {
     pub fn estimate_text(&self, prompt: usize, options: &TextOptions) -> Estimate {
         let length = prompt.saturating_add(options.gen_length);
         let passes = if options.cfg_scale > 0.0 { 2 } else { 1 };
-        let rows = passes * options.block_length;
-        self.estimate(&vec![length; passes], options.steps, rows, self.vocabulary().text as usize)
+        let rows = options.block_length.saturating_mul(passes);
+        self.estimate(&[(length, passes)], options.steps, rows, self.vocabulary().text as usize)
     }
 
     /// What drawing `count` pictures of `width` x `height` pixels takes after a prompt of `prompt` tokens (with
@@ -37,23 +37,26 @@ impl Model {
         let side = self.downsampling().unwrap_or(1);
         let tokens = (size.0 / side).saturating_mul(size.1 / side);
         // the picture stands between <|soi|> and <|eoi|>; the prompt without text is <|t2i|><bos><eos>
-        let mut lengths = vec![prompt.saturating_add(tokens + 2); count];
-        if options.guidance > 0.0 {
-            lengths.extend(std::iter::repeat_n(3 + tokens + 2, count));
-        }
-        let rows = lengths.len() * tokens;
-        self.estimate(&lengths, options.steps, rows, self.vocabulary().codes as usize)
+        let own = (prompt.saturating_add(tokens).saturating_add(2), count);
+        let unconditional = (tokens.saturating_add(3 + 2), if options.guidance > 0.0 { count } else { 0 });
+        let rows = count.saturating_add(unconditional.1).saturating_mul(tokens);
+        self.estimate(&[own, unconditional], options.steps, rows, self.vocabulary().codes as usize)
     }
 
-    fn estimate(&self, lengths: &[usize], steps: usize, rows: usize, vocab: usize) -> Estimate {
+    /// Of sequences given as (tokens, how many of them). Saturates: sizes come from a request that nobody checked.
+    fn estimate(&self, sequences: &[(usize, usize)], steps: usize, rows: usize, vocab: usize) -> Estimate {
         let c = self.config();
-        let tokens: usize = lengths.iter().sum();
-        let layers: u64 = lengths.iter().map(|&n| n as u64 * c.multiply_adds_per_token(n)).sum();
+        let sum = |term: &dyn Fn(u64) -> u64| {
+            let terms = sequences.iter().map(|&(n, count)| term(n as u64).saturating_mul(count as u64));
+            terms.fold(0, u64::saturating_add)
+        };
+        let tokens = usize::try_from(sum(&|n| n)).unwrap_or(usize::MAX);
+        let layers = sum(&|n| n.saturating_mul(c.multiply_adds_per_token(usize::try_from(n).unwrap_or(usize::MAX))));
         let output = (rows as u64).saturating_mul(vocab as u64 * c.d_model as u64);
         Estimate {
             weights_bytes: self.bytes().len(),
             scratch_bytes: State::bytes(c, tokens).saturating_add(rows.saturating_mul(vocab * 4)),
-            multiply_adds: (layers + output).saturating_mul(steps as u64),
+            multiply_adds: layers.saturating_add(output).saturating_mul(steps as u64),
             tokens: (tokens as u64).saturating_mul(steps as u64),
         }
     }

@@ -25,6 +25,7 @@ use crate::vq::{Encoded, ImageTokenizer};
 pub struct ContextOptions {
     /// Threads of the context's own pool; 0 for one per core. Results do not depend on it.
     pub threads: usize,
+    /// How exact products are.
     pub compute: Compute,
     /// An instruction set by name (`portable`, `avx2`, `avx512`) instead of the best that the processor has.
     pub instruction_set: Option<String>,
@@ -47,6 +48,11 @@ struct Inner {
 }
 
 impl Context {
+    /// Starts the threads; buffers are made when the first request needs them.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an instruction set that the processor does not have, or more than 1024 threads;
+    /// `Internal` if the system starts no more threads.
     pub fn new(model: &Model, options: ContextOptions) -> Result<Self> {
         let kernels = match &options.instruction_set {
             None => Kernels::best(),
@@ -65,10 +71,12 @@ impl Context {
         Ok(Context { inner: Arc::new(inner) })
     }
 
+    /// The model that it runs.
     pub fn model(&self) -> &Model {
         &self.inner.model
     }
 
+    /// Threads of its pool.
     pub fn threads(&self) -> usize {
         self.inner.threads.count()
     }
@@ -78,31 +86,52 @@ impl Context {
         self.inner.kernels.name()
     }
 
+    /// The arithmetic of its products.
     pub fn compute(&self) -> Compute {
         self.inner.compute
     }
 
-    /// Begins an answer. Checks the request, encodes its picture; the steps are the caller's to take.
+    /// Begins an answer. Checks the request; the steps, the first of which encodes the picture, are the caller's to
+    /// take.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for options that cannot be; `ContextOverflow` if prompt and answer do not fit in the model's
+    /// context; `Unsupported` for a picture and a model without an image tokenizer; `Format` if the file's tokenizer
+    /// or chat template is damaged; `OutOfMemory`.
     pub fn text(&self, request: TextRequest) -> Result<Generation> {
         Generation::text_request(self.engine(), request)
     }
 
-    /// Begins an answer to a prompt of ids.
+    /// Begins an answer to a prompt of ids, each below the vocabulary's number of rows.
+    ///
+    /// # Errors
+    /// As [`Context::text`].
     pub fn text_from_ids(&self, prompt: Vec<u32>, options: TextOptions) -> Result<Generation> {
         Generation::text_from_ids(self.engine(), prompt, options)
     }
 
     /// Begins a picture, or several.
+    ///
+    /// # Errors
+    /// As [`Context::text`]; `InvalidArgument` also for a width or height that is no multiple of
+    /// [`Model::downsampling`].
     pub fn draw(&self, request: DrawRequest) -> Result<Generation> {
         Generation::draw_request(self.engine(), request)
     }
 
     /// Begins a picture from prompts of ids.
+    ///
+    /// # Errors
+    /// As [`Context::draw`].
     pub fn draw_from_ids(&self, request: DrawFromIds) -> Result<Generation> {
         Generation::draw_from_ids(self.engine(), request)
     }
 
-    /// Logits of every sequence, row-major [rows, vocab].
+    /// Logits of every sequence, row-major [rows, vocab]. The sequences do not see each other.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an empty sequence, or ids, rows or a range outside the model; `ContextOverflow`, `Busy`,
+    /// `OutOfMemory`.
     pub fn logits(&self, batch: &[SequenceRequest]) -> Result<Vec<Vec<f32>>> {
         let total = batch.iter().fold(0usize, |sum, s| sum.saturating_add(s.logits()));
         let mut all = try_vec(total, "logits")?;
@@ -113,6 +142,9 @@ impl Context {
 
     /// The residual stream of a sequence: what enters each layer, then the output of the final norm. Each is
     /// row-major [ids.len(), d_model].
+    ///
+    /// # Errors
+    /// As [`Context::logits`].
     pub fn hidden_states(&self, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
         let mut states = Vec::new();
         let mut keep = |_: usize, x: &[f32]| states.push(x.to_vec());
@@ -125,6 +157,10 @@ impl Context {
     }
 
     /// The codes of a picture, row by row. Its sides are multiples of [`Model::downsampling`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` for other sides, `Unsupported` without an image tokenizer, `OutOfMemory`. Here and in the
+    /// three functions below.
     pub fn encode_image(&self, picture: &RgbImage) -> Result<Vec<u32>> {
         let (images, bytes) = self.inner.images()?;
         images.encode(&self.exec(None), bytes, picture)
@@ -137,7 +173,8 @@ impl Context {
         images.encode_latent(&self.exec(None), bytes, pixels, height, width)
     }
 
-    /// The picture of `width * height` codes, given row by row.
+    /// The picture of `width * height` codes, given row by row; its sides in pixels are [`Model::downsampling`] times
+    /// that.
     pub fn decode_image(&self, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
         let (images, bytes) = self.inner.images()?;
         images.decode(&self.exec(None), bytes, codes, height, width)

@@ -119,13 +119,22 @@ impl From<TextDefaults> for TextOptions {
     }
 }
 
+/// More than any model takes: a damaged file must not make every request run for years.
+const MAX_LENGTH: usize = 1 << 20;
+
 struct Reader<'a> {
     header: &'a Header,
 }
 
 impl Reader<'_> {
+    /// A number of tokens or of steps.
     fn length(&self, name: &str, default: usize) -> Result<usize> {
-        Ok(self.header.opt_usize(&key(name))?.unwrap_or(default))
+        let length = self.header.opt_usize(&key(name))?.unwrap_or(default);
+        if length > MAX_LENGTH {
+            let reason = format_args!("metadata {} is {length}, more than {MAX_LENGTH}", key(name));
+            return Err(Error::format(self.header.file(), reason));
+        }
+        Ok(length)
     }
 
     fn real(&self, name: &str, default: f32) -> Result<f32> {
@@ -227,6 +236,8 @@ mod tests {
         for (name, value, reason) in [
             ("text.steps", MetaValue::U32(255), "text.*"),
             ("image_question.gen_length", MetaValue::U32(0), "image_question.*"),
+            ("text.steps", MetaValue::U64(1 << 60), "is 1152921504606846976, more than"),
+            ("draw.steps", MetaValue::U32(u32::MAX), "is 4294967295, more than"),
             ("draw.schedule", MetaValue::String("sine".to_owned()), "\"sine\""),
             ("draw.temperature", MetaValue::F32(f32::NAN), "temperature"),
             ("draw.steps", MetaValue::String("many".to_owned()), "mmada.sampling.draw.steps"),

@@ -120,8 +120,11 @@ impl Generation {
                     let reason = "the model has no image tokenizer, so it cannot be asked about a picture";
                     return Err(Error::unsupported(engine.file(), reason));
                 }
-                // The codes themselves are filled in by the first step.
-                let codes = vec![0; engine.question_codes()];
+                // The codes themselves are filled in by the first step. How many there are is the file's claim.
+                let count = engine.question_codes();
+                let what = || format!("a question about a picture of {count} tokens");
+                check_length(&*engine, what, &[count, options.gen_length])?;
+                let codes = vec![0; count];
                 let prompt = prompt::image_question(tokenizer, vocabulary, template, &codes, &messages, thinking)?;
                 let start = 1 + prompt.iter().position(|&id| Some(id) == vocabulary.soi).unwrap_or(0);
                 let place = start..start + codes.len();

@@ -55,7 +55,8 @@ pub struct Header {
 
 impl Header {
     /// Reads the header of the file whose content is `bytes`; `file` names it in errors. Every count, offset and
-    /// string is checked, and that every tensor lies inside `bytes`. Of `bytes` only the header is touched.
+    /// string is checked, and that every tensor lies inside `bytes` with its padding. Of `bytes` only the header is
+    /// touched.
     ///
     /// # Errors
     /// `Format` for what is not GGUF, is cut off or contradicts itself; `Unsupported` for other versions,

@@ -303,7 +303,7 @@ pub(super) fn tensor_bytes(dtype: GgmlType, dims: &[usize]) -> std::result::Resu
     dtype.row_bytes(cols).and_then(|row| row.checked_mul(elements / cols)).ok_or("its size in bytes overflows")
 }
 
-/// Makes the ranges absolute; each must be aligned, inside the file and clear of the others.
+/// Makes the ranges absolute; each must be aligned, inside the file with its padding, and clear of the others.
 fn place(header: &mut Header, file_len: usize) -> Result<()> {
     let Header { alignment, data_start, ref file, ref mut tensors, .. } = *header;
     for info in tensors.iter_mut() {
@@ -326,8 +326,19 @@ fn place(header: &mut Header, file_len: usize) -> Result<()> {
     }
     let mut order: Vec<&TensorInfo> = tensors.iter().collect();
     order.sort_by_key(|info| info.range.start);
-    match order.windows(2).find(|pair| pair[0].range.end > pair[1].range.start) {
-        Some(pair) => Err(Error::format(file, format_args!("tensors {} and {} overlap", pair[0].name, pair[1].name))),
-        None => Ok(()),
+    if let Some(pair) = order.windows(2).find(|pair| pair[0].range.end > pair[1].range.start) {
+        return Err(Error::format(file, format_args!("tensors {} and {} overlap", pair[0].name, pair[1].name)));
+    }
+    // The format pads every tensor, the last one too: a file without its end is cut off, even if only zeros are lost.
+    let padded = |last: &TensorInfo| last.range.end.checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
+    match order.last() {
+        Some(last) if padded(last) > file_len => {
+            let (name, Range { start, end }, padded) = (&last.name, &last.range, padded(last));
+            let reason = format_args!(
+                "tensor {name} needs bytes {start}..{end} and padding up to {padded} but the file ends at {file_len} (truncated download?)"
+            );
+            Err(Error::format(file, reason))
+        }
+        _ => Ok(()),
     }
 }

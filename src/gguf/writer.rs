@@ -248,6 +248,10 @@ fn create_part(target: &Path) -> Result<(PathBuf, File)> {
         let reason = "this is a folder, not the name of a file";
         return Err(Error::io(shown, io::Error::new(io::ErrorKind::IsADirectory, reason)));
     };
+    // The rename would put a file in the place of the device.
+    if std::fs::metadata(target).is_ok_and(|old| !old.is_file()) {
+        return Err(Error::invalid(format!("{shown}: this is a device or a pipe, not the name of a file")));
+    }
     let mut part_name = OsString::from(name);
     part_name.push(".part");
     let part = folder.join(part_name);
@@ -417,6 +421,21 @@ mod tests {
         let e = Writer::create(folder.path(), &[], &[]).err().unwrap().to_string();
         assert_eq!(e, format!("{}: this is a folder, not the name of a file", folder.path().display()));
         assert!(names_in(folder.path()).is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_or_a_pipe_is_not_replaced_by_a_file() {
+        use std::os::unix::fs::FileTypeExt;
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket.png");
+        let _open = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let of_writer = Writer::create(&socket, &[], &[]).err().unwrap();
+        let of_picture = crate::image::check_target(&socket).unwrap_err();
+        for e in [of_writer, of_picture] {
+            assert!(e.code() == 4 && e.to_string().contains("socket.png: ") && e.to_string().contains("pipe"), "{e}");
+        }
+        assert!(std::fs::metadata(&socket).unwrap().file_type().is_socket());
     }
 
     #[test]

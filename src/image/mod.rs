@@ -124,10 +124,12 @@ pub fn check_target(path: impl AsRef<Path>) -> Result<()> {
     if !folder.is_dir() {
         return Err(Error::invalid(format!("{}: the folder {} does not exist", path.display(), folder.display())));
     }
-    if path.is_dir() {
-        return Err(Error::invalid(format!("{}: is a folder", path.display())));
+    // The rename would put a file in the place of a device.
+    match std::fs::metadata(path) {
+        Ok(old) if old.is_dir() => Err(Error::invalid(format!("{}: is a folder", path.display()))),
+        Ok(old) if !old.is_file() => Err(Error::invalid(format!("{}: is a device or a pipe", path.display()))),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn folder_of(path: &Path) -> &Path {

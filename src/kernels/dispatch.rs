@@ -110,6 +110,14 @@ impl Kernels {
         return false;
     }
 
+    /// Whether they are faster than products in f32.
+    pub fn prefers_bf16(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.bf16.is_some_and(|isa| isa.pays());
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
     /// Runs a panel's product in bfloat16. The caller has asked [`Kernels::has_bf16`].
     pub(super) fn run_bf16(&self, panel: Panel, x: &Bf16Rows, scratch: &mut Scratch) {
         #[cfg(target_arch = "x86_64")]

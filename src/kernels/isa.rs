@@ -39,7 +39,10 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a > b ? a : b`, so NaN in `a` gives `b`.
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a < b ? a : b`.
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn abs(self, a: Self::F32) -> Self::F32;
     /// `a * b + c`, fused where the set has the instruction (all but `portable`).
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;

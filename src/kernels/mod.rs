@@ -8,6 +8,7 @@ mod avx2;
 mod avx512;
 mod dispatch;
 pub mod elementwise;
+mod encode;
 pub(crate) mod isa;
 mod portable;
 mod product;

@@ -45,7 +45,7 @@ impl Int8Rows {
 
     /// Bytes that [`Int8Rows::with_capacity`] takes.
     pub fn bytes(n: usize, k: usize) -> usize {
-        n * (k + k / GROUP * 4 + k / LANES * 4)
+        n.saturating_mul(k + k / GROUP * 4 + k / LANES * 4)
     }
 
     /// Quantizes `x`, [n, k]; `k` is a multiple of 32. Grows where the capacity given at first is too small.

@@ -292,6 +292,34 @@ fn every_block_type_can_be_multiplied_with_float_activations() {
 }
 
 #[test]
+fn weights_are_encoded_to_the_same_bits_on_every_instruction_set() {
+    let mut rng = Random(11);
+    let k = 1024;
+    for dtype in GgmlType::all().filter(|t| crate::tensor::can_quantize(*t)) {
+        for exponent in [-140, -30, -20, -6, 0, 9] {
+            let mut x: Vec<f32> = rng.floats(k).iter().map(|v| v * 2f32.powi(exponent)).collect();
+            x[256..300].fill(0.0);
+            x[512..600].fill(-0.37 * 2f32.powi(exponent));
+            x[700] = -0.0;
+            let importance: Vec<f32> = (0..k).map(|i| if i % 50 == 3 { 0.0 } else { rng.float().exp() }).collect();
+            for weights in [None, Some(&importance[..])] {
+                let mut want = vec![0; dtype.row_bytes(k).unwrap()];
+                crate::tensor::quantize_weighted(dtype, &x, weights, &mut want).unwrap();
+                for kernels in Kernels::available() {
+                    let mut got = vec![1; want.len()];
+                    kernels.quantize(dtype, &x, weights, &mut got).unwrap();
+                    let differ = got.iter().zip(&want).position(|(a, b)| a != b);
+                    assert_eq!(differ, None, "{dtype} {} 2^{exponent}", kernels.name());
+                }
+            }
+        }
+        let refused =
+            Kernels::best().quantize(dtype, &vec![1.0; k], Some(&[1.0]), &mut vec![0; dtype.row_bytes(k).unwrap()]);
+        assert_eq!(refused.unwrap_err().to_string(), "1 importance weights were given for 1024 elements");
+    }
+}
+
+#[test]
 fn adding_and_strides_leave_their_neighbours_alone() {
     let mut rng = Random(5);
     let threads = threads(3);

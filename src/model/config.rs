@@ -103,6 +103,7 @@ impl Config {
     /// Multiply-adds of the backbone for one token of a sequence of `length` (without the output matrix).
     pub fn multiply_adds_per_token(&self, length: usize) -> u64 {
         let (d, kv, ff) = (self.d_model as u64, self.kv_dim() as u64, self.d_ff as u64);
-        self.layers as u64 * (2 * d * d + 2 * d * kv + 3 * d * ff + 2 * d * length as u64)
+        let weights = 2 * d * d + 2 * d * kv + 3 * d * ff;
+        weights.saturating_add((2 * d).saturating_mul(length as u64)).saturating_mul(self.layers as u64)
     }
 }

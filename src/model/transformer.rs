@@ -57,7 +57,7 @@ impl Transformer {
     }
 
     /// Runs a batch of sequences of any lengths; they do not see each other. Logits come one sequence after the
-    /// other, row by row: [rows][vocab]. Looks at the cancel flag before every layer.
+    /// other, row by row: [rows, vocab]. Looks at the cancel flag before every layer.
     ///
     /// Errors: an id, row or vocabulary range outside the model, an empty or too long sequence, no memory.
     pub fn forward(
@@ -234,7 +234,7 @@ impl<'a> Input<'a> {
 
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
-        Run { exec, file, bf16: compute == Compute::Fast && exec.kernels.has_bf16() }
+        Run { exec, file, bf16: compute == Compute::Fast && exec.kernels.prefers_bf16() }
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.

@@ -81,7 +81,7 @@ pub struct Weights {
     pub token_embd: TensorRef,
     pub layers: Vec<Layer>,
     pub output_norm: TensorRef,
-    /// the embedding itself where the file has no `output.weight` (tied weights)
+    /// the embedding itself in a file with tied weights (`mmada.weight_tying`), which has no `output.weight`
     pub output: TensorRef,
 }
 
@@ -89,9 +89,10 @@ impl Weights {
     pub fn from_header(h: &Header, c: &Config) -> Result<Self> {
         let (d, kv, ff) = (c.d_model, c.kv_dim(), c.d_ff);
         let token_embd = TensorRef::matrix(h, "token_embd.weight", c.vocab, d)?;
-        let output = match h.tensor("output.weight") {
-            Some(_) => TensorRef::matrix(h, "output.weight", c.vocab, d)?,
-            None => token_embd.clone(),
+        // Said by a flag: a file that lost its output matrix must not be taken for one that needs none.
+        let output = match h.opt_bool("mmada.weight_tying")?.unwrap_or(false) {
+            false => TensorRef::matrix(h, "output.weight", c.vocab, d)?,
+            true => token_embd.clone(),
         };
         let mut layers = Vec::new();
         for n in 0..c.layers {

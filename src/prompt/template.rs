@@ -44,7 +44,12 @@ const CLOSE: char = '\u{f4144}';
 /// Fuel for one rendering (about one instruction, or a few dozen bytes, each), and more for every message.
 const FUEL: u64 = 200_000;
 const FUEL_PER_MESSAGE: u64 = 5_000;
-const MAX_SOURCE_BYTES: usize = 1 << 18;
+const MAX_FUEL: u64 = 1_000_000;
+/// Three times the longest of published templates.
+const MAX_SOURCE_BYTES: usize = 1 << 16;
+/// What a template nests (a long sum, a list in a list in a list) is walked by recursion when it is compiled, printed
+/// and dropped. The limits above allow some hundred thousand levels; this holds them. Only touched pages take memory.
+const STACK_BYTES: usize = 512 << 20;
 
 impl ChatTemplate {
     /// Checks the syntax of a template. `file` is named in errors.
@@ -56,8 +61,11 @@ impl ChatTemplate {
         if source.contains([OPEN, CLOSE]) {
             return Err(template.bad("holds characters of the private use area"));
         }
-        let environment = environment(0).map_err(|e| template.bad(e))?;
-        environment.template_from_str(source).map_err(|e| template.bad(format!("is not valid: {e}")))?;
+        template.on_large_stack(|| {
+            let environment = environment(0).map_err(|e| template.bad(e))?;
+            environment.template_from_str(source).map_err(|e| template.bad(format!("is not valid: {e}")))?;
+            Ok(())
+        })?;
         Ok(template)
     }
 
@@ -70,22 +78,39 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// Runs what a file's template could exhaust a usual stack with. Our own template needs no such care.
+    fn on_large_stack<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        if self.source == MMADA_CHAT_TEMPLATE {
+            return work();
+        }
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("mmada-template".to_owned()).stack_size(STACK_BYTES);
+            let thread = thread.spawn_scoped(scope, work).map_err(|_| Error::OutOfMemory {
+                what: "the stack that renders a chat template".to_owned(),
+                bytes: STACK_BYTES,
+            })?;
+            thread.join().unwrap_or_else(|_| Err(self.bad("cannot be rendered")))
+        })
+    }
+
     fn bad(&self, reason: impl std::fmt::Display) -> Error {
         Error::format(&self.file, format!("the chat template {reason}"))
     }
 
     /// Renders a chat up to where the answer begins. `bos` and `eos` are those tokens as text.
     pub(super) fn render(&self, bos: &str, eos: &str, messages: &[Message]) -> Result<Vec<Part>> {
-        let fuel = FUEL + FUEL_PER_MESSAGE.saturating_mul(messages.len() as u64);
-        let marked: Vec<Value> = (messages.iter().enumerate())
-            .map(|(i, m)| context! { role => m.role.name(), content => format!("{OPEN}{i}{CLOSE}") })
-            .collect();
-        let variables = context! {
-            messages => marked, bos_token => bos, eos_token => eos, add_generation_prompt => true,
-        };
-        let rendered = environment(fuel)
-            .and_then(|environment| environment.template_from_str(&self.source)?.render(variables))
-            .map_err(|e| self.bad(format!("fails: {e}")))?;
+        let fuel = FUEL_PER_MESSAGE.saturating_mul(messages.len() as u64).saturating_add(FUEL).min(MAX_FUEL);
+        let rendered = self.on_large_stack(|| {
+            let marked: Vec<Value> = (messages.iter().enumerate())
+                .map(|(i, m)| context! { role => m.role.name(), content => format!("{OPEN}{i}{CLOSE}") })
+                .collect();
+            let variables = context! {
+                messages => marked, bos_token => bos, eos_token => eos, add_generation_prompt => true,
+            };
+            environment(fuel)
+                .and_then(|environment| environment.template_from_str(&self.source)?.render(variables))
+                .map_err(|e| self.bad(format!("fails: {e}")))
+        })?;
         let parts = self.split(&rendered, messages.len())?;
         match (0..messages.len()).find(|&i| !parts.contains(&Part::Content(i))) {
             None => Ok(parts),
@@ -200,5 +225,35 @@ mod tests {
         }
         let doubling = format!("{{% set x = 'xxxxxxxx' %}}{}{{{{ x }}}}", "{% set x = x ~ x %}".repeat(40));
         assert!(render(&doubling, &user).unwrap_err().to_string().contains("fuel"));
+    }
+
+    #[test]
+    fn a_template_cannot_exhaust_the_stack_however_deep_it_nests() {
+        let many = vec![(Role::User, "hi"); 200];
+        let grow = |item: &str| {
+            let loops = "{% for i in range(9) %}{% for j in range(9999) %}".to_owned();
+            format!("{{% set ns = namespace(x=[]) %}}{loops}{{% set ns.x = {item} %}}{{% endfor %}}{{% endfor %}}")
+        };
+        let sources = [
+            format!("{}{{{{ ns.x }}}}", grow("[ns.x]")),
+            format!("{}{{{{ ns.x == [ns.x] }}}}", grow("{'a': ns.x}")),
+            format!("{{{{ 1 {} }}}}", "+1".repeat(30_000)),
+            format!("{{{{ a{} }}}}", ".a".repeat(30_000)),
+            format!("{{{{ a{} }}}}", "|e".repeat(30_000)),
+            format!("{{{{ {}1 }}}}", "not ".repeat(15_000)),
+            format!("{{{{ {}1{} }}}}", "[".repeat(30_000), "]".repeat(30_000)),
+            "{% if a %}".repeat(6_000),
+            format!("{}{{{{ x }}}}", "{% set x=[x] %}".repeat(4_000)),
+        ];
+        for source in sources {
+            let start: String = source.chars().take(60).collect();
+            let refused = render(&source, &many).unwrap_err().to_string();
+            assert!(
+                refused.starts_with("model.gguf: the chat template ") && refused.len() < 2000,
+                "{start}: {refused}"
+            );
+        }
+        let long = format!("{{# {} #}}", "x".repeat(MAX_SOURCE_BYTES));
+        assert!(render(&long, &many).unwrap_err().to_string().contains("the limit is"));
     }
 }

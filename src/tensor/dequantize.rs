@@ -207,7 +207,7 @@ fn iq4_xs(b: &BlockIQ4_XS, out: &mut [f32; 256]) {
 /// The next base 3 digit of the fraction `b / 256`.
 fn digit(b: u8, at: usize) -> u8 {
     let rest = b.wrapping_mul([1, 3, 9, 27, 81][at]);
-    (u16::from(rest) * 3 >> 8) as u8
+    ((u16::from(rest) * 3) >> 8) as u8
 }
 
 fn tq1_0(b: &BlockTQ1_0, out: &mut [f32; 256]) {

@@ -14,6 +14,8 @@ mod quantize_k;
 
 pub use crate::gguf::GgmlType;
 pub use dequantize::{can_dequantize, dequantize};
+pub(crate) use fit::{LANES, Simd};
+pub(crate) use quantize::{Row, TooLarge, quantize_with};
 pub use quantize::{can_quantize, quantize, quantize_weighted};
 
 /// A row-major matrix in any GGUF type, borrowed from the mapped file. A GGUF tensor with `ne = [cols, rows]`.

@@ -4,17 +4,21 @@
 
 use super::GgmlType;
 use super::block::*;
-use super::fit::{Affine, Fp4, Iq4, Levels, Line, Symmetric, Whole};
+use super::fit::{Affine, Fp4, Iq4, Levels, Line, Plain, Simd, Symmetric, Whole};
 use super::quantize_k::{self, iq4_index};
 use crate::error::{Error, Result};
 
 /// Why a block cannot be encoded; `quantize` adds the type.
 #[derive(Debug, PartialEq)]
-pub(super) struct TooLarge;
+pub(crate) struct TooLarge;
+
+pub(super) type Fallible<T> = std::result::Result<T, TooLarge>;
 
 /// Whether `quantize` knows the type.
 pub fn can_quantize(dtype: GgmlType) -> bool {
-    encoder(dtype).is_some()
+    use GgmlType::*;
+    let simple = matches!(dtype, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL | MXFP4);
+    simple || matches!(dtype, Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_XS)
 }
 
 /// Stores `x` as `dtype` in `out`: any whole number of blocks.
@@ -33,9 +37,20 @@ pub fn quantize(dtype: GgmlType, x: &[f32], out: &mut [u8]) -> Result<()> {
 /// Those of `quantize`; `InvalidArgument` if there are not as many weights as elements, and for weights that are
 /// negative, NaN or infinite.
 pub fn quantize_weighted(dtype: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<()> {
-    let Some(encode) = encoder(dtype) else {
+    quantize_with(dtype, x, importance, out, |row| row.encode(Plain))
+}
+
+/// [`quantize_weighted`] where `encode` calls [`Row::encode`].
+pub(crate) fn quantize_with(
+    dtype: GgmlType,
+    x: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+    encode: impl FnOnce(Row<'_>) -> Fallible<()>,
+) -> Result<()> {
+    if !can_quantize(dtype) {
         return Err(Error::unsupported(format_args!("tensor type {dtype}"), "this version cannot encode it"));
-    };
+    }
     if dtype.row_bytes(x.len()) != Some(out.len()) {
         let (elements, given) = (x.len(), out.len());
         return Err(Error::invalid(format_args!("{elements} elements of type {dtype} do not take {given} bytes")));
@@ -46,7 +61,10 @@ pub fn quantize_weighted(dtype: GgmlType, x: &[f32], importance: Option<&[f32]>,
         return Err(Error::invalid(format_args!("element {i} is {v}, which {dtype} cannot hold")));
     }
     let unit = importance.map(|weights| importance_unit(weights, x.len())).transpose()?;
-    encode(x, Weights { importance, unit: unit.unwrap_or(1.0) }, out).map_err(|TooLarge| {
+    // Weights that are all 0 say as much as none.
+    let unit = unit.unwrap_or(0.0);
+    let weights = Weights { importance: importance.filter(|_| unit.is_normal()), unit };
+    encode(Row { dtype, x, weights, out }).map_err(|TooLarge| {
         let largest = x.iter().filter(|v| v.is_finite()).fold(0.0, |m: f32, v| m.max(v.abs()));
         Error::invalid(format_args!("values as large as {largest:e} do not fit {dtype}"))
     })
@@ -62,8 +80,7 @@ fn importance_unit(weights: &[f32], elements: usize) -> Result<f32> {
         return Err(Error::invalid(format_args!("the importance weight of element {i} is {v}")));
     }
     let sum: f64 = weights.iter().map(|&v| f64::from(v)).sum();
-    // Weights that are all 0 say nothing and become equal, see `Weights::of`.
-    Ok(((sum / elements.max(1) as f64) as f32).max(f32::MIN_POSITIVE))
+    Ok((sum / elements.max(1) as f64) as f32)
 }
 
 /// The weights of a row's elements.
@@ -74,94 +91,112 @@ struct Weights<'a> {
 }
 
 impl Weights<'_> {
-    /// Those of block `b`. No weight is 0: an element that was never seen still should be near its value where that
-    /// costs nothing.
+    /// Those of block `b`, divided by their mean over the row. No weight is 0: an element that was never seen still
+    /// should be near its value where that costs nothing.
     #[inline(always)]
     fn of<const LEN: usize>(&self, b: usize) -> [f32; LEN] {
+        const LEAST: f32 = 1.0 / 1024.0;
         match self.importance {
             None => [1.0; LEN],
-            Some(v) => v.as_chunks().0[b].map(|v| (v / self.unit).max(1e-6)),
+            Some(v) => {
+                let mut weights = v.as_chunks().0[b];
+                for w in &mut weights {
+                    *w = (*w / self.unit).max(LEAST);
+                }
+                weights
+            }
         }
     }
 }
 
-/// Encodes finite values (any values for the float types) into bytes whose length was checked.
-type Encoder = fn(&[f32], Weights<'_>, &mut [u8]) -> std::result::Result<(), TooLarge>;
-
-fn encoder(dtype: GgmlType) -> Option<Encoder> {
-    Some(match dtype {
-        GgmlType::F32 => |x, _, out| each(x, out, |v| Ok(v.to_le_bytes())),
-        GgmlType::F16 => |x, _, out| each(x, out, f16),
-        GgmlType::BF16 => |x, _, out| each(x, out, bf16),
-        GgmlType::Q4_0 => |x, w, out| blocks(x, w, out, q4_0),
-        GgmlType::Q4_1 => |x, w, out| blocks(x, w, out, q4_1),
-        GgmlType::Q5_0 => |x, w, out| blocks(x, w, out, q5_0),
-        GgmlType::Q5_1 => |x, w, out| blocks(x, w, out, q5_1),
-        GgmlType::Q8_0 => |x, w, out| blocks(x, w, out, q8_0),
-        GgmlType::Q2_K => |x, w, out| blocks(x, w, out, quantize_k::q2_k),
-        GgmlType::Q3_K => |x, w, out| blocks(x, w, out, quantize_k::q3_k),
-        GgmlType::Q4_K => |x, w, out| blocks(x, w, out, quantize_k::q4_k),
-        GgmlType::Q5_K => |x, w, out| blocks(x, w, out, quantize_k::q5_k),
-        GgmlType::Q6_K => |x, w, out| blocks(x, w, out, quantize_k::q6_k),
-        GgmlType::IQ4_NL => |x, w, out| blocks(x, w, out, iq4_nl),
-        GgmlType::IQ4_XS => |x, w, out| blocks(x, w, out, quantize_k::iq4_xs),
-        GgmlType::MXFP4 => |x, w, out| blocks(x, w, out, mxfp4),
-        _ => return None,
-    })
+/// Encodes block after block with the function. A macro because a function that is passed as a value would be compiled
+/// without the caller's instruction set.
+macro_rules! blocks {
+    ($simd:expr, $x:expr, $weights:expr, $out:expr, $encode:path) => {{
+        for (b, (x, out)) in $x.as_chunks().0.iter().zip(Block::view_mut($out).unwrap_or_default()).enumerate() {
+            *out = $encode($simd, x, &$weights.of(b))?;
+        }
+        Ok(())
+    }};
 }
 
-fn each<const N: usize>(
-    x: &[f32],
-    out: &mut [u8],
-    encode: impl Fn(f32) -> std::result::Result<[u8; N], TooLarge>,
-) -> std::result::Result<(), TooLarge> {
+/// A row that was checked: finite values (any for the float types), weights as many as those, bytes for them.
+pub(crate) struct Row<'a> {
+    dtype: GgmlType,
+    x: &'a [f32],
+    weights: Weights<'a>,
+    out: &'a mut [u8],
+}
+
+impl Row<'_> {
+    /// Encodes the row. All of it is inlined, so that a caller with vector instructions gets it compiled for them; the
+    /// result is the same, no operation depends on the instructions.
+    #[inline(always)]
+    pub(crate) fn encode<S: Simd>(self, s: S) -> Fallible<()> {
+        let Row { dtype, x, weights: w, out } = self;
+        match dtype {
+            GgmlType::F32 => each(x, out, |v| Ok(v.to_le_bytes())),
+            GgmlType::F16 => each(x, out, f16),
+            GgmlType::BF16 => each(x, out, bf16),
+            GgmlType::Q4_0 => blocks!(s, x, w, out, q4_0),
+            GgmlType::Q4_1 => blocks!(s, x, w, out, q4_1),
+            GgmlType::Q5_0 => blocks!(s, x, w, out, q5_0),
+            GgmlType::Q5_1 => blocks!(s, x, w, out, q5_1),
+            GgmlType::Q8_0 => blocks!(s, x, w, out, q8_0),
+            GgmlType::Q2_K => blocks!(s, x, w, out, quantize_k::q2_k),
+            GgmlType::Q3_K => blocks!(s, x, w, out, quantize_k::q3_k),
+            GgmlType::Q4_K => blocks!(s, x, w, out, quantize_k::q4_k),
+            GgmlType::Q5_K => blocks!(s, x, w, out, quantize_k::q5_k),
+            GgmlType::Q6_K => blocks!(s, x, w, out, quantize_k::q6_k),
+            GgmlType::IQ4_NL => blocks!(s, x, w, out, iq4_nl),
+            GgmlType::IQ4_XS => blocks!(s, x, w, out, quantize_k::iq4_xs),
+            GgmlType::MXFP4 => blocks!(s, x, w, out, mxfp4),
+            _ => unreachable!("`can_quantize` has no such type"),
+        }
+    }
+}
+
+#[inline(always)]
+fn each<const N: usize>(x: &[f32], out: &mut [u8], encode: impl Fn(f32) -> Fallible<[u8; N]>) -> Fallible<()> {
     for (&v, out) in x.iter().zip(out.as_chunks_mut().0) {
         *out = encode(v)?;
     }
     Ok(())
 }
 
-fn blocks<B: Block, const LEN: usize>(
-    x: &[f32],
-    weights: Weights<'_>,
-    out: &mut [u8],
-    encode: impl Fn(&[f32; LEN], &[f32; LEN]) -> std::result::Result<B, TooLarge>,
-) -> std::result::Result<(), TooLarge> {
-    const { assert!(LEN == B::LEN) };
-    let out = B::view_mut(out).unwrap_or_default();
-    for (b, (x, out)) in x.as_chunks().0.iter().zip(out).enumerate() {
-        *out = encode(x, &weights.of(b))?;
-    }
-    Ok(())
-}
-
-fn f16(v: f32) -> std::result::Result<[u8; 2], TooLarge> {
+#[inline(always)]
+fn f16(v: f32) -> Fallible<[u8; 2]> {
     let f = half::f16::from_f32(v);
     if f.is_infinite() && v.is_finite() { Err(TooLarge) } else { Ok(f.to_le_bytes()) }
 }
 
-fn bf16(v: f32) -> std::result::Result<[u8; 2], TooLarge> {
+#[inline(always)]
+fn bf16(v: f32) -> Fallible<[u8; 2]> {
     let f = half::bf16::from_f32(v);
     if f.is_infinite() && v.is_finite() { Err(TooLarge) } else { Ok(f.to_le_bytes()) }
 }
 
 /// A scale as it is stored.
-pub(super) fn half(v: f32) -> std::result::Result<Half, TooLarge> {
+#[inline(always)]
+pub(super) fn half(v: f32) -> Fallible<Half> {
     let stored = Half::new(v);
     if stored.get().is_finite() { Ok(stored) } else { Err(TooLarge) }
 }
 
 /// Two quants per byte, element l + 16 in the high nibble.
+#[inline(always)]
 fn pack_nibbles(q: &[u8; 32]) -> [u8; 16] {
     std::array::from_fn(|l| q[l] & 15 | q[l + 16] << 4)
 }
 
+#[inline(always)]
 fn pack_fifth_bits(q: &[u8; 32]) -> [u8; 4] {
     q.iter().enumerate().fold(0u32, |bits, (i, &q)| bits | u32::from(q >> 4) << i).to_le_bytes()
 }
 
 /// The f16 next to `v` and its two neighbours: where f16 is coarse (subnormal) the nearest need not be the best.
-fn halves(v: f32) -> std::result::Result<impl Iterator<Item = Half>, TooLarge> {
+#[inline(always)]
+fn halves(v: f32) -> Fallible<impl Iterator<Item = Half>> {
     let bits = half(v)?.to_f16().to_bits();
     let (sign, size) = (bits & 0x8000, bits & 0x7FFF);
     // 0x7BFF is the largest finite one.
@@ -173,15 +208,12 @@ const ENDS_Q4: [f32; 13] = [0.84, 0.88, 0.92, 0.96, 1.0, 1.03, 1.06, 1.1, 1.15, 
 const ENDS_Q5: [f32; 13] = [0.94, 0.955, 0.97, 0.985, 1.0, 1.015, 1.03, 1.045, 1.06, 1.09, 1.13, 1.2, 1.3];
 
 /// Scale and levels of values that are `scale * level`.
-fn symmetric<L: Levels>(
-    x: &[f32; 32],
-    w: &[f32; 32],
-    ends: &[f32],
-) -> std::result::Result<(Half, [f32; 32]), TooLarge> {
+#[inline(always)]
+fn symmetric<S: Simd, L: Levels>(s: S, x: &[f32; 32], w: &[f32; 32], ends: &[f32]) -> Fallible<(Half, [f32; 32])> {
     if x.iter().any(|v| v.abs() > LIMIT) {
         return Err(TooLarge);
     }
-    let group = Symmetric { x, w };
+    let group = Symmetric { s, x, w };
     let (mut best, mut least) = (Half::default(), f32::INFINITY);
     for d in halves(group.fit::<L>(ends))? {
         let error = group.error::<L>(d.get());
@@ -196,16 +228,12 @@ fn symmetric<L: Levels>(
 const LIMIT: f32 = 1e8;
 
 /// Scale, min and quants of values that are `d q + m`, q in `0..=top`.
-fn ranged(
-    x: &[f32; 32],
-    w: &[f32; 32],
-    top: f32,
-    ends: &[f32],
-) -> std::result::Result<(Half, Half, [u8; 32]), TooLarge> {
+#[inline(always)]
+fn ranged<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32], top: f32, ends: &[f32]) -> Fallible<(Half, Half, [u8; 32])> {
     if x.iter().any(|v| v.abs() > LIMIT) {
         return Err(TooLarge);
     }
-    let group = Affine::new(x, w, top);
+    let group = Affine::new(s, x, w, top);
     let fit = group.fit(ends, false);
     let mut best = (half(fit.scale)?, half(fit.offset)?);
     let line = |(d, m): (Half, Half)| Line { scale: d.get(), offset: m.get() };
@@ -221,42 +249,50 @@ fn ranged(
     Ok((best.0, best.1, group.levels(line(best)).map(|q| q as u8)))
 }
 
-type Fallible<T> = std::result::Result<T, TooLarge>;
-
-fn q4_0(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_0> {
-    let (d, q) = symmetric::<Whole<-8, 7>>(x, w, &ENDS_Q4)?;
+#[inline(always)]
+fn q4_0<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_0> {
+    let (d, q) = symmetric::<S, Whole<-8, 7>>(s, x, w, &ENDS_Q4)?;
     Ok(BlockQ4_0 { d, qs: pack_nibbles(&q.map(|q| (q + 8.0) as u8)) })
 }
 
-fn q4_1(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_1> {
-    let (d, m, q) = ranged(x, w, 15.0, &quantize_k::ENDS4)?;
+#[inline(always)]
+fn q4_1<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_1> {
+    let (d, m, q) = ranged(s, x, w, 15.0, &quantize_k::ENDS4)?;
     Ok(BlockQ4_1 { d, m, qs: pack_nibbles(&q) })
 }
 
-fn q5_0(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_0> {
-    let (d, q) = symmetric::<Whole<-16, 15>>(x, w, &ENDS_Q5)?;
+#[inline(always)]
+fn q5_0<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_0> {
+    let (d, q) = symmetric::<S, Whole<-16, 15>>(s, x, w, &ENDS_Q5)?;
     let q = q.map(|q| (q + 16.0) as u8);
     Ok(BlockQ5_0 { d, qh: pack_fifth_bits(&q), qs: pack_nibbles(&q) })
 }
 
-fn q5_1(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_1> {
-    let (d, m, q) = ranged(x, w, 31.0, &quantize_k::ENDS5)?;
+#[inline(always)]
+fn q5_1<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_1> {
+    let (d, m, q) = ranged(s, x, w, 31.0, &quantize_k::ENDS5)?;
     Ok(BlockQ5_1 { d, m, qh: pack_fifth_bits(&q), qs: pack_nibbles(&q) })
 }
 
-fn iq4_nl(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockIQ4_NL> {
-    let (d, q) = symmetric::<Iq4>(x, w, &quantize_k::ENDS_IQ4)?;
+#[inline(always)]
+fn iq4_nl<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockIQ4_NL> {
+    let (d, q) = symmetric::<S, Iq4>(s, x, w, &quantize_k::ENDS_IQ4)?;
     Ok(BlockIQ4_NL { d, qs: pack_nibbles(&q.map(|q| iq4_index(q as i32 as u8))) })
 }
 
 /// The scale is a power of two: all that may be best are tried. The largest value is at most 12 on the smallest scale
 /// that holds it; half of that cuts it off, double and four times waste levels, but may fit the others.
-fn mxfp4(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
+#[inline(always)]
+fn mxfp4<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
     let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    // Beyond this the next level may be infinite.
+    if largest > 2f32.powi(127) {
+        return Err(TooLarge);
+    }
     // Scaling to the largest value's power of two keeps the squares in range.
     let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { -127 };
     let down = x.map(|v| (f64::from(v) * 2f64.powi(-exponent)) as f32);
-    let group = Symmetric { x: &down, w };
+    let group = Symmetric { s, x: &down, w };
     let (mut best, mut least) = (0, f32::INFINITY);
     for e in exponent - 6..=exponent {
         let error = group.error::<Fp4>(2f32.powi(e - exponent));
@@ -269,12 +305,14 @@ fn mxfp4(x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
 }
 
 /// The number of a level of MXFP4: its magnitude's, and the sign.
+#[inline(always)]
 fn fp4_index(level: f32) -> u8 {
     let at = FP4_VALUES[..8].partition_point(|&v| f32::from(v) < level.abs()) as u8;
     if level < 0.0 { at | 8 } else { at }
 }
 
-fn q8_0(x: &[f32; 32], _: &[f32; 32]) -> Fallible<BlockQ8_0> {
+#[inline(always)]
+fn q8_0<S: Simd>(_: S, x: &[f32; 32], _: &[f32; 32]) -> Fallible<BlockQ8_0> {
     let d = x.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
     let stored = half(d)?;
     // ggml divides by the scale before it was rounded to f16, which is followed here for equal bits; but below f16's

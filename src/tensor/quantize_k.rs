@@ -4,10 +4,8 @@
 //! numbers and levels the units are a least squares problem; the two steps alternate until the error stays.
 
 use super::block::*;
-use super::fit::{Affine, Iq4, Levels, Line, Symmetric, Whole, inverse};
-use super::quantize::{TooLarge, half};
-
-type Fallible<T> = std::result::Result<T, TooLarge>;
+use super::fit::{Affine, Iq4, Levels, Line, Simd, Symmetric, Whole, inverse};
+use super::quantize::{Fallible, TooLarge, half};
 
 /// No K type reaches this (`65504 * 128 * 32` is the most); below it no square overflows.
 const LIMIT: f32 = 1e9;
@@ -31,7 +29,9 @@ struct Scaled<const G: usize> {
 
 impl<const G: usize> Scaled<G> {
     /// Scales are from `low` to `-low - 1`; `ends` see [`Symmetric::fit`].
-    fn fit<L: Levels, const N: usize>(
+    #[inline(always)]
+    fn fit<S: Simd, L: Levels, const N: usize>(
+        s: S,
         x: &[f32; QK_K],
         w: &[f32; QK_K],
         low: i32,
@@ -42,9 +42,11 @@ impl<const G: usize> Scaled<G> {
         if x.iter().any(|v| v.abs() > LIMIT) {
             return Err(TooLarge);
         }
-        let groups: [Symmetric<'_, N>; G] =
-            std::array::from_fn(|g| Symmetric { x: &x.as_chunks().0[g], w: &w.as_chunks().0[g] });
-        let mut scales = groups.map(|g| g.fit::<L>(ends));
+        let (x, w) = (x.as_chunks::<N>().0, w.as_chunks::<N>().0);
+        let mut scales = [0.0; G];
+        for g in 0..G {
+            scales[g] = Symmetric { s, x: &x[g], w: &w[g] }.fit::<L>(ends);
+        }
         let largest = scales.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
         let mut best = Scaled { d: half(largest / low as f32)?, sc: [0; G] };
         let (mut best_error, mut d) = (f32::INFINITY, best.d);
@@ -53,7 +55,8 @@ impl<const G: usize> Scaled<G> {
             let (mut sc, mut error) = ([0; G], 0.0);
             // Sums for the best unit: of w (sc q) x and w (sc q)^2.
             let (mut sax, mut saa) = (0.0, 0.0);
-            for (g, group) in groups.iter().enumerate() {
+            for g in 0..G {
+                let group = Symmetric { s, x: &x[g], w: &w[g] };
                 let mut least = f32::INFINITY;
                 let center = scales[g] * inverse(d.get());
                 for at in around(center, radius, low, -low - 1) {
@@ -69,7 +72,8 @@ impl<const G: usize> Scaled<G> {
                 error += least;
                 scales[g] = d.get() * scale;
             }
-            if !(error < best_error) {
+            let better = error < best_error;
+            if !better {
                 break;
             }
             (best, best_error) = (Scaled { d, sc }, error);
@@ -82,12 +86,15 @@ impl<const G: usize> Scaled<G> {
     }
 
     /// The levels, counted from `zero`.
-    fn levels<L: Levels, const N: usize>(&self, x: &[f32; QK_K], zero: f32) -> [u8; QK_K] {
+    #[inline(always)]
+    fn levels<S: Simd, L: Levels, const N: usize>(&self, s: S, x: &[f32; QK_K], zero: f32) -> [u8; QK_K] {
         let mut q = [0; QK_K];
         for (g, q) in q.as_chunks_mut::<N>().0.iter_mut().enumerate() {
             let x = &x.as_chunks::<N>().0[g];
-            let levels = Symmetric { x, w: x }.levels::<L>(self.d.get() * f32::from(self.sc[g]));
-            *q = levels.map(|v| (v + zero) as i32 as u8);
+            let levels = Symmetric { s, x, w: x }.levels::<L>(self.d.get() * f32::from(self.sc[g]));
+            for (q, v) in q.iter_mut().zip(levels) {
+                *q = (v + zero) as i32 as u8;
+            }
         }
         q
     }
@@ -102,12 +109,15 @@ struct Ranged<const G: usize> {
 }
 
 impl<const G: usize> Ranged<G> {
+    #[inline(always)]
     fn line(&self, g: usize) -> Line {
         Line { scale: self.d.get() * f32::from(self.sc[g]), offset: -(self.dmin.get() * f32::from(self.m[g])) }
     }
 
     /// The levels q are `0..=top`, the scales and mins `0..=most`; `ends` see [`Affine::fit`].
-    fn fit<const N: usize>(
+    #[inline(always)]
+    fn fit<S: Simd, const N: usize>(
+        s: S,
         x: &[f32; QK_K],
         w: &[f32; QK_K],
         top: f32,
@@ -119,9 +129,16 @@ impl<const G: usize> Ranged<G> {
         if x.iter().any(|v| v.abs() > LIMIT) {
             return Err(TooLarge);
         }
-        let groups: [Affine<'_, N>; G] =
-            std::array::from_fn(|g| Affine::new(&x.as_chunks().0[g], &w.as_chunks().0[g], top));
-        let mut lines = groups.each_ref().map(|g| g.fit(ends, true));
+        // Loops rather than closures: those would be compiled without the instruction set.
+        let (x, w) = (x.as_chunks::<N>().0, w.as_chunks::<N>().0);
+        let mut groups = [Affine::new(s, &x[0], &w[0], top); G];
+        for g in 1..G {
+            groups[g] = Affine::new(s, &x[g], &w[g], top);
+        }
+        let mut lines = [Line { scale: 0.0, offset: 0.0 }; G];
+        for (line, group) in lines.iter_mut().zip(&groups) {
+            *line = group.fit(ends, true);
+        }
         let d = half(lines.iter().fold(0.0f32, |m, f| m.max(f.scale)) / most as f32)?;
         let dmin = half(lines.iter().fold(0.0f32, |m, f| m.max(-f.offset)) / most as f32)?;
         let mut best = Ranged { d, dmin, sc: [0; G], m: [0; G] };
@@ -136,7 +153,8 @@ impl<const G: usize> Ranged<G> {
                 lines[g] = next.line(g);
                 units.add(group, lines[g], next.sc[g], next.m[g]);
             }
-            if !(error < best_error) {
+            let better = error < best_error;
+            if !better {
                 break;
             }
             (best, best_error) = (Ranged { ..next }, error);
@@ -150,7 +168,14 @@ impl<const G: usize> Ranged<G> {
 
     /// Chooses scale and min of sub-block `g` near a line; its error.
     #[inline(always)]
-    fn round<const N: usize>(&mut self, g: usize, group: &Affine<'_, N>, near: Line, most: i32, radius: i32) -> f32 {
+    fn round<S: Simd, const N: usize>(
+        &mut self,
+        g: usize,
+        group: &Affine<'_, S, N>,
+        near: Line,
+        most: i32,
+        radius: i32,
+    ) -> f32 {
         let (per_d, per_dmin) = (inverse(self.d.get()), inverse(self.dmin.get()));
         let mut least = f32::INFINITY;
         for sc in around(near.scale * per_d, radius, 0, most) {
@@ -165,10 +190,14 @@ impl<const G: usize> Ranged<G> {
         least
     }
 
-    fn levels<const N: usize>(&self, x: &[f32; QK_K], top: f32) -> [u8; QK_K] {
+    #[inline(always)]
+    fn levels<S: Simd, const N: usize>(&self, s: S, x: &[f32; QK_K], top: f32) -> [u8; QK_K] {
         let mut q = [0; QK_K];
         for (g, q) in q.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-            *q = Affine::new(&x.as_chunks().0[g], &[1.0; N], top).levels(self.line(g)).map(|q| q as u8);
+            let levels = Affine::new(s, &x.as_chunks().0[g], &[1.0; N], top).levels(self.line(g));
+            for (q, v) in q.iter_mut().zip(levels) {
+                *q = v as i32 as u8;
+            }
         }
         q
     }
@@ -186,7 +215,7 @@ struct Units {
 
 impl Units {
     #[inline(always)]
-    fn add<const N: usize>(&mut self, group: &Affine<'_, N>, line: Line, sc: u8, m: u8) {
+    fn add<S: Simd, const N: usize>(&mut self, group: &Affine<'_, S, N>, line: Line, sc: u8, m: u8) {
         let (sc, m) = (f32::from(sc), f32::from(m));
         let [sw, sx, sq, sqq, sqx] = group.sums(line);
         self.aa += sc * sc * sqq;
@@ -197,6 +226,7 @@ impl Units {
     }
 
     /// Units that can be stored and are not negative.
+    #[inline(always)]
     fn solve(&self) -> Option<(Half, Half)> {
         let det = self.aa * self.mm - self.am * self.am;
         let (d, dmin) = if det > 0.0 {
@@ -210,6 +240,7 @@ impl Units {
 }
 
 /// Two quants of four bits per byte, 32 elements apart, in groups of 64.
+#[inline(always)]
 fn pack_nibbles(q: &[u8; QK_K]) -> [u8; 128] {
     std::array::from_fn(|l| {
         let at = l / 32 * 64 + l % 32;
@@ -218,6 +249,7 @@ fn pack_nibbles(q: &[u8; QK_K]) -> [u8; 128] {
 }
 
 /// Four times two bits per byte, 32 elements apart, in groups of 128.
+#[inline(always)]
 fn pack_two_bits(q: &[u8; QK_K]) -> [u8; 64] {
     std::array::from_fn(|i| {
         let at = i / 32 * 128 + i % 32;
@@ -226,25 +258,28 @@ fn pack_two_bits(q: &[u8; QK_K]) -> [u8; 64] {
 }
 
 /// Places of the ends for 2, 4 and 5 bits.
-const ENDS2: [f32; 6] = [0.0, 0.06, 0.12, 0.18, 0.25, 0.33];
+const ENDS2: [f32; 4] = [0.0, 0.08, 0.17, 0.27];
 pub(super) const ENDS4: [f32; 6] = [-0.03, 0.0, 0.03, 0.06, 0.1, 0.16];
 pub(super) const ENDS5: [f32; 6] = [-0.015, 0.0, 0.015, 0.03, 0.06, 0.1];
 
-pub(super) fn q2_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
-    let fit = Ranged::<16>::fit::<16>(x, w, 3.0, 15, 2, &ENDS2)?;
+#[inline(always)]
+pub(super) fn q2_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
+    let fit = Ranged::<16>::fit::<S, 16>(s, x, w, 3.0, 15, 1, &ENDS2)?;
     let scales = std::array::from_fn(|g| fit.sc[g] | fit.m[g] << 4);
-    Ok(BlockQ2_K { scales, qs: pack_two_bits(&fit.levels::<16>(x, 3.0)), d: fit.d, dmin: fit.dmin })
+    Ok(BlockQ2_K { scales, qs: pack_two_bits(&fit.levels::<S, 16>(s, x, 3.0)), d: fit.d, dmin: fit.dmin })
 }
 
-pub(super) fn q4_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ4_K> {
-    let fit = Ranged::<8>::fit::<32>(x, w, 15.0, 63, 2, &ENDS4)?;
+#[inline(always)]
+pub(super) fn q4_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ4_K> {
+    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 15.0, 63, 2, &ENDS4)?;
     let scales = pack_scale_min_k4(&fit.sc, &fit.m);
-    Ok(BlockQ4_K { d: fit.d, dmin: fit.dmin, scales, qs: pack_nibbles(&fit.levels::<32>(x, 15.0)) })
+    Ok(BlockQ4_K { d: fit.d, dmin: fit.dmin, scales, qs: pack_nibbles(&fit.levels::<S, 32>(s, x, 15.0)) })
 }
 
-pub(super) fn q5_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ5_K> {
-    let fit = Ranged::<8>::fit::<32>(x, w, 31.0, 63, 2, &ENDS5)?;
-    let q = fit.levels::<32>(x, 31.0);
+#[inline(always)]
+pub(super) fn q5_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ5_K> {
+    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 31.0, 63, 2, &ENDS5)?;
+    let q = fit.levels::<S, 32>(s, x, 31.0);
     let scales = pack_scale_min_k4(&fit.sc, &fit.m);
     let qh = std::array::from_fn(|l| (0..8).fold(0, |bits, s| bits | (q[s * 32 + l] >> 4) << s));
     Ok(BlockQ5_K { d: fit.d, dmin: fit.dmin, scales, qh, qs: pack_nibbles(&q) })
@@ -256,18 +291,20 @@ pub(super) const ENDS_IQ4: [f32; 12] = [0.84, 0.87, 0.9, 0.93, 0.96, 1.0, 1.03, 
 /// And for 6 bits.
 const ENDS6: [f32; 7] = [0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.04];
 
-pub(super) fn q3_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {
+#[inline(always)]
+pub(super) fn q3_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {
     type L = Whole<-4, 3>;
-    let fit = Scaled::<16>::fit::<L, 16>(x, w, -32, 2, &ENDS3)?;
-    let q = fit.levels::<L, 16>(x, 4.0);
+    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -32, 2, &ENDS3)?;
+    let q = fit.levels::<S, L, 16>(s, x, 4.0);
     let hmask = std::array::from_fn(|l| (0..8).fold(0, |bits, j| bits | (q[j * 32 + l] >> 2) << j));
     Ok(BlockQ3_K { hmask, qs: pack_two_bits(&q), scales: pack_scale_q3_k(&fit.sc), d: fit.d })
 }
 
-pub(super) fn q6_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
+#[inline(always)]
+pub(super) fn q6_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
     type L = Whole<-32, 31>;
-    let fit = Scaled::<16>::fit::<L, 16>(x, w, -128, 3, &ENDS6)?;
-    let q = fit.levels::<L, 16>(x, 32.0);
+    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -128, 3, &ENDS6)?;
+    let q = fit.levels::<S, L, 16>(s, x, 32.0);
     let ql = std::array::from_fn(|i| {
         let at = i / 64 * 128 + i % 64;
         q[at] & 15 | q[at + 64] << 4
@@ -276,9 +313,10 @@ pub(super) fn q6_k(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
     Ok(BlockQ6_K { ql, qh, scales: fit.sc, d: fit.d })
 }
 
-pub(super) fn iq4_xs(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockIQ4_XS> {
-    let fit = Scaled::<8>::fit::<Iq4, 32>(x, w, -32, 2, &ENDS_IQ4)?;
-    let q = fit.levels::<Iq4, 32>(x, 0.0).map(iq4_index);
+#[inline(always)]
+pub(super) fn iq4_xs<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockIQ4_XS> {
+    let fit = Scaled::<8>::fit::<S, Iq4, 32>(s, x, w, -32, 2, &ENDS_IQ4)?;
+    let q = fit.levels::<S, Iq4, 32>(s, x, 0.0).map(iq4_index);
     let (scales_h, scales_l) = pack_scale_iq4_xs(&fit.sc);
     let nibbles = q.as_chunks::<32>().0;
     let qs = std::array::from_fn(|i| nibbles[i / 16][i % 16] | nibbles[i / 16][i % 16 + 16] << 4);
@@ -286,6 +324,7 @@ pub(super) fn iq4_xs(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockIQ4_XS> 
 }
 
 /// The number of a level of IQ4, which is given as the bits of an i8.
+#[inline(always)]
 pub(super) fn iq4_index(level: u8) -> u8 {
     IQ4_VALUES.partition_point(|&v| v < level as i8) as u8
 }

@@ -1,7 +1,8 @@
 //! Runs the evaluation's tasks on a model through the public API, and counts what is right.
 //!
-//! Every task has its own seed, its place in the list, so that its result depends on nothing but the model: two
-//! files can be compared task by task.
+//! Every task has its own seed, made of its place in the list, so that its result depends on nothing but the model:
+//! two files can be compared task by task. A drawing depends on its random numbers; drawing each scene several times
+//! makes its share of right ones more certain.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -124,47 +125,67 @@ impl Score {
     pub fn mean(&self) -> f64 {
         self.tasks.iter().sum::<f64>() / self.tasks.len() as f64
     }
+
+    /// Standard error of the difference of this mean and another's on the same tasks.
+    pub fn paired_error(&self, other: &Score) -> f64 {
+        let n = self.tasks.len() as f64;
+        let mean = self.mean() - other.mean();
+        let squares: f64 = self.tasks.iter().zip(&other.tasks).map(|(a, b)| (a - b - mean).powi(2)).sum();
+        (squares / n / n).sqrt()
+    }
 }
 
-/// Runs every task on the model, with the settings that its file names.
-pub fn evaluate(model: &Model, tasks: &Tasks, judge: &Judge) -> Result<Vec<Score>, Failure> {
-    let mut scores = draw(model, tasks, judge)?;
-    scores.extend(reason(model, tasks, judge)?);
-    for thinking in [false, true] {
-        scores.push(see(model, tasks, thinking)?);
-    }
-    for thinking in [false, true] {
-        scores.push(text(model, tasks, thinking)?);
+/// Runs every task on the model, with the settings that its file names; each scene is drawn `drawings` times.
+/// `report` is told every score as it comes.
+pub fn evaluate(
+    model: &Model,
+    tasks: &Tasks,
+    judge: &Judge,
+    drawings: usize,
+    mut report: impl FnMut(&Score),
+) -> Result<Vec<Score>, Failure> {
+    let runs: [&dyn Fn() -> Result<Vec<Score>, Failure>; 6] = [
+        &|| draw(model, tasks, judge, drawings),
+        &|| reason(model, tasks, judge, drawings),
+        &|| see(model, tasks, false),
+        &|| see(model, tasks, true),
+        &|| text(model, tasks, false),
+        &|| text(model, tasks, true),
+    ];
+    let mut scores = Vec::new();
+    for run in runs {
+        let found = run()?;
+        found.iter().for_each(&mut report);
+        scores.extend(found);
     }
     Ok(scores)
 }
 
-fn draw(model: &Model, tasks: &Tasks, judge: &Judge) -> Result<Vec<Score>, Failure> {
+fn draw(model: &Model, tasks: &Tasks, judge: &Judge, drawings: usize) -> Result<Vec<Score>, Failure> {
     let (_, image) = model.draw_options(false);
     let settings = format!("{} steps, guidance {}, temperature {}", image.steps, image.guidance, image.temperature);
     let (verdicts, wall) = in_parallel(model, &tasks.draw, |context, seed, task| {
-        let generation = finish(context.draw(draw_request(model, &task.prompt, false, seed))?)?;
-        Ok(judge.score(&generation.image(0)?, &task.scene))
+        let generation = finish(context.draw(draw_request(model, &task.prompt, false, seed, drawings))?)?;
+        judged(&generation, judge, &task.scene)
     })?;
-    let right = verdicts.iter().map(|verdict| f64::from(verdict.all_right)).collect();
-    let shares = verdicts.iter().map(|verdict| verdict.share).collect();
+    let (right, shares) = verdicts.into_iter().unzip();
     Ok(vec![
         Score { measure: Measure::Drawing, settings, tasks: right, wall: Some(wall) },
         Score { measure: Measure::DrawingAttributes, settings: String::new(), tasks: shares, wall: None },
     ])
 }
 
-fn reason(model: &Model, tasks: &Tasks, judge: &Judge) -> Result<Vec<Score>, Failure> {
+fn reason(model: &Model, tasks: &Tasks, judge: &Judge, drawings: usize) -> Result<Vec<Score>, Failure> {
     let (text, _) = model.draw_options(true);
     let settings = format!("description {} tokens in {} steps, then as drawing", text.gen_length, text.steps);
     let (found, wall) = in_parallel(model, &tasks.reason, |context, seed, task| {
-        let generation = finish(context.draw(draw_request(model, &task.request, true, seed))?)?;
-        let scene = generation.description().as_deref().and_then(Scene::parse).filter(|s| s.fits(&task.request));
+        let generation = finish(context.draw(draw_request(model, &task.request, true, seed, drawings))?)?;
+        let scene = generation.description()?.as_deref().and_then(Scene::parse).filter(|s| s.fits(&task.request));
         let drawn = match &scene {
-            Some(scene) => judge.score(&generation.image(0)?, scene).all_right,
-            None => false,
+            Some(scene) => judged(&generation, judge, scene)?.0,
+            None => 0.0,
         };
-        Ok((f64::from(drawn), f64::from(scene.is_some())))
+        Ok((drawn, f64::from(scene.is_some())))
     })?;
     let (drawn, described) = found.into_iter().unzip();
     Ok(vec![
@@ -173,27 +194,27 @@ fn reason(model: &Model, tasks: &Tasks, judge: &Judge) -> Result<Vec<Score>, Fai
     ])
 }
 
-fn see(model: &Model, tasks: &Tasks, thinking: bool) -> Result<Score, Failure> {
+fn see(model: &Model, tasks: &Tasks, thinking: bool) -> Result<Vec<Score>, Failure> {
     let pairs: Vec<_> = tasks.see.iter().zip(&tasks.pictures).collect();
     let (right, wall) = in_parallel(model, &pairs, |context, seed, (task, picture)| {
         answers(model, context, seed, &task.question, Some(picture), thinking, &task.answer)
     })?;
     let settings = text_settings(model, thinking, true);
-    Ok(Score { measure: Measure::ImageQuestion { thinking }, settings, tasks: right, wall: Some(wall) })
+    Ok(vec![Score { measure: Measure::ImageQuestion { thinking }, settings, tasks: right, wall: Some(wall) }])
 }
 
-fn text(model: &Model, tasks: &Tasks, thinking: bool) -> Result<Score, Failure> {
+fn text(model: &Model, tasks: &Tasks, thinking: bool) -> Result<Vec<Score>, Failure> {
     let (right, wall) = in_parallel(model, &tasks.text, |context, seed, task| {
         answers(model, context, seed, &task.question, None, thinking, &task.answer)
     })?;
     let settings = text_settings(model, thinking, false);
-    Ok(Score { measure: Measure::Text { thinking }, settings, tasks: right, wall: Some(wall) })
+    Ok(vec![Score { measure: Measure::Text { thinking }, settings, tasks: right, wall: Some(wall) }])
 }
 
 /// 1 when the model's answer, without its thoughts and the white space around it, is the expected one.
 fn answers(
     model: &Model,
-    context: &mut Context,
+    context: &Context,
     seed: u64,
     question: &str,
     picture: Option<&RgbImage>,
@@ -204,15 +225,28 @@ fn answers(
     options.seed = seed;
     let messages = vec![Message { role: Role::User, content: question.to_owned() }];
     let request = TextRequest { messages, image: picture.cloned(), squash: false, thinking, options };
-    let raw = finish(context.text(request)?)?.text().raw;
+    let raw = finish(context.text(request)?)?.text()?.raw;
     let answer = raw.rsplit("</think>").next().unwrap_or_default().trim();
     Ok(f64::from(answer == expected))
 }
 
-fn draw_request(model: &Model, prompt: &str, think: bool, seed: u64) -> DrawRequest {
+fn draw_request(model: &Model, prompt: &str, think: bool, seed: u64, count: usize) -> DrawRequest {
     let (mut text, mut image) = model.draw_options(think);
-    (text.seed, image.seed) = (seed, seed);
-    DrawRequest { prompt: prompt.to_owned(), think, width: SIDE, height: SIDE, count: 1, text, image }
+    text.seed = seed;
+    image.seed = seed * count as u64; // picture i has this seed plus i
+    DrawRequest { prompt: prompt.to_owned(), think, width: SIDE, height: SIDE, count, text, image }
+}
+
+/// Over all pictures of a generation: the share that is all right, and the share of attributes that are.
+fn judged(generation: &Generation, judge: &Judge, scene: &Scene) -> Result<(f64, f64), Failure> {
+    let (mut right, mut share) = (0.0, 0.0);
+    let count = generation.pictures();
+    for index in 0..count {
+        let verdict = judge.score(&generation.image(index)?, scene);
+        right += f64::from(verdict.all_right);
+        share += verdict.share;
+    }
+    Ok((right / count as f64, share / count as f64))
 }
 
 fn text_settings(model: &Model, thinking: bool, image: bool) -> String {
@@ -239,17 +273,17 @@ fn finish(mut generation: Generation) -> Result<Generation, Failure> {
 fn in_parallel<T: Sync, R: Send>(
     model: &Model,
     tasks: &[T],
-    work: impl Fn(&mut Context, u64, &T) -> Result<R, Failure> + Sync,
+    work: impl Fn(&Context, u64, &T) -> Result<R, Failure> + Sync,
 ) -> Result<(Vec<R>, Duration), Failure> {
     let start = Instant::now();
     let next = AtomicUsize::new(0);
     let worker = || -> Result<Vec<(usize, R)>, Failure> {
-        let mut context = Context::new(model, ContextOptions { threads: 1, ..Default::default() })?;
+        let context = Context::new(model, ContextOptions { threads: 1, ..Default::default() })?;
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(task) = tasks.get(index) else { return Ok(done) };
-            done.push((index, work(&mut context, index as u64, task)?));
+            done.push((index, work(&context, index as u64, task)?));
         }
     };
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get()).min(tasks.len());

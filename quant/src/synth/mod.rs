@@ -12,7 +12,7 @@ use mmada::gguf::{GgmlType, MetaValue, TensorSpec, Writer};
 use mmada::prompt::MMADA_CHAT_TEMPLATE;
 use mmada::{Error, Result};
 
-use crate::choice::TypeOptions;
+use crate::choice::{Fallbacks, TypeOptions};
 use crate::config::{Config, Family};
 use crate::disk;
 use crate::metadata::{Sources, metadata};
@@ -309,7 +309,7 @@ fn tensors(
     types: &TypeOptions,
     notes: &mut Vec<String>,
 ) -> Result<Vec<(TensorSpec, Spread)>> {
-    let mut list = List { types, layers: shape.layers, out: vec![], notes };
+    let mut list = List { types, layers: shape.layers, out: vec![], fallbacks: Fallbacks::default() };
     let (d, kv, ff) = (shape.d_model, shape.d_model / shape.heads * shape.kv_heads, shape.d_ff);
     // Of a sum of n products with unit inputs, so that it has unit variance; what is added to the residual stream 2 L
     // times is smaller, so that the stream stays of that size.
@@ -342,6 +342,7 @@ fn tensors(
             _ => list.vector(&name, tensor.shape[0], Spread { mean: 0.0, deviation: 0.02 }),
         }
     }
+    notes.extend(list.fallbacks.notes());
     Ok(list.out)
 }
 
@@ -349,12 +350,12 @@ struct List<'a> {
     types: &'a TypeOptions,
     layers: usize,
     out: Vec<(TensorSpec, Spread)>,
-    notes: &'a mut Vec<String>,
+    fallbacks: Fallbacks,
 }
 
 impl List<'_> {
     fn matrix(&mut self, name: &str, rows: usize, cols: usize, deviation: f32) -> Result<()> {
-        let dtype = self.types.choose(name, self.layers, cols, None, self.notes)?;
+        let dtype = self.types.choose(name, self.layers, cols, None, &mut self.fallbacks)?;
         let spec = TensorSpec { name: name.to_owned(), dtype, dims: vec![cols, rows] };
         self.out.push((spec, Spread { mean: 0.0, deviation }));
         Ok(())

@@ -14,7 +14,7 @@ use crate::session::{self, Session, Times};
 use crate::trace::Trace;
 
 pub fn run(common: &Common, args: &DrawArgs, output: &Output) -> Result<(), Failure> {
-    let files = Files::new(args)?;
+    check_targets(args)?;
     let session = Session::open(common, output)?;
     let (text, image) = options(&session.model, args)?;
     let (width, height) = match args.size {
@@ -31,6 +31,7 @@ pub fn run(common: &Common, args: &DrawArgs, output: &Output) -> Result<(), Fail
         image: image.clone(),
     };
     let mut generation = session.context.draw(request)?;
+    let files = Files::of(args);
     let _guard = session::cancel_on_interrupt(&generation);
     session.warn_of(&generation);
 
@@ -73,7 +74,13 @@ fn preview(path: &Path, step: usize) -> PathBuf {
     output::with_suffix(path, &format!("-step-{step:03}"))
 }
 
-/// The names of the files to write, checked before any work is done.
+/// What can be said of the files to write before any work is done.
+fn check_targets(args: &DrawArgs) -> Result<(), Failure> {
+    mmada::image::check_target(&args.output)?;
+    args.trace.as_ref().map_or(Ok(()), |trace| output::check_animation(trace))
+}
+
+/// The names of the files to write.
 struct Files {
     pictures: Vec<PathBuf>,
     /// One for each picture, or none.
@@ -81,16 +88,13 @@ struct Files {
 }
 
 impl Files {
-    fn new(args: &DrawArgs) -> Result<Self, Failure> {
-        mmada::image::check_target(&args.output)?;
-        if let Some(trace) = &args.trace {
-            output::check_animation(trace)?;
-        }
+    /// As many as there are pictures: to be called once the library has agreed to draw that many.
+    fn of(args: &DrawArgs) -> Self {
         let numbered = |path: &PathBuf| match args.count {
             1 => vec![path.clone()],
             n => (1..=n).map(|i| output::with_suffix(path, &format!("-{i}"))).collect(),
         };
-        Ok(Files { pictures: numbered(&args.output), traces: args.trace.as_ref().map(numbered).unwrap_or_default() })
+        Files { pictures: numbered(&args.output), traces: args.trace.as_ref().map(numbered).unwrap_or_default() }
     }
 }
 

@@ -83,6 +83,10 @@ impl Isa for Avx2 {
         both!(_mm256_max_ps, a, b)
     }
     #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        both!(_mm256_min_ps, a, b)
+    }
+    #[inline(always)]
     fn abs(self, a: Self::F32) -> Self::F32 {
         let sign = self.splat(-0.0);
         both!(_mm256_andnot_ps, sign, a)
@@ -120,6 +124,11 @@ impl Isa for Avx2 {
             let less = [_mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0]), _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1])];
             [_mm256_andnot_ps(less[0], v[0]), _mm256_andnot_ps(less[1], v[1])]
         }
+    }
+    #[inline(always)]
+    fn reduce_add(self, v: Self::F32) -> f32 {
+        // SAFETY: `self` proves AVX2
+        unsafe { fold_add(_mm256_add_ps(v[0], v[1])) }
     }
     #[inline(always)]
     fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]) {
@@ -170,5 +179,19 @@ impl Isa for Avx2 {
     unsafe fn f32_columns(self, p: &F32Block) {
         // SAFETY: the caller's promise is the same
         unsafe { f32_columns::<Self, 1, { Self::F32_COLUMNS }>(self, p) }
+    }
+}
+
+/// Sum of 8 floats, halves folded onto each other.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+pub(super) unsafe fn fold_add(v: __m256) -> f32 {
+    // SAFETY: the caller's promise
+    unsafe {
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
     }
 }

@@ -59,6 +59,10 @@ impl Isa for Portable {
         lanes!(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        lanes!(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
     fn abs(self, a: Self::F32) -> Self::F32 {
         lanes!(|i| a[i].abs())
     }
