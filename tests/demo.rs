@@ -85,6 +85,15 @@ fn every_task_of_the_evaluation_is_there_and_makes_sense() {
     assert!(verdicts.len() > 20 && verdicts.iter().all(|&right| right), "{verdicts:?}");
 }
 
+#[test]
+fn the_model_that_comes_with_the_repository_is_what_the_converter_makes_of_its_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mmada-shapes.gguf");
+    convert(&ConvertOptions::new(golden("mmada-shapes"), &file, GgmlType::Q8_0), &mut |_| {}).unwrap();
+    let shipped = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/mmada-shapes.gguf");
+    assert!(std::fs::read(file).unwrap() == std::fs::read(shipped).unwrap(), "convert it again with --type q8_0");
+}
+
 /// Every accuracy must be within two standard errors of what the published implementation reaches; 8 bits may cost
 /// no more than two points on the same tasks with the same seeds, where those are drawn: give or take two standard
 /// errors of that difference. 4 bits are measured: they must keep the better half of every accuracy, far above what a
