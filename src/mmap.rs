@@ -3,7 +3,8 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::parallel::try_vec;
@@ -15,7 +16,12 @@ pub struct Mapping {
 
 enum Content {
     Mapped(memmap2::Mmap),
-    Read { lines: Vec<Line>, len: usize },
+    #[cfg(unix)]
+    Parts(parts::Region),
+    Read {
+        lines: Vec<Line>,
+        len: usize,
+    },
 }
 
 /// A cache line: what a file that was read is aligned to (a mapped one is aligned to its pages).
@@ -57,13 +63,109 @@ impl Mapping {
     pub fn bytes(&self) -> &[u8] {
         match &self.content {
             Content::Mapped(map) => map,
+            #[cfg(unix)]
+            Content::Parts(region) => region.bytes(),
             Content::Read { lines, len } => &bytemuck::cast_slice(lines)[..*len],
         }
     }
 
     /// Whether the bytes are the file's own pages (false: a copy in memory).
     pub fn is_mapped(&self) -> bool {
-        matches!(self.content, Content::Mapped(_))
+        !matches!(self.content, Content::Read { .. })
+    }
+
+    /// The parts of a split file one behind the other, and where each lies: mapped side by side or, if the system
+    /// refuses or `mmap` is false, read. What lies between a part's end and the next one's beginning is zero.
+    ///
+    /// # Errors
+    /// As `open`, for each of the parts.
+    pub fn open_parts(paths: &[PathBuf], mmap: bool) -> Result<(Mapping, Vec<Range<usize>>)> {
+        let mut files = Vec::new();
+        let mut ranges = Vec::new();
+        let mut end = 0usize;
+        for path in paths {
+            let (file, len) = open_regular(path)?;
+            let too_large = || Error::unsupported(path.display(), "the parts are larger than this machine can address");
+            let start = end.checked_next_multiple_of(PART_ALIGNMENT).ok_or_else(too_large)?;
+            end = start.checked_add(len).ok_or_else(too_large)?;
+            ranges.push(start..end);
+            files.push((file, start..end));
+        }
+        #[cfg(unix)]
+        if let Some(region) = parts::Region::map(&files, end).filter(|_| mmap) {
+            return Ok((Mapping { content: Content::Parts(region) }, ranges));
+        }
+        let _ = mmap;
+        let mut lines: Vec<Line> = try_vec(end.div_ceil(size_of::<Line>()), "reading the parts of a file into memory")?;
+        let target = bytemuck::cast_slice_mut::<Line, u8>(&mut lines);
+        for ((mut file, range), path) in files.into_iter().zip(paths) {
+            file.read_exact(&mut target[range]).map_err(|e| Error::io(path.display(), e))?;
+        }
+        Ok((Mapping { content: Content::Read { lines, len: end } }, ranges))
+    }
+}
+
+/// Parts begin at multiples of this: the largest page of the systems there are.
+const PART_ALIGNMENT: usize = 1 << 16;
+
+/// Files mapped side by side.
+#[cfg(unix)]
+mod parts {
+    use std::fs::File;
+    use std::ops::Range;
+    use std::os::fd::AsRawFd;
+
+    /// Addresses of our own, all of them readable.
+    pub struct Region {
+        start: *mut libc::c_void,
+        len: usize,
+    }
+
+    // SAFETY: the pages are only read, and unmapped by the one owner.
+    unsafe impl Send for Region {}
+    // SAFETY: as above.
+    unsafe impl Sync for Region {}
+
+    impl Region {
+        /// Reserves `len` bytes of zeros and maps each file over its range. `None` if the system refuses.
+        pub fn map(files: &[(File, Range<usize>)], len: usize) -> Option<Region> {
+            // SAFETY: an anonymous private map at an address of the system's choice touches nothing that exists. The
+            // zeros between the files are pages of it, which cost nothing until they are read.
+            let start = unsafe {
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANON;
+                libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, flags, -1, 0)
+            };
+            if start == libc::MAP_FAILED {
+                return None;
+            }
+            let region = Region { start, len };
+            for (file, range) in files {
+                // SAFETY: the range lies inside the region, which is ours and not handed out yet; MAP_FIXED replaces
+                // only pages of it. A start that is no multiple of the page size is refused by the system.
+                let mapped = unsafe {
+                    let at = region.start.byte_add(range.start);
+                    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+                    libc::mmap(at, range.len(), libc::PROT_READ, flags, file.as_raw_fd(), 0)
+                };
+                if mapped == libc::MAP_FAILED {
+                    return None;
+                }
+            }
+            Some(region)
+        }
+
+        pub fn bytes(&self) -> &[u8] {
+            // SAFETY: all of the region is readable for as long as it lives. That nobody changes the files meanwhile
+            // is what `Mapping::open` asks for.
+            unsafe { std::slice::from_raw_parts(self.start.cast(), self.len) }
+        }
+    }
+
+    impl Drop for Region {
+        fn drop(&mut self) {
+            // SAFETY: mapped by `map`, and no slice of it outlives the region. A failure leaves addresses in use.
+            unsafe { libc::munmap(self.start, self.len) };
+        }
     }
 }
 
@@ -125,6 +227,27 @@ mod tests {
             assert_eq!(mapped.bytes().as_ptr().align_offset(64), 0);
             assert_eq!(read.bytes().as_ptr().align_offset(64), 0);
         }
+    }
+
+    #[test]
+    fn parts_lie_one_behind_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let lens = [100_003, 1, 65536, 70_001];
+        let paths: Vec<PathBuf> = lens.iter().map(|n| folder.path().join(n.to_string())).collect();
+        paths.iter().zip(lens).for_each(|(path, len)| std::fs::write(path, noise(len)).unwrap());
+        for mmap in [true, false] {
+            let (mapping, ranges) = Mapping::open_parts(&paths, mmap).unwrap();
+            assert_eq!(mapping.is_mapped(), mmap && cfg!(unix));
+            assert_eq!(ranges[0], 0..100_003);
+            for (range, len) in ranges.iter().zip(lens) {
+                assert!(mapping.bytes()[range.clone()] == noise(len), "{len} at {range:?}");
+            }
+            assert!(mapping.bytes()[100_003..ranges[1].start].iter().all(|&b| b == 0));
+            assert_eq!(mapping.bytes().len(), ranges[3].end);
+        }
+        std::fs::remove_file(&paths[2]).unwrap();
+        let e = Mapping::open_parts(&paths, true).err().unwrap().to_string();
+        assert!(e.starts_with(&paths[2].display().to_string()), "{e}");
     }
 
     #[test]

@@ -24,17 +24,6 @@ pub enum SourceType {
     Other(String),
 }
 
-impl SourceType {
-    /// Bytes per element; `None` where such tensors cannot be converted.
-    pub fn size(&self) -> Option<usize> {
-        match self {
-            SourceType::F32 => Some(4),
-            SourceType::F16 | SourceType::BF16 => Some(2),
-            SourceType::Other(_) => None,
-        }
-    }
-}
-
 /// Where a tensor lies. Its bytes are inside the file (checked on opening) unless `problem` says otherwise.
 #[derive(Clone, Debug)]
 pub struct Entry {

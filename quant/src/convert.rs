@@ -2,31 +2,43 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
-use mmada::gguf::{GgmlType, TensorSpec, Writer};
+use mmada::gguf::{MetaValue, TensorSpec, Writer};
 use mmada::{Error, Result};
 
 use crate::checkpoint::Checkpoint;
+use crate::choice::TypeOptions;
 use crate::config::Config;
+use crate::disk;
+use crate::imatrix::Imatrix;
 use crate::metadata::{Sources, metadata};
-use crate::plan::{self, Planned, TYPES};
+use crate::naming;
+use crate::plan::{self, Planned};
+use crate::report::{Progress, Report, TensorLine};
+use crate::rows::Job;
 use crate::sampling::Sampling;
 use crate::tokenizer::{TextTokenizer, read_template};
 use crate::tokens::Roles;
 use crate::vq::Layout;
-use crate::weights;
+use crate::weights::CheckpointRows;
+use crate::write::{encode_tensor, spec_bytes, thread_pool};
 
 /// What to convert, and how.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
     /// Folder with config.json, the weights and tokenizer.json.
     pub checkpoint: PathBuf,
-    /// The file to write. What has this name is replaced once the new file is whole.
-    pub output: PathBuf,
-    /// Type of the backbone's matrices, one of F32, F16, BF16, Q8_0, Q4_0, Q4_K.
-    pub dtype: GgmlType,
+    /// The file to write; `None`: named by the GGUF naming convention, in the working directory. What has this name is
+    /// replaced once the new file is whole.
+    pub output: Option<PathBuf>,
+    /// What the tensors are stored as.
+    pub types: TypeOptions,
+    /// An importance matrix: a GGUF file that names the tensors as the output does.
+    pub imatrix: Option<PathBuf>,
+    /// Weights that are no finite numbers do not stop the conversion.
+    pub allow_nonfinite: bool,
     /// Folder of the image tokenizer; `None`: the folder `vq` of the checkpoint, if there is one.
     pub vq: Option<PathBuf>,
     /// A Jinja file that replaces the chat template.
@@ -43,11 +55,13 @@ pub struct ConvertOptions {
 
 impl ConvertOptions {
     /// Everything else at its default.
-    pub fn new(checkpoint: impl Into<PathBuf>, output: impl Into<PathBuf>, dtype: GgmlType) -> Self {
+    pub fn new(checkpoint: impl Into<PathBuf>, output: impl Into<PathBuf>, types: impl Into<TypeOptions>) -> Self {
         ConvertOptions {
             checkpoint: checkpoint.into(),
-            output: output.into(),
-            dtype,
+            output: Some(output.into()),
+            types: types.into(),
+            imatrix: None,
+            allow_nonfinite: false,
             vq: None,
             chat_template: None,
             image_code_offset: None,
@@ -58,36 +72,6 @@ impl ConvertOptions {
     }
 }
 
-/// What happens during a conversion.
-#[derive(Clone, Copy, Debug)]
-pub enum Progress<'a> {
-    /// A sentence that the user should see: a tensor in another type than asked for, something left out.
-    Note(&'a str),
-    /// `done` of `total` bytes of weights are written; `tensor` is being converted.
-    Bytes { tensor: &'a str, done: u64, total: u64 },
-}
-
-/// What was written.
-#[derive(Clone, Debug)]
-pub struct Report {
-    pub tensors: usize,
-    /// Elements of all tensors.
-    pub weights: u64,
-    /// Bytes of all tensors, without header and padding.
-    pub weight_bytes: u64,
-    /// Bytes of the file.
-    pub file_bytes: u64,
-    pub seconds: Duration,
-    /// The file has an image tokenizer.
-    pub has_images: bool,
-}
-
-impl Report {
-    pub fn bits_per_weight(&self) -> f64 {
-        self.weight_bytes as f64 * 8.0 / self.weights.max(1) as f64
-    }
-}
-
 /// Converts a checkpoint. Weights are streamed: memory does not grow with the checkpoint.
 ///
 /// # Errors
@@ -95,57 +79,71 @@ impl Report {
 /// `Cancelled` after `options.cancel` was set.
 pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let started = Instant::now();
-    if !TYPES.contains(&options.dtype) {
-        let known: Vec<&str> = TYPES.iter().map(|t| t.name()).collect();
-        return Err(Error::invalid(format!("cannot convert to {}, only to {}", options.dtype, known.join(", "))));
-    }
     let source = Source::open(options)?;
     let mut notes = source.notes.clone();
-    let metadata = source.metadata(options, &mut notes)?;
-    let planned = source.plan(options.dtype, &mut notes)?;
-    source.guard_inputs(options)?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads)
-        .thread_name(|i| format!("quantize-{i}"))
-        .build()
-        .map_err(|e| Error::Internal(format!("cannot start {} threads: {e}", options.threads)))?;
+    let mut metadata = source.metadata(options, &mut notes)?;
+    let planned = source.plan(&options.types, &mut notes)?;
+    let imatrix = match &options.imatrix {
+        Some(file) => {
+            let imatrix = Imatrix::read(file)?;
+            let matrices = planned.iter().filter(|t| t.spec.dims.len() > 1);
+            imatrix.check(matrices.map(|t| (t.spec.name.as_str(), t.cols)), &mut notes)?;
+            metadata.extend(imatrix.metadata());
+            Some(imatrix)
+        }
+        None => None,
+    };
+    let output = output(options, &metadata, &planned);
+    source.guard_inputs(options, &output)?;
+    let pool = thread_pool(options.threads)?;
     let specs: Vec<TensorSpec> = planned.iter().map(|t| t.spec.clone()).collect();
-    let mut writer = Writer::create(&options.output, &metadata, &specs)?;
+    let total: u64 = specs.iter().map(spec_bytes).sum();
+    disk::require(&output, Writer::size(&output, &metadata, &specs)?)?;
+    let mut writer = Writer::create(&output, &metadata, &specs)?;
     // Only now: whoever asked for what cannot be should read one sentence.
     notes.iter().for_each(|note| progress(Progress::Note(note)));
-    let total: u64 = planned.iter().map(bytes).sum();
     let mut done = 0;
-    for tensor in &planned {
-        let name = &tensor.spec.name;
-        progress(Progress::Bytes { tensor: name, done, total });
+    for (index, tensor) in planned.iter().enumerate() {
         let checkpoint = if tensor.vq { source.vq.as_ref().map(|(c, _)| c) } else { Some(&source.backbone) };
         let checkpoint =
             checkpoint.ok_or_else(|| Error::Internal("an image tokenizer was planned without one".into()))?;
-        let sink = |bytes: &[u8]| {
-            if options.cancel.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
-                return Err(Error::Cancelled);
-            }
-            writer.write(bytes)?;
-            done += bytes.len() as u64;
-            progress(Progress::Bytes { tensor: name, done, total });
-            Ok(())
+        let job = Job {
+            dtype: tensor.spec.dtype,
+            rows: tensor.rows,
+            cols: tensor.cols,
+            importance: imatrix.as_ref().and_then(|m| m.get(&tensor.spec.name)),
+            allow_nonfinite: options.allow_nonfinite,
+            measure: true,
         };
-        weights::convert(&pool, checkpoint, tensor, sink)?;
+        let rows = CheckpointRows::new(checkpoint, tensor)?;
+        let line = TensorLine {
+            index,
+            count: planned.len(),
+            spec: &tensor.spec,
+            from: Some(rows.dtype()),
+            bytes: spec_bytes(&tensor.spec),
+            stats: None,
+        };
+        encode_tensor(&pool, &rows, &job, line, &mut writer, options.cancel.as_deref(), (&mut done, total), progress)?;
     }
     writer.finish()?;
-    let written = std::fs::metadata(&options.output).map_err(|e| Error::io(options.output.display(), e))?;
+    let written = std::fs::metadata(&output).map_err(|e| Error::io(output.display(), e))?;
     Ok(Report {
         tensors: planned.len(),
         weights: planned.iter().map(|t| t.rows as u64 * t.cols as u64).sum(),
         weight_bytes: total,
         file_bytes: written.len(),
+        files: vec![output],
         seconds: started.elapsed(),
         has_images: source.vq.is_some(),
     })
 }
 
-fn bytes(tensor: &Planned) -> u64 {
-    tensor.rows as u64 * tensor.spec.dtype.row_bytes(tensor.cols).unwrap_or(0) as u64
+fn output(options: &ConvertOptions, metadata: &[(String, MetaValue)], planned: &[Planned]) -> PathBuf {
+    options.output.clone().unwrap_or_else(|| {
+        let weights = planned.iter().map(|t| t.rows as u64 * t.cols as u64).sum();
+        naming::file_name(metadata, "mmada", weights, options.types.recipe.name()).into()
+    })
 }
 
 /// An opened checkpoint: everything but the weights is read.
@@ -174,11 +172,7 @@ impl Source {
         Ok(Source { dir, config, backbone, vq, tokenizer, roles, sampling, notes })
     }
 
-    fn metadata(
-        &self,
-        options: &ConvertOptions,
-        notes: &mut Vec<String>,
-    ) -> Result<Vec<(String, mmada::gguf::MetaValue)>> {
+    fn metadata(&self, options: &ConvertOptions, notes: &mut Vec<String>) -> Result<Vec<(String, MetaValue)>> {
         let rows = plan::embedding_rows(&self.config, &self.backbone)?;
         let chat_template = match &options.chat_template {
             Some(file) => Some(read_template(file)?),
@@ -189,7 +183,7 @@ impl Source {
         }
         metadata(&Sources {
             name: &name(options)?,
-            dtype: options.dtype,
+            recipe: &options.types.recipe,
             config: &self.config,
             rows,
             code_offset: self.code_offset(options, rows)?,
@@ -226,22 +220,23 @@ impl Source {
         Ok(Some(offset))
     }
 
-    fn plan(&self, dtype: GgmlType, notes: &mut Vec<String>) -> Result<Vec<Planned>> {
-        let mut planned = plan::backbone(&self.config, &self.backbone, dtype, notes)?;
+    fn plan(&self, types: &TypeOptions, notes: &mut Vec<String>) -> Result<Vec<Planned>> {
+        let mut planned = plan::backbone(&self.config, &self.backbone, types, notes)?;
         if let Some((checkpoint, layout)) = &self.vq {
-            planned.extend(plan::image_tokenizer(layout, checkpoint, notes)?);
+            planned.extend(plan::image_tokenizer(layout, checkpoint, types, notes)?);
         }
         Ok(planned)
     }
 
     /// The output must not replace what it is made from.
-    fn guard_inputs(&self, options: &ConvertOptions) -> Result<()> {
-        let Ok(output) = options.output.canonicalize() else { return Ok(()) };
+    fn guard_inputs(&self, options: &ConvertOptions, output: &Path) -> Result<()> {
+        let Ok(output) = output.canonicalize() else { return Ok(()) };
         let json =
             ["config.json", "tokenizer.json", "tokenizer_config.json", "mmada_tokens.json", "mmada_sampling.json"];
         let mut inputs: Vec<PathBuf> = json.map(|name| self.dir.join(name)).into();
         inputs.push(self.dir.join("chat_template.jinja"));
         inputs.extend(options.chat_template.clone());
+        inputs.extend(options.imatrix.clone());
         for checkpoint in [Some(&self.backbone), self.vq.as_ref().map(|(c, _)| c)].into_iter().flatten() {
             inputs.push(checkpoint.origin().into());
             inputs.extend(checkpoint.files().map(Path::to_owned));

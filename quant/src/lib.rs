@@ -1,31 +1,54 @@
-//! Makes GGUF files for libmmada out of MMaDA checkpoints.
+//! Makes GGUF files for libmmada.
 //!
-//! `convert` reads the published layout (config.json, safetensors or PyTorch shards, tokenizer.json, the image
-//! tokenizer's folder) and writes one file with everything the runtime needs.
+//! - [`convert`] reads the published layout of MMaDA checkpoints (config.json, safetensors or PyTorch shards,
+//!   tokenizer.json, the image tokenizer's folder) and writes one file with everything the runtime needs;
+//! - [`quantize`] makes a GGUF file of other types out of one, split or whole;
+//! - [`synth`] writes models of any shape with random weights.
+//!
+//! What a tensor is stored as is a [`Recipe`]'s to say, and the user's ([`TypeOptions`]).
 //!
 //! ```no_run
-//! use mmada::gguf::GgmlType;
-//! use mmada_quantize::{ConvertOptions, convert};
+//! use mmada_quantize::{ConvertOptions, QuantizeOptions, Recipe, convert, quantize};
 //!
-//! let options = ConvertOptions::new("MMaDA-8B-MixCoT", "mmada-8b.gguf", GgmlType::Q8_0);
-//! let report = convert(&options, &mut |_| {})?;
+//! let options = ConvertOptions::new("MMaDA-8B-MixCoT", "mmada-8b-bf16.gguf", Recipe::from_name("BF16")?);
+//! convert(&options, &mut |_| {})?;
+//! let options = QuantizeOptions::new("mmada-8b-bf16.gguf", "mmada-8b.gguf", Recipe::from_name("Q4_K_M")?);
+//! let report = quantize(&options, &mut |_| {})?;
 //! println!("{} tensors, {:.2} bits per weight", report.tensors, report.bits_per_weight());
 //! # Ok::<(), mmada::Error>(())
 //! ```
 #![forbid(unsafe_code)]
 
 mod checkpoint;
+mod choice;
 mod config;
 mod convert;
+mod disk;
+mod imatrix;
+mod input;
 mod json;
 mod metadata;
+mod naming;
+mod overrides;
 mod pickle;
 mod plan;
+mod quantize;
+pub mod recipe;
+mod report;
+mod rows;
 mod sampling;
+mod synth;
 mod tokenizer;
 mod tokens;
 mod torch;
 mod vq;
 mod weights;
+mod write;
 
-pub use convert::{ConvertOptions, Progress, Report, convert};
+pub use choice::{TensorRule, TypeOptions, parse_type};
+pub use convert::{ConvertOptions, convert};
+pub use overrides::Override;
+pub use quantize::{QuantizeOptions, quantize};
+pub use recipe::Recipe;
+pub use report::{Progress, Report, TensorLine};
+pub use synth::{Shape, SynthOptions, VqShape, synth};

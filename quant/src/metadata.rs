@@ -1,9 +1,10 @@
 //! The metadata of the output file: everything about a model that is not a weight.
 
-use mmada::gguf::{GgmlType, MetaValue};
+use mmada::gguf::MetaValue;
 use mmada::{Error, Result};
 
 use crate::config::Config;
+use crate::recipe::Recipe;
 use crate::sampling::Sampling;
 use crate::tokenizer::TextTokenizer;
 use crate::tokens::Roles;
@@ -12,7 +13,7 @@ use crate::vq::{Layout, NORM_EPSILON, NORM_GROUPS};
 /// All that goes into the metadata.
 pub struct Sources<'a> {
     pub name: &'a str,
-    pub dtype: GgmlType,
+    pub recipe: &'a Recipe,
     pub config: &'a Config,
     /// Rows of the embedding.
     pub rows: usize,
@@ -25,27 +26,15 @@ pub struct Sources<'a> {
     pub chat_template: Option<String>,
 }
 
-/// ggml's `llama_ftype`: what most of the file's tensors are.
-fn file_type(dtype: GgmlType) -> u32 {
-    match dtype {
-        GgmlType::F16 => 1,
-        GgmlType::Q4_0 => 2,
-        GgmlType::Q8_0 => 7,
-        GgmlType::Q4_K => 14,
-        GgmlType::BF16 => 32,
-        _ => 0, // F32
-    }
-}
-
 /// The metadata in the order in which it is written.
 pub fn metadata(s: &Sources) -> Result<Vec<(String, MetaValue)>> {
     let mut out: Vec<(String, MetaValue)> = vec![
         ("general.architecture".into(), "mmada".into()),
         ("general.name".into(), s.name.into()),
-        ("general.file_type".into(), file_type(s.dtype).into()),
+        ("general.file_type".into(), s.recipe.file_type().into()),
         ("general.alignment".into(), 32u32.into()),
     ];
-    if !s.dtype.is_float() {
+    if !s.recipe.base().is_float() {
         out.push(("general.quantization_version".into(), 2u32.into()));
     }
     out.extend(backbone(s)?);

@@ -1,12 +1,11 @@
 //! What the output file will hold: every tensor, where it comes from, its type and shape. All shapes are checked here,
 //! before a byte is written.
 
-use std::collections::BTreeMap;
-
 use mmada::gguf::{GgmlType, TensorSpec};
 use mmada::{Error, Result};
 
-use crate::checkpoint::{Checkpoint, Entry};
+use crate::checkpoint::{Checkpoint, Entry, SourceType};
+use crate::choice::{Fallbacks, TypeOptions};
 use crate::config::Config;
 use crate::vq::Layout;
 
@@ -31,10 +30,6 @@ pub struct Conv {
     pub inputs: usize,
     pub taps: usize,
 }
-
-/// The types that a backbone can be converted to.
-pub const TYPES: &[GgmlType] =
-    &[GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4_K];
 
 /// Backbone tensors of a layer: (checkpoint, output).
 const LAYER: &[(&str, &str)] = &[
@@ -76,35 +71,35 @@ pub fn embedding_rows(config: &Config, backbone: &Checkpoint) -> Result<usize> {
 pub fn backbone(
     config: &Config,
     checkpoint: &Checkpoint,
-    dtype: GgmlType,
+    types: &TypeOptions,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Planned>> {
     let rows = embedding_rows(config, checkpoint)?;
     let (d, mlp) = (config.d_model, config.mlp);
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let mut plan = Plan { checkpoint, dtype, out: vec![], notes, fallen_back: BTreeMap::new() };
-    let outer = if dtype.is_float() { dtype } else { GgmlType::Q8_0 };
-    plan.matrix(EMBEDDING, "token_embd.weight", outer, rows, d)?;
+    let mut plan =
+        Plan { checkpoint, types, layers: config.layers, out: vec![], notes, fallbacks: Fallbacks::default() };
+    plan.matrix(EMBEDDING, "token_embd.weight", rows, d)?;
     for layer in 0..config.layers {
         for &(from, to) in LAYER {
             let source = format!("{ROOT}.blocks.{layer}.{from}.weight");
             let target = format!("blk.{layer}.{to}.weight");
             match to {
                 "attn_norm" | "ffn_norm" => plan.vector(&source, &target, d)?,
-                "attn_q" => plan.matrix(&source, &target, dtype, q, d)?,
-                "attn_k" | "attn_v" => plan.matrix(&source, &target, dtype, kv, d)?,
-                "attn_output" => plan.matrix(&source, &target, dtype, d, q)?,
-                "ffn_down" => plan.matrix(&source, &target, dtype, d, mlp)?,
-                _ => plan.matrix(&source, &target, dtype, mlp, d)?,
+                "attn_q" => plan.matrix(&source, &target, q, d)?,
+                "attn_k" | "attn_v" => plan.matrix(&source, &target, kv, d)?,
+                "attn_output" => plan.matrix(&source, &target, d, q)?,
+                "ffn_down" => plan.matrix(&source, &target, d, mlp)?,
+                _ => plan.matrix(&source, &target, mlp, d)?,
             }
         }
     }
     plan.vector(&format!("{ROOT}.ln_f.weight"), "output_norm.weight", d)?;
     if !config.weight_tying {
-        plan.matrix(&format!("{ROOT}.ff_out.weight"), "output.weight", outer, rows, d)?;
+        plan.matrix(&format!("{ROOT}.ff_out.weight"), "output.weight", rows, d)?;
     }
-    plan.note_fallen_back();
     let (planned, notes) = (plan.out, plan.notes);
+    notes.extend(plan.fallbacks.notes());
     let refuse = |name: &str| {
         let layer = name.strip_prefix("model.transformer.blocks.").and_then(|rest| rest.split('.').next());
         match layer.and_then(|n| n.parse::<usize>().ok()) {
@@ -119,8 +114,13 @@ pub fn backbone(
 
 /// The tensors of the image tokenizer, sorted by name: matrices F16, the rest F32. The code book's are dropped, they
 /// are the bits of its indices.
-pub fn image_tokenizer(layout: &Layout, checkpoint: &Checkpoint, notes: &mut Vec<String>) -> Result<Vec<Planned>> {
-    let mut plan = Plan { checkpoint, dtype: GgmlType::F16, out: vec![], notes, fallen_back: BTreeMap::new() };
+pub fn image_tokenizer(
+    layout: &Layout,
+    checkpoint: &Checkpoint,
+    types: &TypeOptions,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Planned>> {
+    let mut plan = Plan { checkpoint, types, layers: 0, out: vec![], notes, fallbacks: Fallbacks::default() };
     for tensor in layout.tensors() {
         let target = format!("vq.{}", tensor.name);
         match tensor.shape.as_slice() {
@@ -142,12 +142,11 @@ pub fn image_tokenizer(layout: &Layout, checkpoint: &Checkpoint, notes: &mut Vec
 
 struct Plan<'a> {
     checkpoint: &'a Checkpoint,
-    /// The type that was asked for.
-    dtype: GgmlType,
+    types: &'a TypeOptions,
+    layers: usize,
     out: Vec<Planned>,
     notes: &'a mut Vec<String>,
-    /// Matrices that are stored in another type, by that type and the length of their rows.
-    fallen_back: BTreeMap<(&'static str, usize), Vec<String>>,
+    fallbacks: Fallbacks,
 }
 
 impl Plan<'_> {
@@ -177,37 +176,30 @@ impl Plan<'_> {
         self.put(source, target, &[len], GgmlType::F32, vec![len], None)
     }
 
-    /// A matrix in `dtype`, or in the nearest type whose blocks fill its rows.
-    fn matrix(&mut self, source: &str, target: &str, dtype: GgmlType, rows: usize, cols: usize) -> Result<()> {
-        let chosen = fitting(dtype, cols);
-        if chosen != dtype {
-            self.fallen_back.entry((chosen.name(), cols)).or_default().push(target.to_owned());
-        }
-        self.put(source, target, &[rows, cols], chosen, vec![cols, rows], None)
-    }
-
-    /// One note for all matrices of a kind: a model has hundreds.
-    fn note_fallen_back(&mut self) {
-        for ((chosen, cols), names) in &self.fallen_back {
-            let others = if names.len() > 1 { format!(" and {} more are", names.len() - 1) } else { " is".to_owned() };
-            self.notes.push(format!(
-                "{}{others} stored as {chosen}: blocks of {} do not fill rows of {cols}",
-                names[0], self.dtype
-            ));
-        }
+    /// A matrix in the type that the recipe has for it, or the nearest whose blocks fill its rows.
+    fn matrix(&mut self, source: &str, target: &str, rows: usize, cols: usize) -> Result<()> {
+        let dtype = self.types.choose(target, self.layers, cols, self.source_type(source), &mut self.fallbacks)?;
+        self.put(source, target, &[rows, cols], dtype, vec![cols, rows], None)
     }
 
     fn conv(&mut self, source: &str, target: &str, shape: &[usize], outputs: usize, conv: Conv) -> Result<()> {
-        let dims = vec![conv.inputs * conv.taps, outputs];
+        let cols = conv.inputs * conv.taps;
+        // In another order of memory than here, so that nothing is kept as it is.
+        let dtype = self.types.choose(target, self.layers, cols, None, &mut self.fallbacks)?;
         // The memory order of a 1x1 convolution is that of a matrix already.
         let permuted = (conv.taps > 1).then_some(conv);
-        self.put(source, target, shape, GgmlType::F16, dims, permuted)
+        self.put(source, target, shape, dtype, vec![cols, outputs], permuted)
     }
-}
 
-/// Q4_K wants rows of whole 256s, Q8_0 of 32s, F16 takes all.
-fn fitting(dtype: GgmlType, cols: usize) -> GgmlType {
-    [dtype, GgmlType::Q8_0].into_iter().find(|t| cols.is_multiple_of(t.block_len())).unwrap_or(GgmlType::F16)
+    /// What a checkpoint's tensor is stored as; `put` refuses what cannot be read.
+    fn source_type(&self, source: &str) -> Option<GgmlType> {
+        match self.checkpoint.get(source)?.dtype {
+            SourceType::F32 => Some(GgmlType::F32),
+            SourceType::F16 => Some(GgmlType::F16),
+            SourceType::BF16 => Some(GgmlType::BF16),
+            SourceType::Other(_) => None,
+        }
+    }
 }
 
 /// Tensors of the checkpoint that the plan leaves out: an error if `refuse` has a reason, else one note.
@@ -231,21 +223,4 @@ fn leftovers(
         notes.push(format!("{}: ignored, as the model does not use them: {named}{more}", checkpoint.origin()));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_that_a_block_does_not_fill_get_the_next_type_that_does() {
-        use GgmlType::{BF16, F16, F32, Q4_0, Q4_K, Q8_0};
-        assert_eq!(fitting(Q4_K, 512), Q4_K);
-        assert_eq!(fitting(Q4_K, 384), Q8_0);
-        assert_eq!(fitting(Q4_K, 100), F16);
-        assert_eq!(fitting(Q4_0, 96), Q4_0);
-        assert_eq!(fitting(Q4_0, 48), F16);
-        assert_eq!(fitting(Q8_0, 33), F16);
-        assert_eq!((fitting(F32, 7), fitting(BF16, 7)), (F32, BF16));
-    }
 }

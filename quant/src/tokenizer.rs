@@ -60,6 +60,13 @@ impl TextTokenizer {
         Ok(tokenizer)
     }
 
+    /// A tokenizer that is complete: its text is kept as it is.
+    pub fn from_json(json: String, file: &str) -> Result<Self> {
+        let tokenizer = Self::parse(json, file)?;
+        Tokenizer::from_json(&tokenizer.json, file)?;
+        Ok(tokenizer)
+    }
+
     fn parse(text: String, file: &str) -> Result<Self> {
         let root = Object::parse(&text, file)?;
         let model = root.required("model", root.object("model")?)?;

@@ -52,6 +52,17 @@ const ROLES: &[Role] = &[
     role("pad", "[PAD]", None, Needed::Never),
 ];
 
+/// The published names of all roles.
+pub const ROLE_NAMES: [&str; ROLES.len()] = {
+    let mut names = [""; ROLES.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = ROLES[i].name;
+        i += 1;
+    }
+    names
+};
+
 /// (metadata key's last part, id) of every role that the checkpoint has.
 pub struct Roles(pub Vec<(&'static str, u32)>);
 
@@ -87,6 +98,11 @@ impl Roles {
         let roles = Roles(roles);
         roles.compare(config, notes);
         Ok(roles)
+    }
+
+    /// The roles whose names the tokenizer has.
+    pub fn named(tokenizer: &TextTokenizer) -> Self {
+        Roles(ROLES.iter().filter_map(|role| Some((role.key, tokenizer.id(role.name)?))).collect())
     }
 
     pub fn get(&self, key: &str) -> Option<u32> {

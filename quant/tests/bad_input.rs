@@ -229,9 +229,9 @@ fn folders_and_options_that_cannot_be_are_named() {
     assert!(with(&|o| o.checkpoint = fixture.path("nowhere")).contains("nowhere"));
     assert!(with(&|o| o.checkpoint = fixture.path("config.json")).contains("not a folder"));
     assert!(with(&|o| o.checkpoint = fixture.out.path().to_owned()).contains("config.json"));
-    assert!(with(&|o| o.output = fixture.path("nowhere/out.gguf")).contains("nowhere"));
-    assert!(with(&|o| o.output = fixture.out.path().to_owned()).contains("folder"));
-    assert!(with(&|o| o.dtype = GgmlType::Q2_K).contains("Q2_K"));
+    assert!(with(&|o| o.output = Some(fixture.path("nowhere/out.gguf"))).contains("nowhere"));
+    assert!(with(&|o| o.output = Some(fixture.out.path().to_owned())).contains("folder"));
+    assert!(with(&|o| o.types = GgmlType::IQ2_XXS.into()).contains("IQ2_XXS"));
     assert!(with(&|o| o.chat_template = Some(fixture.path("nowhere.jinja"))).contains("nowhere.jinja"));
     fixture.write("broken.jinja", "{% for");
     assert!(with(&|o| o.chat_template = Some(fixture.path("broken.jinja"))).contains("broken.jinja"));
@@ -248,7 +248,7 @@ fn the_output_never_replaces_its_input() {
     for name in ["model-00001-of-00002.safetensors", "config.json", "vq/model.safetensors", "tokenizer.json"] {
         let before = fs::read(fixture.path(name)).unwrap();
         let mut options = fixture.options(GgmlType::F16);
-        options.output = fixture.path(name);
+        options.output = Some(fixture.path(name));
         assert!(fixture.refusal(&options).contains(name));
         assert!(fs::read(fixture.path(name)).unwrap() == before, "{name}");
     }

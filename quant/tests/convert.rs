@@ -184,20 +184,20 @@ fn odd_sizes_fall_back_to_types_whose_blocks_fit_and_say_so() {
     let out = fixture.convert(GgmlType::Q4_K);
     assert_eq!(out.header.usize("mmada.attention.head_count_kv").unwrap(), 2);
     assert_eq!(out.header.tensor("blk.1.attn_k.weight").unwrap().dims, [96, 32]);
-    assert_eq!(out.dtype("blk.0.attn_q.weight"), GgmlType::Q8_0);
+    assert_eq!(out.dtype("blk.0.attn_q.weight"), GgmlType::Q5_0);
     assert_eq!(out.dtype("blk.0.ffn_down.weight"), GgmlType::F16);
     let said = |tensor: &str, dtype: &str| out.notes.iter().any(|n| n.contains(tensor) && n.contains(dtype));
-    assert!(said("blk.0.attn_q.weight and 11 more", "Q8_0"), "{:?}", out.notes);
+    assert!(said("blk.0.attn_q.weight and 11 more", "Q5_0"), "{:?}", out.notes);
     assert!(said("blk.0.ffn_down.weight and 1 more", "F16"), "{:?}", out.notes);
     assert!(out.notes.iter().any(|n| n.contains("--vq")), "no image tokenizer: {:?}", out.notes);
     assert!(!out.report.has_images && out.header.get("mmada.vq.channels").is_none());
     // Image codes are part of the vocabulary all the same.
     assert_eq!(out.header.usize("mmada.image.code_offset").unwrap(), 498);
-    check_values(&fixture, &out, 0.01);
+    check_values(&fixture, &out, 0.07);
     let out = fixture.convert(GgmlType::Q4_0);
     assert_eq!(out.dtype("blk.0.attn_q.weight"), GgmlType::Q4_0);
     assert_eq!(out.dtype("token_embd.weight"), GgmlType::Q8_0);
-    check_values(&fixture, &out, 0.15);
+    check_values(&fixture, &out, 0.2);
 }
 
 #[test]

@@ -62,8 +62,7 @@ impl Model {
     /// [`Model::open`] with options.
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
-        let file = if options.mmap { Mapping::open(path)? } else { Mapping::read(path)? };
-        let header = Header::parse(file.bytes(), &path.display().to_string())?;
+        let (file, header) = load(path, options.mmap)?;
         let transformer = Transformer::from_header(&header)?;
         let vocabulary = Vocabulary::from_header(&header)?;
         let defaults = Defaults::from_header(&header)?;
@@ -162,6 +161,23 @@ impl Model {
         // two threads may build it at once; one of the two is kept
         Ok(self.inner.text.get_or_init(|| Text { tokenizer, template }))
     }
+}
+
+/// The file's bytes and header; of a split file, which may be opened by any of its parts, those of all parts.
+fn load(path: &Path, mmap: bool) -> Result<(Mapping, Header)> {
+    let file = if mmap { Mapping::open(path)? } else { Mapping::read(path)? };
+    let header = Header::parse(file.bytes(), &path.display().to_string())?;
+    let Some(paths) = header.parts(path)? else { return Ok((file, header)) };
+    drop(file);
+    let (file, ranges) = Mapping::open_parts(&paths, mmap)?;
+    let mut headers = Vec::new();
+    for (path, range) in paths.iter().zip(&ranges) {
+        let part = file.bytes().get(range.clone()).unwrap_or_default();
+        headers.push(Header::parse(part, &path.display().to_string())?);
+    }
+    let offsets: Vec<usize> = ranges.iter().map(|range| range.start).collect();
+    let header = Header::join(&headers, &offsets)?;
+    Ok((file, header))
 }
 
 /// `sqrt(image tokens) * downsampling`, checked against the vocabulary.

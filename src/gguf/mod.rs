@@ -8,6 +8,7 @@
 
 mod header;
 mod reader;
+mod split;
 mod types;
 mod value;
 mod writer;
@@ -16,6 +17,7 @@ mod writer;
 mod malformed;
 
 pub use header::{Header, TensorInfo};
+pub use split::{SplitWriter, is_split_key, parse_split_path, split_path};
 pub use types::GgmlType;
 pub use value::{ArrayRef, MetaArray, MetaValue, Value, ValueType};
 pub use writer::{TensorSpec, Writer};

@@ -65,6 +65,14 @@ impl Writer {
         Ok(writer)
     }
 
+    /// The bytes of the file that `create` would make for the same arguments.
+    ///
+    /// # Errors
+    /// `InvalidArgument` as `create`.
+    pub fn size(path: impl AsRef<Path>, metadata: &[(String, MetaValue)], tensors: &[TensorSpec]) -> Result<u64> {
+        layout(path.as_ref(), metadata, tensors).map(|layout| layout.total)
+    }
+
     /// The name of the tensor that the next bytes belong to and the bytes it still lacks; `None` when all are written.
     pub fn next(&self) -> Option<(&str, usize)> {
         self.tensors.get(self.current).map(|(name, size)| (name.as_str(), size - self.written))
@@ -120,21 +128,24 @@ impl Writer {
     /// # Errors
     /// `InvalidArgument` if a tensor lacks bytes; the partial file is removed then, as on every error.
     pub fn finish(mut self) -> Result<()> {
+        self.seal()?;
+        std::fs::rename(&self.part, &self.target).map_err(|e| Error::io(self.target.display(), e))?;
+        self.out = None;
+        sync_folder(&self.target);
+        Ok(())
+    }
+
+    /// Waits until everything is on the disk, still under the temporary name.
+    pub(super) fn seal(&mut self) -> Result<()> {
         if let Some((name, lacks)) = self.next() {
             let target = self.target.display();
             return Err(Error::invalid(format_args!("{target}: tensor {name} lacks {lacks} bytes")));
         }
-        let renamed = match self.out.as_mut() {
-            Some(out) => out
-                .flush()
-                .and_then(|()| out.get_ref().sync_all())
-                .and_then(|()| std::fs::rename(&self.part, &self.target)),
+        let synced = match self.out.as_mut() {
+            Some(out) => out.flush().and_then(|()| out.get_ref().sync_all()),
             None => Ok(()),
         };
-        renamed.map_err(|e| Error::io(self.target.display(), e))?;
-        self.out = None;
-        sync_folder(&self.target);
-        Ok(())
+        synced.map_err(|e| Error::io(self.target.display(), e))
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {

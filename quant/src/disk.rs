@@ -1,0 +1,41 @@
+//! Room on the disk, asked for before an hour of work.
+
+use std::io;
+use std::path::Path;
+
+use mmada::{Error, Result};
+
+/// Fails if the file system of `output`'s folder has less than `bytes` left. A folder that does not exist is left to
+/// the writer, and a file system that does not tell gets the benefit of the doubt.
+///
+/// # Errors
+/// `Io`: names the output, what it needs and what is left.
+pub fn require(output: &Path, bytes: u64) -> Result<()> {
+    let folder = match output.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match fs4::available_space(folder) {
+        Ok(left) if left < bytes => {
+            let mb = |n: u64| n as f64 / 1e6;
+            let reason = format!("needs {:.1} MB, but the disk has only {:.1} MB left", mb(bytes), mb(left));
+            Err(Error::io(output.display(), io::Error::new(io::ErrorKind::StorageFull, reason)))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_any_disk_has_is_refused_with_both_sizes() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out.gguf");
+        require(&output, 1).unwrap();
+        let error = require(&output, u64::MAX).unwrap_err().to_string();
+        assert!(error.contains("out.gguf") && error.contains("18446744073709.6 MB"), "{error}");
+        require(&folder.path().join("no/such/out.gguf"), u64::MAX).unwrap();
+    }
+}
