@@ -322,6 +322,28 @@ fn q8_0<S: Simd>(_: S, x: &[f32; 32], _: &[f32; 32]) -> Fallible<BlockQ8_0> {
         f if f.is_normal() => 1.0 / d,
         f => 1.0 / f.to_f32(),
     };
-    // `round` goes away from zero at ties, the cast saturates; -128 is not used.
-    Ok(BlockQ8_0 { d: stored, qs: x.map(|v| ((v * inverse).round() as i8).max(-127)) })
+    // -128 is not used.
+    Ok(BlockQ8_0 { d: stored, qs: x.map(|v| round(v * inverse).clamp(-127, 127) as i8) })
+}
+
+/// `x.round()` for magnitudes below 2^22, halves away from zero, without a call per element: what is added is the
+/// largest number below a half, so that nothing below a half is carried to the next integer.
+#[inline(always)]
+fn round(x: f32) -> i32 {
+    (x + 0.5f32.next_down().copysign(x)) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_goes_away_from_zero_at_halves_and_nowhere_else() {
+        for i in -1000..=1000 {
+            let half = i as f32 * 0.5;
+            for x in [half, half.next_up(), half.next_down(), half + 0.3] {
+                assert_eq!(round(x), x.round() as i32, "{x:e}");
+            }
+        }
+    }
 }
