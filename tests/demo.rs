@@ -99,6 +99,7 @@ fn the_model_that_comes_with_the_repository_is_what_the_converter_makes_of_its_c
 /// errors of that difference. 4 bits are measured: they must keep the better half of every accuracy, far above what a
 /// damaged model does.
 #[test]
+#[ignore = "takes minutes: scripts/test runs it, in a release build"]
 fn the_demo_model_is_as_good_as_the_reference_and_8_bits_cost_it_nothing() {
     let tasks = Tasks::load(&golden("eval")).unwrap();
     let judge = judge();
