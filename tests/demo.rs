@@ -107,7 +107,7 @@ fn the_demo_model_is_as_good_as_the_reference_and_8_bits_cost_it_nothing() {
     let columns = [GgmlType::F16, GgmlType::Q8_0, GgmlType::Q4_K].map(|dtype| {
         let file = folder.path().join(format!("{dtype}.gguf"));
         convert(&ConvertOptions::new(golden("mmada-shapes"), &file, dtype), &mut |_| {}).unwrap();
-        (dtype.to_string(), score::evaluate(&Model::open(&file).unwrap(), &tasks, &judge, 1, |_| ()).unwrap())
+        (dtype.to_string(), score::evaluate(&Model::open(&file).unwrap(), &tasks, &judge, 1, false, |_| ()).unwrap())
     });
     println!("{}", score::table(&columns));
     let [(_, f16), (_, q8_0), (_, q4_k)] = &columns;

@@ -135,13 +135,14 @@ impl Score {
     }
 }
 
-/// Runs every task on the model, with the settings that its file names; each scene is drawn `drawings` times.
-/// `report` is told every score as it comes.
+/// Runs every task on the model (only those that draw, if `only_drawings`), with the settings that its file names; each
+/// scene is drawn `drawings` times. `report` is told every score as it comes.
 pub fn evaluate(
     model: &Model,
     tasks: &Tasks,
     judge: &Judge,
     drawings: usize,
+    only_drawings: bool,
     mut report: impl FnMut(&Score),
 ) -> Result<Vec<Score>, Failure> {
     let runs: [&dyn Fn() -> Result<Vec<Score>, Failure>; 6] = [
@@ -153,6 +154,7 @@ pub fn evaluate(
         &|| text(model, tasks, true),
     ];
     let mut scores = Vec::new();
+    let runs = if only_drawings { &runs[..2] } else { &runs[..] };
     for run in runs {
         let found = run()?;
         found.iter().for_each(&mut report);
