@@ -230,7 +230,6 @@ impl Source {
 
     /// The output must not replace what it is made from.
     fn guard_inputs(&self, options: &ConvertOptions, output: &Path) -> Result<()> {
-        let Ok(output) = output.canonicalize() else { return Ok(()) };
         let json =
             ["config.json", "tokenizer.json", "tokenizer_config.json", "mmada_tokens.json", "mmada_sampling.json"];
         let mut inputs: Vec<PathBuf> = json.map(|name| self.dir.join(name)).into();
@@ -241,12 +240,7 @@ impl Source {
             inputs.push(checkpoint.origin().into());
             inputs.extend(checkpoint.files().map(Path::to_owned));
         }
-        match inputs.iter().find(|input| input.canonicalize().is_ok_and(|input| input == output)) {
-            Some(input) => {
-                Err(Error::invalid(format!("the output would replace {}, which it is made from", input.display())))
-            }
-            None => Ok(()),
-        }
+        disk::keep_inputs(output, inputs.iter().map(PathBuf::as_path))
     }
 }
 

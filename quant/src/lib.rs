@@ -3,6 +3,7 @@
 //! - [`convert`] reads the published layout of MMaDA checkpoints (config.json, safetensors or PyTorch shards,
 //!   tokenizer.json, the image tokenizer's folder) and writes one file with everything the runtime needs;
 //! - [`quantize`] makes a GGUF file of other types out of one, split or whole;
+//! - [`imatrix`](fn@imatrix) measures which columns of its matrices matter;
 //! - [`synth`] writes models of any shape with random weights.
 //!
 //! What a tensor is stored as is a [`Recipe`]'s to say, and the user's ([`TypeOptions`]).
@@ -21,6 +22,7 @@
 
 mod checkpoint;
 mod choice;
+mod collect;
 mod config;
 mod convert;
 mod disk;
@@ -47,6 +49,7 @@ mod weights;
 mod write;
 
 pub use choice::{TensorRule, TypeOptions, parse_type};
+pub use collect::{ImatrixOptions, ImatrixReport, imatrix};
 pub use convert::{ConvertOptions, convert};
 pub use overrides::Override;
 pub use quantize::{QuantizeOptions, quantize};

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use mmada::{Error, Result};
 
 use cli::convert::ConvertArgs;
+use cli::imatrix::ImatrixArgs;
 use cli::quantize::QuantizeArgs;
 use cli::say;
 use cli::synth::SynthArgs;
@@ -30,6 +31,8 @@ struct Cli {
 enum Command {
     /// Convert a checkpoint folder to one GGUF file of any type
     Convert(ConvertArgs),
+    /// Measure which columns of the matrices matter, on real states of the sampler
+    Imatrix(ImatrixArgs),
     /// Write a random-weight model of any shape, for benches and tests
     Synth(SynthArgs),
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Some(Command::Convert(args)) => cli::convert::run(args),
+        Some(Command::Imatrix(args)) => cli::imatrix::run(args),
         Some(Command::Synth(args)) => cli::synth::run(args),
         None => cli::quantize::run(cli.quantize),
     };

@@ -1,6 +1,5 @@
 //! A GGUF file to another one of other types.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -279,12 +278,6 @@ fn output(options: &QuantizeOptions, input: &Input, metadata: &[(String, MetaVal
 
 /// The output must not replace what it is made from.
 fn guard_inputs(options: &QuantizeOptions, input: &Input, parts: &[(PathBuf, Vec<TensorSpec>)]) -> Result<()> {
-    let real = |path: &Path| path.canonicalize().ok();
-    let read: HashSet<PathBuf> = input.paths().chain(options.imatrix.as_deref()).filter_map(real).collect();
-    match parts.iter().find(|(path, _)| real(path).is_some_and(|path| read.contains(&path))) {
-        Some((path, _)) => {
-            Err(Error::invalid(format!("the output would replace {}, which it is made from", path.display())))
-        }
-        None => Ok(()),
-    }
+    let read: Vec<&Path> = input.paths().chain(options.imatrix.as_deref()).collect();
+    parts.iter().try_for_each(|(path, _)| disk::keep_inputs(path, read.iter().copied()))
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::generate::{DrawFromIds, DrawRequest, Engine, Generation, TextOptions, TextRequest};
 use crate::image::{self, Fit, RgbImage};
 use crate::kernels::Kernels;
-use crate::model::{Compute, Run, SequenceRequest, State};
+use crate::model::{Compute, InputObserver, Observers, Run, SequenceRequest, State};
 use crate::parallel::{Exec, Threads, try_vec};
 use crate::prompt::{ChatTemplate, Vocabulary};
 use crate::tokenizer::Tokenizer;
@@ -148,12 +148,28 @@ impl Context {
     pub fn hidden_states(&self, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
         let mut states = Vec::new();
         let mut keep = |_: usize, x: &[f32]| states.push(x.to_vec());
+        let observers = Observers { layers: Some(&mut keep), inputs: None };
         let batch = [SequenceRequest { ids, rows: &[], vocab: 0..0 }];
         let mut state = self.inner.lock()?;
         let (model, exec) = (self.model(), self.exec(None));
         let run = Run::new(&exec, model.bytes(), self.compute());
-        model.transformer().forward(&run, &mut state, &batch, &mut [], Some(&mut keep))?;
+        model.transformer().forward(&run, &mut state, &batch, &mut [], observers)?;
         Ok(states)
+    }
+
+    /// Runs the network on a batch and shows what each of its matrices is multiplied with, in the order of products:
+    /// statistics for quantizing. Logits are not computed, but the output head's input is shown for the wanted rows.
+    ///
+    /// # Errors
+    /// As [`Context::logits`].
+    pub fn observe_inputs(&self, batch: &[SequenceRequest], observe: InputObserver) -> Result<()> {
+        let without = batch.iter().map(|s| SequenceRequest { vocab: 0..0, ..s.clone() });
+        let batch: Vec<SequenceRequest> = without.collect();
+        let mut state = self.inner.lock()?;
+        let (model, exec) = (self.model(), self.exec(None));
+        let run = Run::new(&exec, model.bytes(), self.compute());
+        let observers = Observers { layers: None, inputs: Some(observe) };
+        model.transformer().forward(&run, &mut state, &batch, &mut [], observers)
     }
 
     /// The codes of a picture, row by row. Its sides are multiples of [`Model::downsampling`].
@@ -243,7 +259,7 @@ impl Engine for Inner {
         let mut state = self.lock()?;
         let exec = Engine::exec(self, cancel);
         let run = Run::new(&exec, self.model.bytes(), self.compute);
-        self.model.transformer().forward(&run, &mut state, batch, out, None)
+        self.model.transformer().forward(&run, &mut state, batch, out, Observers::default())
     }
     fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>> {
         let (images, bytes) = self.images()?;

@@ -7,7 +7,7 @@ mod weights;
 
 pub use config::{ARCHITECTURE, Config};
 pub use state::State;
-pub use transformer::{LayerObserver, Run, SequenceRequest, Transformer};
+pub use transformer::{InputObserver, LayerObserver, MatrixInput, Observers, Run, SequenceRequest, Transformer};
 pub use weights::{TensorRef, Weights};
 
 /// How products with F32, F16 and BF16 weights are computed. Quantized weights always take int8 activations.

@@ -86,6 +86,11 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Whether the embedding is the output head too.
+    pub fn is_tied(&self) -> bool {
+        self.output.range == self.token_embd.range
+    }
+
     pub fn from_header(h: &Header, c: &Config) -> Result<Self> {
         let (d, kv, ff) = (c.d_model, c.kv_dim(), c.d_ff);
         let token_embd = TensorRef::matrix(h, "token_embd.weight", c.vocab, d)?;
