@@ -21,6 +21,7 @@
 
 mod checkpoint;
 mod choice;
+mod compare;
 mod config;
 mod convert;
 mod disk;

@@ -1,0 +1,5 @@
+//! stub
+mod font;
+pub mod metrics;
+pub mod plot;
+pub mod summary;
