@@ -38,6 +38,7 @@ pub mod recipe;
 mod report;
 mod rows;
 mod sampling;
+pub mod states;
 mod synth;
 mod tokenizer;
 mod tokens;
