@@ -179,8 +179,7 @@ impl Decades {
 
 /// Where names stand: beside their points, and where they hide nothing if there is such a place.
 fn labels(names: &[String], points: &[Point]) -> Vec<Point> {
-    let mut taken: Vec<[f32; 4]> =
-        points.iter().map(|&(x, y)| [x - DOT, y - DOT, x + DOT, y + DOT]).collect();
+    let mut taken: Vec<[f32; 4]> = points.iter().map(|&(x, y)| [x - DOT, y - DOT, x + DOT, y + DOT]).collect();
     let mut placed = Vec::new();
     for (name, &(x, y)) in names.iter().zip(points) {
         let (width, off) = (font::width(name, TEXT), DOT + 8.0);
@@ -343,7 +342,9 @@ mod tests {
         assert!(changed.len() > 100);
         assert!(changed.iter().all(|&(x, y)| (x as f32 - dot.0).abs() < 90.0 && (y as f32 - dot.1).abs() < 30.0));
         let dark = |columns: std::ops::Range<u32>, rows: std::ops::Range<u32>| {
-            rows.flat_map(|y| columns.clone().map(move |x| (x, y))).filter(|&(x, y)| named.get_pixel(x, y).0[0] < 90).count()
+            rows.flat_map(|y| columns.clone().map(move |x| (x, y)))
+                .filter(|&(x, y)| named.get_pixel(x, y).0[0] < 90)
+                .count()
         };
         assert!(dark(60..LEFT as u32 - 5, 90..710) > 200 && dark(LEFT as u32..WIDTH, 715..740) > 200);
     }
