@@ -99,7 +99,7 @@ fn every_task_gives_states_with_its_layout() {
         samples.iter().map(|s| s.task).collect::<Vec<_>>(),
         [Chat, Think, Question, ThinkQuestion, Draw, Draw, Chat]
     );
-    let states = states_of(&model, &samples, &StateOptions { per_sample: 3, seed: 5 });
+    let states = states_of(&model, &samples, &StateOptions { per_sample: 3, seed: 5, cancel: None });
     assert_eq!(states.len(), 3 * samples.len());
     let (tokenizer, vocabulary, template) =
         (model.tokenizer().unwrap(), model.vocabulary(), model.chat_template().unwrap());
@@ -133,7 +133,7 @@ fn every_task_gives_states_with_its_layout() {
 fn a_model_without_data_makes_states_of_its_own_life() {
     let model = model();
     let context = context(&model, 2);
-    let options = StateOptions { per_sample: 2, seed: 9 };
+    let options = StateOptions { per_sample: 2, seed: 9, cancel: None };
     let mut told = Vec::new();
     let states = collect_states(&context, &[], &options, &mut |done, of| {
         told.push((done, of));

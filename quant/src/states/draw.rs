@@ -21,7 +21,7 @@ pub(super) fn states(maker: &Maker, ratios: &[f64]) -> Result<Vec<State>> {
 /// The picture that the model draws from a text.
 pub(super) fn picture(maker: &Maker, text: &str) -> Result<RgbImage> {
     let mut generation = Canvas::new(maker, text)?.generation;
-    while !generation.step()?.done {}
+    while !maker.step(&mut generation)?.done {}
     generation.image(0)
 }
 
@@ -109,7 +109,7 @@ impl<'a> Canvas<'a> {
             let ids = self.generation.sequence(0).unwrap_or_default();
             let masked =
                 self.conditional.masked.iter().map(|&place| ids.get(place) == Some(&vocabulary.mask)).collect();
-            let step = self.generation.step()?;
+            let step = self.maker.step(&mut self.generation)?;
             if !step.changed.is_empty() {
                 moments.push((masked, step.changed.len()));
             }
@@ -159,7 +159,7 @@ impl<'a> Canvas<'a> {
     /// How sure the sampler is of the code that it would choose at each place of an empty picture.
     fn confidence(&self) -> Result<Vec<Sampled>> {
         let blank = self.state(&vec![0; self.tokens()], |_| false, 0);
-        let mut passes = self.maker.context.logits(&blank.requests())?.into_iter();
+        let mut passes = self.maker.logits(&blank.requests())?.into_iter();
         let (mut logits, unconditional) = (passes.next().unwrap_or_default(), passes.next().unwrap_or_default());
         let draws: Vec<Draw> = (0..self.tokens()).map(|raster| Draw::new(Stage::Image, 0, raster)).collect();
         let rule = Rule {

@@ -19,10 +19,12 @@ mod text;
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mmada::model::SequenceRequest;
 use mmada::sampler::noise::{Draw, Noise, Philox, Stage};
-use mmada::{Context, Error, Result};
+use mmada::{Context, Error, Generation, Result, Step};
 
 pub use data::read_samples;
 pub use own::own_samples;
@@ -156,17 +158,19 @@ impl State {
 }
 
 /// How states are made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StateOptions {
     /// States of every sample.
     pub per_sample: usize,
     /// The same seed gives the same states.
     pub seed: u64,
+    /// Set it to stop: looked at before the network runs.
+    pub cancel: Option<Arc<AtomicBool>>,
 }
 
 impl Default for StateOptions {
     fn default() -> Self {
-        StateOptions { per_sample: 4, seed: 0 }
+        StateOptions { per_sample: 4, seed: 0, cancel: None }
     }
 }
 
@@ -195,7 +199,7 @@ pub fn collect_states(
 ///
 /// # Errors
 /// `InvalidArgument` names the sample: no room for an answer in the model's context, a picture and a model that has no
-/// image tokenizer, no state asked for. `Io` and `Image` name the picture. Else as the context's own calls.
+/// image tokenizer, no state asked for. `Io` and `Image` name the picture. `Cancelled`. Else as the context's own calls.
 pub fn sample_states(context: &Context, sample: &Sample, index: usize, options: &StateOptions) -> Result<Vec<State>> {
     if options.per_sample == 0 {
         return Err(Error::invalid("0 states of each sample were asked for"));
@@ -204,7 +208,8 @@ pub fn sample_states(context: &Context, sample: &Sample, index: usize, options: 
         let file = context.model().file();
         return Err(Error::invalid(format!("{}: needs pictures, but {file} has no image tokenizer", sample.origin)));
     }
-    let maker = Maker { context, sample, seed: options.seed.wrapping_add(index as u64) };
+    let seed = options.seed.wrapping_add(index as u64);
+    let maker = Maker { context, sample, seed, cancel: options.cancel.as_deref() };
     let ratios = ratios(options, index);
     let mut states = match sample.task {
         Task::Draw => draw::states(&maker, &ratios),
@@ -232,9 +237,29 @@ struct Maker<'a> {
     sample: &'a Sample,
     /// Of all random numbers of this sample.
     seed: u64,
+    cancel: Option<&'a AtomicBool>,
 }
 
 impl Maker<'_> {
+    fn check(&self) -> Result<()> {
+        match self.cancel {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
+
+    /// One step of what the model generates.
+    fn step(&self, generation: &mut Generation) -> Result<Step> {
+        self.check()?;
+        generation.step()
+    }
+
+    /// The logits of each sequence of a batch.
+    fn logits(&self, batch: &[SequenceRequest]) -> Result<Vec<Vec<f32>>> {
+        self.check()?;
+        self.context.logits(batch)
+    }
+
     /// Names the sample in errors that do not say what they are about.
     fn named(&self, error: Error) -> Error {
         match error {

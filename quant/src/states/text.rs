@@ -76,7 +76,7 @@ fn own(maker: &Maker, prompt: &[u32], options: &TextOptions, ratios: &[f64]) -> 
     let mut moments: Vec<Moment> = Vec::new();
     loop {
         let ids = generation.sequence(0).unwrap_or_default().to_vec();
-        let step = generation.step()?;
+        let step = maker.step(&mut generation)?;
         if !step.changed.is_empty() {
             let block = (step.index - 1) / steps_per_block(options);
             let masked =
@@ -200,7 +200,7 @@ impl Given<'_> {
         let mut places: Vec<usize> = block.collect();
         let vocab = 0..vocabulary.text;
         let wanted = SequenceRequest { ids, rows: &places, vocab: vocab.clone() };
-        let mut logits = self.maker.context.logits(&[wanted])?.pop().unwrap_or_default();
+        let mut logits = self.maker.logits(&[wanted])?.pop().unwrap_or_default();
         let rule = Rule {
             temperature: self.options.temperature,
             remasking: self.options.remasking,
