@@ -26,7 +26,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "N", default_value_t = StateOptions::default().per_sample)]
     states: usize,
     /// Pictures of the data to draw from beginning to end with every model; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 2)]
     drawings: usize,
     /// Of all random numbers: the same seed gives the same result
     #[arg(long, default_value_t = 0)]
@@ -51,7 +51,8 @@ pub fn run(args: CompareArgs) -> Result<()> {
     let comparison = watched(&show, |cancel, progress| {
         let options = CompareOptions {
             data: args.data,
-            states: StateOptions { per_sample: args.states, seed: args.seed },
+            per_sample: args.states,
+            seed: args.seed,
             drawings: args.drawings,
             threads: args.threads,
             cancel: Some(cancel),

@@ -44,8 +44,10 @@ pub struct CompareOptions {
     pub models: Vec<PathBuf>,
     /// Data files as [`read_samples`] reads them; none: what the reference writes and draws by itself.
     pub data: Vec<PathBuf>,
-    /// How many states every sample gives, and the seed of all random numbers.
-    pub states: StateOptions,
+    /// How many states every sample gives.
+    pub per_sample: usize,
+    /// Of all random numbers: the same seed gives the same result.
+    pub seed: u64,
     /// How many of the data's pictures to draw from beginning to end with every model.
     pub drawings: usize,
     /// Threads; 0 means one per core. Results do not depend on it.
@@ -61,8 +63,9 @@ impl CompareOptions {
             reference: reference.into(),
             models,
             data: vec![],
-            states: StateOptions::default(),
-            drawings: 4,
+            per_sample: StateOptions::default().per_sample,
+            seed: 0,
+            drawings: 2,
             threads: 0,
             cancel: None,
         }
@@ -113,8 +116,8 @@ pub fn compare(options: &CompareOptions, progress: &mut dyn FnMut(Progress)) -> 
         samples: samples.len(),
         states: states.len(),
         positions: states.iter().map(|state| state.masked.len() as u64).sum(),
-        per_sample: options.states.per_sample,
-        seed: options.states.seed,
+        per_sample: options.per_sample,
+        seed: options.seed,
         seconds: started.elapsed(),
     })
 }
@@ -142,11 +145,13 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn states(&self, samples: &[Sample], progress: &mut dyn FnMut(Progress)) -> Result<Vec<State>> {
+        let CompareOptions { per_sample, seed, cancel, .. } = self.options.clone();
+        let options = StateOptions { per_sample, seed, cancel };
         let mut states = Vec::new();
         for (index, sample) in samples.iter().enumerate() {
             self.options.check()?;
             progress(Progress::Steps { what: "making states", done: index, total: samples.len() });
-            states.extend(sample_states(self.reference, sample, index, &self.options.states)?);
+            states.extend(sample_states(self.reference, sample, index, &options)?);
         }
         Ok(states)
     }
@@ -205,7 +210,7 @@ impl Run<'_> {
             let draw = |(n, prompt): (usize, &&str)| {
                 progress(Progress::Steps { what: "drawing", done, total });
                 done += 1;
-                self.draw(context, prompt, self.options.states.seed.wrapping_add(n as u64))
+                self.draw(context, prompt, self.options.seed.wrapping_add(n as u64))
             };
             prompts.iter().enumerate().map(draw).collect::<Result<Vec<_>>>()
         };

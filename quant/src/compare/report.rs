@@ -223,7 +223,7 @@ impl fmt::Display for Comparison {
         let Comparison { reference, states, positions, samples, .. } = self;
         let (mb, bits) = (reference.bytes as f64 / 1e6, reference.bits_per_weight());
         writeln!(f, "reference {}: {mb:.2} MB, {bits:.3} bits per weight", reference.path.display())?;
-        writeln!(f, "{states} states of {samples} samples, {positions} masked positions; products computed exactly")?;
+        writeln!(f, "{states} states of {samples} samples, {positions} masked positions; float products in f32")?;
         writeln!(f, "KL and truth in nats, agreement in %\n")?;
         let width = self.models.iter().map(|m| m.file.name().chars().count()).max().unwrap_or(0).max(4);
         writeln!(
@@ -257,7 +257,8 @@ impl fmt::Display for Comparison {
 const LEGEND: &str = "
 masked: share of the answer or picture that is masked. set: of the positions that the reference commits next, those that
 the model commits too; ids: with the same token. codes: top-1 of image codes. drawings: equal codes in whole pictures
-drawn with the same random numbers. truth: -ln of the true token's probability; ref: the reference's.
+drawn with the same random numbers. truth: -ln of the true token's probability; ref: the reference's. Quantized weights
+are multiplied with int8 activations, as always: that is a part of their divergence.
 ";
 
 fn by_task(f: &mut fmt::Formatter<'_>, model: &Compared) -> fmt::Result {

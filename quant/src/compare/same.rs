@@ -6,18 +6,26 @@ use mmada::{Error, Model, Result};
 /// `InvalidArgument` names both files and the first difference.
 pub fn check(reference: &Model, model: &Model) -> Result<()> {
     let (ours, theirs) = (traits(model)?, traits(reference)?);
-    let differs = ours.iter().zip(&theirs).find(|(a, b)| a != b);
-    let (file, other) = (model.file(), reference.file());
-    if let Some(((what, is), (_, due))) = differs {
-        let reason = format!("{what} is {is}, but {due} in the reference");
-        return Err(Error::invalid(format!("{file} cannot be compared to {other}: {reason}")));
+    let fail = |reason: String| {
+        let (file, other) = (model.file(), reference.file());
+        Err(Error::invalid(format!("{file} cannot be compared to {other}: {reason}")))
+    };
+    if let Some(((what, is), (_, due))) = ours.iter().zip(&theirs).find(|(a, b)| a != b) {
+        return fail(format!("{what} is {is}, but {due} in the reference"));
     }
     // Tokens of one number may still be different words.
-    let words = |model: &Model| model.header().str("tokenizer.huggingface.json").map(str::to_owned);
-    match words(reference)? == words(model)? {
-        true => Ok(()),
-        false => Err(Error::invalid(format!("{file} cannot be compared to {other}: it has another tokenizer"))),
+    let (ours, theirs) = (tokens(model)?, tokens(reference)?);
+    if let Some(id) = ours.iter().zip(&theirs).position(|(a, b)| a != b) {
+        return fail(format!("token {id} is {:?}, but {:?} in the reference", ours[id], theirs[id]));
     }
+    match ours.len() == theirs.len() {
+        true => Ok(()),
+        false => fail(format!("it lists {} tokens, the reference {}", ours.len(), theirs.len())),
+    }
+}
+
+fn tokens(model: &Model) -> Result<Vec<&str>> {
+    Ok(model.header().opt_strings(model.bytes(), "tokenizer.ggml.tokens")?.unwrap_or_default())
 }
 
 /// What must be equal, by name.
