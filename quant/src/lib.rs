@@ -4,7 +4,8 @@
 //!   tokenizer.json, the image tokenizer's folder) and writes one file with everything the runtime needs;
 //! - [`quantize`] makes a GGUF file of other types out of one, split or whole;
 //! - [`imatrix`](fn@imatrix) measures which columns of its matrices matter;
-//! - [`synth`] writes models of any shape with random weights.
+//! - [`synth`] writes models of any shape with random weights;
+//! - [`compare`] tells how far quantized models are from the one that they were made of.
 //!
 //! What a tensor is stored as is a [`Recipe`]'s to say, and the user's ([`TypeOptions`]).
 //!
@@ -23,6 +24,7 @@
 mod checkpoint;
 mod choice;
 mod collect;
+mod compare;
 mod config;
 mod convert;
 mod disk;
@@ -50,6 +52,10 @@ mod write;
 
 pub use choice::{TensorRule, TypeOptions, parse_type};
 pub use collect::{ImatrixOptions, ImatrixReport, imatrix};
+pub use compare::{
+    CompareOptions, Compared, Comparison, Drawings, ModelFile, RatioSummary, Summary, TaskSummary, View, check_plot,
+    compare, plot,
+};
 pub use convert::{ConvertOptions, convert};
 pub use overrides::Override;
 pub use quantize::{QuantizeOptions, quantize};
