@@ -158,3 +158,27 @@ fn a_write_that_fails_leaves_nothing_behind() {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }
+
+#[test]
+fn an_importance_matrix_is_measured_and_used_in_two_commands() {
+    let fixture = Fixture::tiny();
+    fixture.convert(mmada::gguf::GgmlType::F16);
+    fixture.write("data.jsonl", "{\"prompt\": \"Why?\", \"answer\": \"Because.\"}\n");
+    let (model, data) = (fixture.output(), fixture.path("data.jsonl"));
+    let (model, data) = (model.to_str().unwrap(), data.to_str().unwrap());
+    let (matrix, out) = (fixture.path("imatrix.gguf"), fixture.path("q.gguf"));
+    let (matrix, out) = (matrix.to_str().unwrap(), out.to_str().unwrap());
+    let output = run(&["imatrix", model, "--data", data, "-o", matrix, "--states", "3", "-t", "2"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("15 matrices, 3 states (3 chat)") && said.lines().count() == 1, "{said}");
+    let output = run(&["--imatrix", matrix, model, out, "Q4_0"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("left to right"), "{}", stderr(&output));
+    for args in [&["imatrix", model, "--data", matrix][..], &["imatrix", "nowhere.gguf", "-o", out]] {
+        let output = run(args);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.starts_with("error: ") && said.lines().count() == 1, "{said}");
+    }
+}

@@ -248,7 +248,7 @@ fn states_are_the_same_for_the_same_seed_whatever_the_threads_and_others_for_ano
     let (_dir, file) = folder("all.jsonl", ALL);
     let make = |seed, threads| {
         let options = StateOptions { per_sample: 2, seed, cancel: None };
-        collect_states(&context(&model, threads), &[file.clone()], &options, &mut |_, _| Ok(())).unwrap()
+        collect_states(&context(&model, threads), std::slice::from_ref(&file), &options, &mut |_, _| Ok(())).unwrap()
     };
     let first = make(4, 1);
     assert!(first == make(4, 3));
@@ -295,7 +295,7 @@ Only one sentence of some words
 word
 ";
     let (_dir, file) = folder("book.txt", text);
-    let samples = read_samples(&[file.clone()]).unwrap();
+    let samples = read_samples(std::slice::from_ref(&file)).unwrap();
     let parts: Vec<(&str, Option<&str>)> = samples.iter().map(|s| (s.prompt.as_str(), s.answer.as_deref())).collect();
     assert_eq!(
         parts,
@@ -332,7 +332,7 @@ fn lines_that_cannot_be_are_one_sentence_with_file_and_line() {
         (r#"{"task": "think", "answer": "b"}"#, "prompt is missing"),
     ] {
         let (_dir, file) = folder("data.jsonl", &format!("{good}\n\n{line}\n"));
-        let error = read_samples(&[file.clone()]).expect_err(line).to_string();
+        let error = read_samples(std::slice::from_ref(&file)).expect_err(line).to_string();
         assert!(error.starts_with(&format!("{}: line 3: ", file.display())), "{error}");
         assert!(error.contains(reason) && !error.contains('\n'), "{line}: {error}");
     }
