@@ -2,9 +2,9 @@
 //! more is refused, and what comes out is an error; everything that was allocated is given back.
 //!
 //! The crates that the library is built on do not survive being refused memory. One thing that they do takes so much
-//! for this model: building the tokenizer (JSON, vocabulary, merges), which therefore happens while nothing is refused.
-//! Rendering the chat template, tokenizing the text and starting the threads are inside what is counted, so that a
-//! large request of theirs would end these tests.
+//! for this model: building the tokenizer, whose pattern for words `regex-automata` compiles (a large vocabulary's JSON
+//! and maps would be others). It therefore happens while nothing is refused. Rendering the chat template, tokenizing the
+//! text and starting the threads are inside what is counted: a large request of theirs would end these tests.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,13 @@ static LARGE_REQUESTS: AtomicUsize = AtomicUsize::new(0);
 /// Which large request is refused, from 1 on; 0: none.
 static REFUSED: AtomicUsize = AtomicUsize::new(0);
 static LIVE: AtomicIsize = AtomicIsize::new(0);
+/// The most that LIVE has been.
+static PEAK: AtomicIsize = AtomicIsize::new(0);
+
+fn add_live(bytes: isize) {
+    let live = LIVE.fetch_add(bytes, SeqCst) + bytes;
+    PEAK.fetch_max(live, SeqCst);
+}
 
 impl Counting {
     fn refuses(&self, size: usize) -> bool {
@@ -40,7 +47,7 @@ unsafe impl GlobalAlloc for Counting {
         if self.refuses(layout.size()) {
             return std::ptr::null_mut();
         }
-        LIVE.fetch_add(layout.size() as isize, SeqCst);
+        add_live(layout.size() as isize);
         // SAFETY: the caller's promise
         unsafe { System.alloc(layout) }
     }
@@ -49,7 +56,7 @@ unsafe impl GlobalAlloc for Counting {
         if self.refuses(layout.size()) {
             return std::ptr::null_mut();
         }
-        LIVE.fetch_add(layout.size() as isize, SeqCst);
+        add_live(layout.size() as isize);
         // SAFETY: the caller's promise
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -58,13 +65,13 @@ unsafe impl GlobalAlloc for Counting {
         if size > layout.size() && self.refuses(size) {
             return std::ptr::null_mut();
         }
-        LIVE.fetch_add(size as isize - layout.size() as isize, SeqCst);
+        add_live(size as isize - layout.size() as isize);
         // SAFETY: the caller's promise
         unsafe { System.realloc(old, layout, size) }
     }
 
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as isize, SeqCst);
+        add_live(-(layout.size() as isize));
         // SAFETY: the caller's promise
         unsafe { System.dealloc(old, layout) }
     }
@@ -202,6 +209,74 @@ fn scores_logits_and_hidden_states_survive_every_refusal() {
         context.logits(&[SequenceRequest { ids: &ids, rows: &rows, vocab: 0..context.model().vocabulary().rows }])?;
         context.hidden_states(&ids.repeat(3)).map(|_| ())
     });
+}
+
+/// Bytes that `work` has allocated at most at a time.
+fn peak_of<R>(work: impl FnOnce() -> R) -> (R, usize) {
+    let before = LIVE.load(SeqCst);
+    PEAK.store(before, SeqCst);
+    let result = work();
+    (result, usize::try_from(PEAK.load(SeqCst) - before).unwrap())
+}
+
+/// Between what is counted and what there is: pictures that are handed out, statistics, and other small things.
+fn close(counted: usize, peak: usize) {
+    assert!(peak <= counted + counted / 16 + (512 << 10), "{counted} bytes are counted, {peak} were allocated");
+    assert!(peak + (64 << 10) >= counted - counted / 8, "{counted} bytes are counted, {peak} were allocated");
+}
+
+#[test]
+fn what_a_context_counts_is_what_it_allocates() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let context = open(true).unwrap();
+    let model = context.model().clone();
+    let (text, image) = model.draw_options(false);
+    let request = DrawRequest {
+        prompt: "a red circle".to_owned(),
+        think: false,
+        width: 64,
+        height: 64,
+        count: 5,
+        text,
+        image: mmada::ImageOptions { guidance: 2.0, ..image },
+    };
+    let (drawing, peak) = peak_of(|| {
+        let mut drawing = context.draw(request).unwrap();
+        drawing.step().unwrap();
+        drawing.step().unwrap();
+        drawing
+    });
+    close(context.memory_used(), peak);
+    drop(drawing);
+    let context = open(true).unwrap();
+    let (answer, peak) = peak_of(|| {
+        let options =
+            TextOptions { cfg_scale: 1.0, gen_length: 128, steps: 64, block_length: 128, ..Default::default() };
+        let mut answer = context.text_from_ids((0..300).collect(), options).unwrap();
+        answer.step().unwrap();
+        answer
+    });
+    close(context.memory_used(), peak);
+    drop(answer);
+
+    // the image tokenizer's buffers are gone when it is done: the least limit with which it works is what it counts
+    let codes = [5; 64];
+    let with = |limit: usize| {
+        let options = ContextOptions { threads: 2, memory_limit: Some(limit), ..Default::default() };
+        Context::new(&model, options).unwrap()
+    };
+    let (mut too_low, mut enough) = (0, 256 << 20);
+    while enough - too_low > 4096 {
+        let limit = (too_low + enough) / 2;
+        match with(limit).decode_image(&codes, 8, 8) {
+            Ok(_) => enough = limit,
+            Err(_) => too_low = limit,
+        }
+    }
+    let limited = with(enough);
+    let (picture, peak) = peak_of(|| limited.decode_image(&codes, 8, 8));
+    close(enough, peak);
+    assert_eq!(picture.unwrap().dimensions(), (64, 64));
 }
 
 #[test]
