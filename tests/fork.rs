@@ -95,7 +95,7 @@ fn the_child_is_told_and_can_make_a_context_of_its_own_and_the_parent_goes_on() 
         if refused != 0 {
             return refused;
         }
-        if !matches!(begun.text(), Ok(_)) {
+        if begun.text().is_err() {
             return 50; // what is there can still be looked at
         }
         let own = self::context(&model);

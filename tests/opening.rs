@@ -119,9 +119,11 @@ fn one_part_of_a_split_file_cannot_be_opened_without_its_path() {
     assert!(error.contains("one part of a split file"), "{error}");
 }
 
+type Reports = Arc<Mutex<Vec<(u64, u64)>>>;
+
 /// Options that note every report, and answer false from the `stop`-th on.
-fn watched(mmap: bool, stop: usize) -> (OpenOptions, Arc<Mutex<Vec<(u64, u64)>>>) {
-    let reports = Arc::new(Mutex::new(Vec::new()));
+fn watched(mmap: bool, stop: usize) -> (OpenOptions, Reports) {
+    let reports = Reports::default();
     let sink = reports.clone();
     let progress = move |done, total| {
         let mut reports = sink.lock().unwrap();
