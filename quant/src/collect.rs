@@ -121,7 +121,8 @@ pub fn imatrix(options: &ImatrixOptions, progress: &mut dyn FnMut(Progress)) -> 
     drop(Writer::create(&options.output, &[], &[])?);
     note_quantized(&input, progress);
 
-    let context_options = ContextOptions { threads: options.threads, compute: Compute::Exact, instruction_set: None };
+    let context_options =
+        ContextOptions { threads: options.threads, compute: Compute::Exact, ..ContextOptions::default() };
     let context = Context::new(&model, context_options)?;
     let of_states = StateOptions { per_sample: options.states, seed: options.seed, cancel: options.cancel.clone() };
     let mut sums = Collector::new(model.config().layers, weight);

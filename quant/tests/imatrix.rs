@@ -76,7 +76,7 @@ impl Floats {
 
 fn states(options: &ImatrixOptions) -> (Context, Vec<State>) {
     let model = Model::open(&options.model).unwrap();
-    let of_context = ContextOptions { threads: 1, compute: Compute::Exact, instruction_set: None };
+    let of_context = ContextOptions { threads: 1, compute: Compute::Exact, ..ContextOptions::default() };
     let context = Context::new(&model, of_context).unwrap();
     let of_states = StateOptions { per_sample: options.states, seed: options.seed, cancel: None };
     let states = collect_states(&context, &options.data, &of_states, &mut |_, _| Ok(())).unwrap();
@@ -181,7 +181,7 @@ fn the_statistics_are_the_weighted_sums_of_squares_of_what_matrices_are_multipli
 fn inputs_shown_within_a_layer_lead_from_its_stream_to_the_next() {
     let dir = tiny();
     let model = Model::open(dir.path().join("in.gguf")).unwrap();
-    let of_context = ContextOptions { threads: 1, compute: Compute::Exact, instruction_set: None };
+    let of_context = ContextOptions { threads: 1, compute: Compute::Exact, ..ContextOptions::default() };
     let context = Context::new(&model, of_context).unwrap();
     let weights = Floats::read(&dir.path().join("in.gguf"));
     let ids: Vec<u32> = (0..23).map(|i| (i * i * 7 + 3) % 490).collect();
