@@ -56,7 +56,8 @@ pub struct ImatrixOptions {
 
 impl ImatrixOptions {
     pub const DEFAULT_STATES: usize = 4;
-    pub const DEFAULT_MASKED_WEIGHT: f32 = 4.0;
+    /// Measured on the demo model: from 1 to 4 nothing changes beyond chance, at 16 the others count too little.
+    pub const DEFAULT_MASKED_WEIGHT: f32 = 2.0;
 
     /// Everything else at its default.
     pub fn new(model: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
