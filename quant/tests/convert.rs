@@ -289,7 +289,7 @@ fn a_checkpoint_converted_to_parts_with_an_8_bit_image_tokenizer_sees_and_draws_
         .map(|file| Context::new(&Model::open(file).unwrap(), ContextOptions::default()).unwrap());
     let small = contexts[1].model().header().tensors.iter().filter(|t| t.name.starts_with("vq."));
     assert!(small.filter(|t| t.dtype == GgmlType::Q8_0).count() > 20);
-    let codes: Vec<u32> = (0..64u32).map(|i| i * 2654435761 >> 7 & 255).collect();
+    let codes: Vec<u32> = (0..64u32).map(|i| i.wrapping_mul(2_654_435_761) >> 7 & 255).collect();
     let [exact, rounded] = [0, 1].map(|i| contexts[i].decode_image(&codes, 8, 8).unwrap());
     let difference: i64 =
         exact.as_raw().iter().zip(rounded.as_raw()).map(|(a, b)| (i64::from(*a) - i64::from(*b)).abs()).sum();
