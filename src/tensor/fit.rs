@@ -331,29 +331,27 @@ impl<S: Simd, const N: usize> Symmetric<'_, S, N> {
     }
 
     /// The best scale, of either sign. `ends` are the tried places of the value with the largest magnitude, as
-    /// parts of the lowest level: above 1 it is cut off, below 0 the sign is the other one.
+    /// parts of the lowest level: above 1 it is cut off, below 0 the sign is the other one. In every pass each trial
+    /// goes to the best scale of its levels.
     #[inline(always)]
-    pub fn fit<L: Levels, const V: usize>(&self, ends: &[[f32; LANES]; V]) -> f32 {
+    pub fn fit<L: Levels>(&self, ends: &[f32; LANES], passes: usize) -> f32 {
         let s = self.s;
         let (low, high) = s.range(self.x, (0.0, 0.0));
         let largest = if -low > high { low } else { high };
-        let unit = s.splat(inverse(largest) * L::LOW);
+        let mut inverse = s.mul(s.splat(inverse(largest) * L::LOW), s.load(ends));
         // Of each lane; with the best scale the error is less than without levels by the gain.
-        let (mut best, mut best_gain) = (s.splat(0.0), s.splat(0.0));
-        for ends in ends {
-            let mut inverse = s.mul(unit, s.load(ends));
-            // Every trial goes to the best scale of its levels, and from there once more.
-            for _ in 0..2 {
-                let (sqx, sqq) = self.trials::<L>(inverse);
-                let scale = s.div(sqx, sqq);
-                let gain = s.mul(sqx, scale);
-                best = s.if_less(best_gain, gain, scale, best);
-                // NaN is no gain
-                best_gain = s.max(gain, best_gain);
-                inverse = s.inverse(scale);
-            }
+        let zero = s.splat(0.0);
+        let (mut best, mut best_gain) = (zero, zero);
+        for _ in 0..passes {
+            let (sqx, sqq) = self.trials::<L>(inverse);
+            let scale = s.div(sqx, sqq);
+            let gain = s.mul(sqx, scale);
+            best = s.if_less(best_gain, gain, scale, best);
+            // NaN is no gain
+            best_gain = s.max(gain, best_gain);
+            inverse = s.inverse(scale);
         }
-        s.lanes(best)[least(&s.lanes(s.sub(s.splat(0.0), best_gain)))]
+        s.lanes(best)[least(&s.lanes(s.sub(zero, best_gain)))]
     }
 }
 
@@ -501,9 +499,9 @@ impl<'a, S: Simd, const N: usize> Affine<'a, S, N> {
 
     /// The best line; no scale above the range is believed, which rounding errors of very unequal weights could give.
     /// `ends` are the tried places of the lowest and highest level, as parts of the range of values from its ends
-    /// inwards.
+    /// inwards. In every pass each trial goes to the best line of its levels.
     #[inline(always)]
-    pub fn fit<const V: usize>(&self, ends: &[Ends; V], falling: bool) -> Line {
+    pub fn fit(&self, ends: &Ends, falling: bool, passes: usize) -> Line {
         let s = self.s;
         let (mut low, high) = s.range(self.x, (f32::INFINITY, f32::NEG_INFINITY));
         if falling {
@@ -517,20 +515,17 @@ impl<'a, S: Simd, const N: usize> Affine<'a, S, N> {
         let (none, range) = (s.splat(f32::NEG_INFINITY), s.splat(range));
         let start = s.splat(low - self.mean);
         let (mut best_scale, mut best_offset, mut best_gain) = (s.splat(0.0), start, none);
-        for Ends { low: a, high: b } in ends {
-            let (a, b) = (s.load(a), s.load(b));
-            let mut offset = s.add(start, s.mul(a, range));
-            let part = s.sub(s.sub(s.splat(1.0), a), b);
-            let mut inverse = s.mul(s.inverse(s.mul(part, range)), s.splat(self.top));
-            // Every trial goes to the best line of its levels, and from there once more.
-            for _ in 0..2 {
-                let (scale, from_mean, gain) = self.trials(offset, inverse, falling);
-                let gain = s.if_less(s.splat(0.0), scale, s.if_less(range, scale, none, gain), none);
-                best_scale = s.if_less(best_gain, gain, scale, best_scale);
-                best_offset = s.if_less(best_gain, gain, from_mean, best_offset);
-                best_gain = s.max(gain, best_gain);
-                (offset, inverse) = (from_mean, s.inverse(scale));
-            }
+        let (a, b) = (s.load(&ends.low), s.load(&ends.high));
+        let mut offset = s.add(start, s.mul(a, range));
+        let part = s.sub(s.sub(s.splat(1.0), a), b);
+        let mut inverse = s.mul(s.inverse(s.mul(part, range)), s.splat(self.top));
+        for _ in 0..passes {
+            let (scale, from_mean, gain) = self.trials(offset, inverse, falling);
+            let gain = s.if_less(s.splat(0.0), scale, s.if_less(range, scale, none, gain), none);
+            best_scale = s.if_less(best_gain, gain, scale, best_scale);
+            best_offset = s.if_less(best_gain, gain, from_mean, best_offset);
+            best_gain = s.max(gain, best_gain);
+            (offset, inverse) = (from_mean, s.inverse(scale));
         }
         let at = least(&s.lanes(s.sub(s.splat(0.0), best_gain)));
         Line { scale: s.lanes(best_scale)[at], offset: self.mean + s.lanes(best_offset)[at] }

@@ -36,7 +36,7 @@ impl<const G: usize> Scaled<G> {
         w: &[f32; QK_K],
         low: i32,
         radius: i32,
-        ends: &[[f32; LANES]; 1],
+        ends: &[f32; LANES],
     ) -> Fallible<Self> {
         const { assert!(G * N == QK_K) };
         if s.size(x) > LIMIT {
@@ -45,7 +45,7 @@ impl<const G: usize> Scaled<G> {
         let (x, w) = (x.as_chunks::<N>().0, w.as_chunks::<N>().0);
         let mut scales = [0.0; G];
         for g in 0..G {
-            scales[g] = Symmetric { s, x: &x[g], w: &w[g] }.fit::<L, 1>(ends);
+            scales[g] = Symmetric { s, x: &x[g], w: &w[g] }.fit::<L>(ends, 2);
         }
         let largest = scales.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
         let mut best = Scaled { d: half(largest / low as f32)?, sc: [0; G] };
@@ -124,7 +124,7 @@ impl<const G: usize> Ranged<G> {
         top: f32,
         most: i32,
         radius: i32,
-        ends: &[Ends; 1],
+        ends: &Ends,
     ) -> Fallible<Self> {
         const { assert!(G * N == QK_K) };
         if s.size(x) > LIMIT {
@@ -138,7 +138,7 @@ impl<const G: usize> Ranged<G> {
         }
         let mut lines = [Line { scale: 0.0, offset: 0.0 }; G];
         for (line, group) in lines.iter_mut().zip(&groups) {
-            *line = group.fit(ends, true);
+            *line = group.fit(ends, true, 2);
         }
         let d = half(lines.iter().fold(0.0f32, |m, f| m.max(f.scale)) / most as f32)?;
         let dmin = half(lines.iter().fold(0.0f32, |m, f| m.max(-f.offset)) / most as f32)?;
@@ -266,9 +266,9 @@ fn pack_two_bits(q: &[u8; QK_K]) -> [u8; 64] {
 }
 
 /// Places of the ends for 2, 4 and 5 bits.
-const ENDS2: [Ends; 1] = [Ends::pairs([0.0, 0.08, 0.17, 0.27], [0.0, 0.08, 0.17, 0.27])];
-pub(super) const ENDS4: [Ends; 1] = [Ends::pairs([-0.02, 0.0, 0.05, 0.11], [-0.02, 0.0, 0.05, 0.11])];
-pub(super) const ENDS5: [Ends; 1] = [Ends::pairs([-0.01, 0.0, 0.025, 0.06], [-0.01, 0.0, 0.025, 0.06])];
+const ENDS2: Ends = Ends::pairs([0.0, 0.08, 0.17, 0.27], [0.0, 0.08, 0.17, 0.27]);
+pub(super) const ENDS4: Ends = Ends::pairs([-0.02, 0.0, 0.05, 0.11], [-0.02, 0.0, 0.05, 0.11]);
+pub(super) const ENDS5: Ends = Ends::pairs([-0.01, 0.0, 0.025, 0.06], [-0.01, 0.0, 0.025, 0.06]);
 
 #[inline(always)]
 pub(super) fn q2_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
@@ -294,13 +294,13 @@ pub(super) fn q5_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<
 }
 
 /// Places of the end for 3 bits and for those of IQ4_XS; see [`Symmetric::fit`].
-const ENDS3: [[f32; LANES]; 1] =
-    [[0.7, 0.77, 0.84, 0.92, 1.0, 1.07, 1.15, 1.25, 1.4, -0.7, -0.78, -0.87, -0.96, -1.06, -1.18, -1.33]];
-pub(super) const ENDS_IQ4: [[f32; LANES]; 1] =
-    [[0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08, 1.14, 1.22, 1.35, -0.85, -0.91, -0.97, -1.03, -1.12, -1.27]];
+const ENDS3: [f32; LANES] =
+    [0.7, 0.77, 0.84, 0.92, 1.0, 1.07, 1.15, 1.25, 1.4, -0.7, -0.78, -0.87, -0.96, -1.06, -1.18, -1.33];
+pub(super) const ENDS_IQ4: [f32; LANES] =
+    [0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08, 1.14, 1.22, 1.35, -0.85, -0.91, -0.97, -1.03, -1.12, -1.27];
 /// And for 6 bits.
-const ENDS6: [[f32; LANES]; 1] =
-    [[0.965, 0.975, 0.985, 0.993, 1.0, 1.007, 1.015, 1.025, 1.04, 1.06, -0.97, -0.985, -0.995, -1.005, -1.015, -1.03]];
+const ENDS6: [f32; LANES] =
+    [0.965, 0.975, 0.985, 0.993, 1.0, 1.007, 1.015, 1.025, 1.04, 1.06, -0.97, -0.985, -0.995, -1.005, -1.015, -1.03];
 
 #[inline(always)]
 pub(super) fn q3_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {
