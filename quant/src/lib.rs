@@ -3,6 +3,7 @@
 //! - [`convert`] reads the published layout of MMaDA checkpoints (config.json, safetensors or PyTorch shards,
 //!   tokenizer.json, the image tokenizer's folder) and writes one file with everything the runtime needs;
 //! - [`quantize`] makes a GGUF file of other types out of one, split or whole;
+//! - [`export`] writes the text part of one as llama.cpp reads it;
 //! - [`synth`] writes models of any shape with random weights.
 //!
 //! What a tensor is stored as is a [`Recipe`]'s to say, and the user's ([`TypeOptions`]).
@@ -24,6 +25,7 @@ mod choice;
 mod config;
 mod convert;
 mod disk;
+mod export;
 mod imatrix;
 mod input;
 mod json;
@@ -47,6 +49,7 @@ mod write;
 
 pub use choice::{TensorRule, TypeOptions, parse_type};
 pub use convert::{ConvertOptions, convert};
+pub use export::{ExportOptions, export};
 pub use overrides::Override;
 pub use quantize::{QuantizeOptions, quantize};
 pub use recipe::Recipe;

@@ -10,11 +10,13 @@ use clap::{Parser, Subcommand};
 use mmada::{Error, Result};
 
 use cli::convert::ConvertArgs;
+use cli::export::ExportArgs;
 use cli::quantize::QuantizeArgs;
 use cli::say;
 use cli::synth::SynthArgs;
 
-/// Makes GGUF files for libmmada: quantizes them, converts MMaDA checkpoints, makes random models for tests.
+/// Makes GGUF files for libmmada: quantizes them, converts MMaDA checkpoints, exports their text part to llama.cpp,
+/// makes random models for tests.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(override_usage = "mmada-quantize [OPTIONS] IN.gguf [OUT.gguf] TYPE [THREADS]
@@ -30,6 +32,8 @@ struct Cli {
 enum Command {
     /// Convert a checkpoint folder to one GGUF file of any type
     Convert(ConvertArgs),
+    /// Write the text part of a model file as another program reads it
+    Export(ExportArgs),
     /// Write a random-weight model of any shape, for benches and tests
     Synth(SynthArgs),
 }
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Some(Command::Convert(args)) => cli::convert::run(args),
+        Some(Command::Export(args)) => cli::export::run(args),
         Some(Command::Synth(args)) => cli::synth::run(args),
         None => cli::quantize::run(cli.quantize),
     };

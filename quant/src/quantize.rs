@@ -1,7 +1,6 @@
 //! A GGUF file to another one of other types.
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -19,7 +18,7 @@ use crate::overrides::Override;
 use crate::recipe::{Place, Recipe, place};
 use crate::report::{Progress, Report, TensorLine};
 use crate::rows::Job;
-use crate::write::{encode_tensor, spec_bytes, thread_pool};
+use crate::write::{encode_tensor, refuse_own_input, spec_bytes, thread_pool};
 
 /// What to quantize, and how.
 #[derive(Clone, Debug)]
@@ -82,7 +81,8 @@ pub fn quantize(options: &QuantizeOptions, progress: &mut dyn FnMut(Progress)) -
     let imatrix = importance(options, &input, &mut notes)?;
     let metadata = metadata(options, &input, imatrix.as_ref())?;
     let parts = parts(options, &input, &metadata, specs)?;
-    guard_inputs(options, &input, &parts)?;
+    let read = input.paths().chain(options.imatrix.as_deref());
+    refuse_own_input(read, parts.iter().map(|(path, _)| path.as_path()))?;
     let file_bytes = SplitWriter::sizes(&metadata, &parts)?.iter().sum();
     let total: u64 = parts.iter().flat_map(|(_, specs)| specs).map(spec_bytes).sum();
     let mut lines = parts.iter().flat_map(|(_, specs)| specs).zip(&input.header.tensors).enumerate();
@@ -275,16 +275,4 @@ fn output(options: &QuantizeOptions, input: &Input, metadata: &[(String, MetaVal
     };
     let stem = stem.file_name().unwrap_or_default().to_string_lossy().into_owned();
     options.input.with_file_name(naming::file_name(metadata, &stem, weights, encoding))
-}
-
-/// The output must not replace what it is made from.
-fn guard_inputs(options: &QuantizeOptions, input: &Input, parts: &[(PathBuf, Vec<TensorSpec>)]) -> Result<()> {
-    let real = |path: &Path| path.canonicalize().ok();
-    let read: HashSet<PathBuf> = input.paths().chain(options.imatrix.as_deref()).filter_map(real).collect();
-    match parts.iter().find(|(path, _)| real(path).is_some_and(|path| read.contains(&path))) {
-        Some((path, _)) => {
-            Err(Error::invalid(format!("the output would replace {}, which it is made from", path.display())))
-        }
-        None => Ok(()),
-    }
 }

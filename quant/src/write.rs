@@ -1,5 +1,7 @@
 //! What every command that writes a model does with a tensor.
 
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mmada::gguf::{SplitWriter, TensorSpec, Writer};
@@ -33,6 +35,19 @@ pub fn thread_pool(threads: usize) -> Result<ThreadPool> {
         .thread_name(|i| format!("quantize-{i}"))
         .build()
         .map_err(|e| Error::Internal(format!("cannot start {threads} threads: {e}")))
+}
+
+/// The output must not replace what it is made from.
+pub fn refuse_own_input<'a>(
+    read: impl Iterator<Item = &'a Path>,
+    mut written: impl Iterator<Item = &'a Path>,
+) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().ok();
+    let read: HashSet<PathBuf> = read.filter_map(real).collect();
+    match written.find(|path| real(path).is_some_and(|path| read.contains(&path))) {
+        Some(path) => Err(Error::invalid(format!("the output would replace {}, which it is made from", path.display()))),
+        None => Ok(()),
+    }
 }
 
 /// Bytes of a tensor whose sizes were checked.

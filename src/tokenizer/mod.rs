@@ -5,13 +5,19 @@
 //! it is ten harmless characters.
 
 mod bytes;
+mod ggml;
 mod load;
+mod split;
 
 use std::collections::HashMap;
 
 use tokenizers::Model;
 
+pub(crate) use ggml::{TOKEN_TYPES, UNUSED};
+pub use split::{split_name, split_names};
+
 use crate::error::{Error, Result};
+use crate::gguf::Header;
 
 /// What to do with text that looks like a special token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +59,16 @@ impl Tokenizer {
     /// [`Error::Unsupported`] for another kind of tokenizer.
     pub fn from_json(json: &str, file: &str) -> Result<Self> {
         load::tokenizer(json, file)
+    }
+
+    /// Builds the tokenizer from the keys `tokenizer.ggml.*` that llama.cpp's converter writes. `bytes` is the file
+    /// that was parsed.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_json`]; [`Error::Unsupported`] also for a split (`tokenizer.ggml.pre`) that is not one of
+    /// [`split_names`].
+    pub fn from_ggml(header: &Header, bytes: &[u8]) -> Result<Self> {
+        ggml::tokenizer(header, bytes)
     }
 
     /// The ids of a text. No token is added at either end.

@@ -1,6 +1,7 @@
 //! The commands: arguments to options, progress to the terminal.
 
 pub mod convert;
+pub mod export;
 pub mod quantize;
 pub mod synth;
 
