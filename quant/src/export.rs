@@ -10,7 +10,7 @@ use std::time::Instant;
 use mmada::gguf::{Architecture, GgmlType, Header, MetaValue, TensorInfo, TensorSpec, Writer};
 use mmada::model::{Config, Weights, is_backbone};
 use mmada::prompt::{MMADA_CHAT_TEMPLATE, Vocabulary};
-use mmada::tokenizer::{Tokenizer, split_names};
+use mmada::tokenizer::Tokenizer;
 use mmada::{Error, Result};
 
 use crate::disk;
@@ -120,13 +120,7 @@ impl<'a> Source<'a> {
         let json = h.str("tokenizer.huggingface.json")?;
         let tokenizer = TextTokenizer::from_json(json.to_owned(), h.file())?;
         vocabulary.check_tokenizer(&Tokenizer::from_json(json, h.file())?, h.file())?;
-        let pre = match &options.pre {
-            None => tokenizer.ggml_split()?,
-            Some(name) => split_names().find(|known| known == name).ok_or_else(|| {
-                let known: Vec<&str> = split_names().collect();
-                Error::invalid(format!("--pre {name:?} is not one of {}", known.join(", ")))
-            })?,
-        };
+        let pre = tokenizer.ggml_split(options.pre.as_deref())?;
         let tied = h.opt_bool("mmada.weight_tying")?.unwrap_or(false);
         Ok(Source { input, config, tied, vocabulary, tokenizer, pre })
     }

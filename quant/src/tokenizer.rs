@@ -6,7 +6,7 @@ use std::path::Path;
 
 use mmada::gguf::MetaValue;
 use mmada::prompt::{ChatTemplate, MMADA_CHAT_TEMPLATE};
-use mmada::tokenizer::{Tokenizer, split_name};
+use mmada::tokenizer::{Tokenizer, split_name, split_names};
 use mmada::{Error, Result};
 use serde_json::{Value, json};
 
@@ -212,18 +212,23 @@ impl TextTokenizer {
         Ok(Some(template.to_owned()))
     }
 
-    /// llama.cpp's name for how text is split before the merges.
+    /// llama.cpp's name for how text is split before the merges, or the name that was `given`.
     ///
     /// # Errors
-    /// `Unsupported` where it has none, or where the tokenizer does more to a text than split and merge.
-    pub fn ggml_split(&self) -> Result<&'static str> {
+    /// `Unsupported` where there is none, or where the tokenizer does more to a text than split and merge;
+    /// `InvalidArgument` for a name that the runtime does not know.
+    pub fn ggml_split(&self, given: Option<&str>) -> Result<&'static str> {
         let fail = |reason: &str| Err(Error::unsupported(&self.file, reason));
         if self.normalizes {
             return fail("the tokenizer normalizes texts, which llama.cpp's keys cannot say");
         }
-        match self.split {
-            Some(name) => Ok(name),
-            None => fail("the tokenizer splits texts in a way that llama.cpp has no name for (see --pre)"),
+        match (given, self.split) {
+            (Some(name), _) => split_names().find(|known| *known == name).ok_or_else(|| {
+                let known: Vec<&str> = split_names().collect();
+                Error::invalid(format!("--pre {name:?} is not one of {}", known.join(", ")))
+            }),
+            (None, Some(name)) => Ok(name),
+            (None, None) => fail("the tokenizer splits texts in a way that llama.cpp has no name for (see --pre)"),
         }
     }
 
@@ -334,7 +339,10 @@ mod tests {
         assert_eq!(metadata["tokenizer.ggml.token_type"], MetaValue::Array(MetaArray::I32(vec![1, 1, 1, 5, 1, 5, 4])));
         assert_eq!(metadata["tokenizer.ggml.pre"], MetaValue::String("gpt-2".into()));
         let clash = tokenizer(json!([{"id": 6, "content": "[PAD5]", "special": true}])).unwrap();
-        assert_eq!(clash.ggml_lists("gpt-2")[2].1, MetaValue::from(["a", "b", "ab", "[PAD3]", "ba", "[PAD5]_", "[PAD5]"].map(str::to_owned).to_vec()));
+        assert_eq!(
+            clash.ggml_lists("gpt-2")[2].1,
+            MetaValue::from(["a", "b", "ab", "[PAD3]", "ba", "[PAD5]_", "[PAD5]"].map(str::to_owned).to_vec())
+        );
     }
 
     #[test]

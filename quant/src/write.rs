@@ -45,7 +45,9 @@ pub fn refuse_own_input<'a>(
     let real = |path: &Path| path.canonicalize().ok();
     let read: HashSet<PathBuf> = read.filter_map(real).collect();
     match written.find(|path| real(path).is_some_and(|path| read.contains(&path))) {
-        Some(path) => Err(Error::invalid(format!("the output would replace {}, which it is made from", path.display()))),
+        Some(path) => {
+            Err(Error::invalid(format!("the output would replace {}, which it is made from", path.display())))
+        }
         None => Ok(()),
     }
 }

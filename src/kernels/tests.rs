@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::attention::Attention;
-use super::isa::{self, Isa, LANES, Op};
 use super::elementwise::Pairs;
+use super::isa::{self, Isa, LANES, Op};
 use super::*;
 use crate::parallel::{Exec, Threads};
 use crate::tensor::{GgmlType, Matrix};

@@ -140,6 +140,8 @@ pub fn is_backbone(name: &str, layers: usize) -> bool {
 fn check_names(h: &Header, layers: usize) -> Result<()> {
     match h.tensors.iter().find(|t| !is_backbone(&t.name, layers)) {
         None => Ok(()),
-        Some(t) => Err(Error::unsupported(h.file(), format!("tensor {} is not one that this version computes", t.name))),
+        Some(t) => {
+            Err(Error::unsupported(h.file(), format!("tensor {} is not one that this version computes", t.name)))
+        }
     }
 }

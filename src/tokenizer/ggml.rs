@@ -36,9 +36,12 @@ pub(super) fn tokenizer(header: &Header, bytes: &[u8]) -> Result<Tokenizer> {
     let (tokens, types) = (header.strings(bytes, TOKENS)?, header.usizes(bytes, TOKEN_TYPES)?);
     if tokens.len() != types.len() || tokens.len() as u64 > MAX_IDS {
         let (tokens, types) = (tokens.len(), types.len());
-        return Err(loader.bad(format!("has {tokens} tokens and {types} types of tokens, at most {MAX_IDS} are possible")));
+        return Err(
+            loader.bad(format!("has {tokens} tokens and {types} types of tokens, at most {MAX_IDS} are possible"))
+        );
     }
-    let mut parts = Parts { ignore_merges: split.ignore_merges, vocab: loader.names(tokens.len())?, ..Parts::default() };
+    let mut parts =
+        Parts { ignore_merges: split.ignore_merges, vocab: loader.names(tokens.len())?, ..Parts::default() };
     for (id, (&name, kind)) in tokens.iter().zip(types).enumerate() {
         let id = id as u32; // below MAX_IDS
         match kind {
@@ -48,7 +51,9 @@ pub(super) fn tokenizer(header: &Header, bytes: &[u8]) -> Result<Tokenizer> {
             UNKNOWN | CONTROL | USER_DEFINED => {
                 parts.added.push((added(id, name, kind == USER_DEFINED), kind != USER_DEFINED));
             }
-            other => return Err(loader.bad(format!("has a token {id} of type {other}, which is none of byte-level BPE"))),
+            other => {
+                return Err(loader.bad(format!("has a token {id} of type {other}, which is none of byte-level BPE")));
+            }
         }
         insert(&loader, &mut parts.vocab, name, id)?;
     }

@@ -16,8 +16,10 @@ pub(super) struct Split {
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BAILING: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 
 const SPLITS: &[Split] = &[
     Split {
@@ -25,7 +27,11 @@ const SPLITS: &[Split] = &[
         patterns: &[QWEN2],
         ignore_merges: false,
     },
-    Split { names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"], patterns: &[LLAMA3], ignore_merges: true },
+    Split {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
+        patterns: &[LLAMA3],
+        ignore_merges: true,
+    },
     Split { names: &["smaug-bpe", "dbrx"], patterns: &[LLAMA3], ignore_merges: false },
     Split { names: &["llada-moe", "bailingmoe", "bailingmoe2"], patterns: &[BAILING], ignore_merges: false },
     Split { names: &["gpt-2", "phi-2", "olmo", "mpt", "modern-bert"], patterns: &[GPT2], ignore_merges: false },
@@ -119,7 +125,9 @@ mod tests {
     fn a_split_without_a_name_has_none() {
         let byte_level = r#"{"type": "ByteLevel", "add_prefix_space": false, "use_regex": true}"#;
         assert_eq!(split_name(byte_level, false), Some("gpt-2"));
-        let digits = format!(r#"{{"type": "Sequence", "pretokenizers": [{{"type": "Digits", "individual_digits": true}}, {byte_level}]}}"#);
+        let digits = format!(
+            r#"{{"type": "Sequence", "pretokenizers": [{{"type": "Digits", "individual_digits": true}}, {byte_level}]}}"#
+        );
         assert_eq!(split_name(&digits, false), Some("smollm"));
         for other in [
             r#"{"type": "ByteLevel", "add_prefix_space": true, "use_regex": true}"#,

@@ -9,8 +9,10 @@ use mmada_quantize::{ExportOptions, export};
 use super::{ShowArgs, told};
 
 #[derive(Args)]
-#[command(after_help = "Tensors keep their types: quantize before or after. What is drawn with and the image codes are left \
-                        out. llama-diffusion-cli runs the file with --diffusion-block-length.")]
+#[command(
+    after_help = "Tensors keep their types: quantize before or after. What is drawn with and the image codes are left \
+                        out. llama-diffusion-cli runs the file with --diffusion-block-length."
+)]
 pub struct ExportArgs {
     /// What to write: llada (llama.cpp's architecture of LLaDA)
     #[arg(long, value_name = "ARCH", value_parser = ["llada"])]
