@@ -57,6 +57,7 @@ pub(super) fn tokenizer(header: &Header, bytes: &[u8]) -> Result<Tokenizer> {
         }
         insert(&loader, &mut parts.vocab, name, id)?;
     }
+    loader.check_bytes(&parts.vocab)?;
     let merges = header.strings(bytes, MERGES)?.into_iter().map(|merge| merge.split_once(' '));
     let merges = merges.map(|pair| pair.map(|(a, b)| (a.to_owned(), b.to_owned())));
     parts.merges = loader.merges(merges, &parts.vocab)?;

@@ -47,6 +47,7 @@ pub(super) fn tokenizer(json: &str, file: &str) -> Result<Tokenizer> {
     loader.check_decoder(root.get("decoder"))?;
     loader.check_model(&model)?;
     let vocab = loader.vocab(model.remove("vocab"))?;
+    loader.check_bytes(&vocab)?;
     let Some(Value::Array(merges)) = model.remove("merges") else { return Err(loader.bad("has no merges")) };
     loader.build(Parts {
         merges: loader.merges(merges.into_iter().map(pair), &vocab)?,
@@ -98,7 +99,6 @@ impl<'a> Loader<'a> {
     /// What the parts make together.
     pub(super) fn build(&self, parts: Parts) -> Result<Tokenizer> {
         let Parts { mut vocab, merges, ignore_merges, added, pre_tokenizer, normalizer } = parts;
-        self.check_bytes(&vocab)?;
         self.check_ids(&vocab, &added)?;
         let entries = entries(&vocab, &added);
         // Plain text never gives an added token, also where whole words are looked up before merging.
@@ -172,7 +172,8 @@ impl<'a> Loader<'a> {
         Ok(ids)
     }
 
-    fn check_bytes(&self, ids: &HashMap<String, u32>) -> Result<()> {
+    /// Every text can be written with the vocabulary.
+    pub(super) fn check_bytes(&self, ids: &HashMap<String, u32>) -> Result<()> {
         let missing = (0..256).find(|&b| !ids.contains_key(bytes::ALPHABET[b].encode_utf8(&mut [0; 4]) as &str));
         match missing {
             None => Ok(()),

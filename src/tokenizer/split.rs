@@ -21,7 +21,7 @@ const QWEN2: &str =
 const BAILING: &str =
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 
-const SPLITS: &[Split] = &[
+static SPLITS: &[Split] = &[
     Split {
         names: &["qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"],
         patterns: &[QWEN2],
