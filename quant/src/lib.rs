@@ -4,7 +4,8 @@
 //!   tokenizer.json, the image tokenizer's folder) and writes one file with everything the runtime needs;
 //! - [`quantize`] makes a GGUF file of other types out of one, split or whole;
 //! - [`export`] writes the text part of one as llama.cpp reads it;
-//! - [`synth`] writes models of any shape with random weights.
+//! - [`synth`] writes models of any shape with random weights;
+//! - [`compare`] tells how far quantized models are from the one that they were made of.
 //!
 //! What a tensor is stored as is a [`Recipe`]'s to say, and the user's ([`TypeOptions`]).
 //!
@@ -22,6 +23,7 @@
 
 mod checkpoint;
 mod choice;
+mod compare;
 mod config;
 mod convert;
 mod disk;
@@ -39,6 +41,7 @@ pub mod recipe;
 mod report;
 mod rows;
 mod sampling;
+pub mod states;
 mod synth;
 mod tokenizer;
 mod tokens;
@@ -48,6 +51,10 @@ mod weights;
 mod write;
 
 pub use choice::{TensorRule, TypeOptions, parse_type};
+pub use compare::{
+    CompareOptions, Compared, Comparison, Drawings, ModelFile, RatioSummary, Summary, TaskSummary, View, check_plot,
+    compare, plot,
+};
 pub use convert::{ConvertOptions, convert};
 pub use export::{ExportOptions, export};
 pub use overrides::Override;

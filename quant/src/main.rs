@@ -1,4 +1,5 @@
-//! `mmada-quantize`: the command line over the library. What it says goes to stderr, but for the table of `--dry-run`.
+//! `mmada-quantize`: the command line over the library. What it says goes to stderr, but for the tables of
+//! `--dry-run` and `compare`.
 #![forbid(unsafe_code)]
 
 mod cli;
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use mmada::{Error, Result};
 
+use cli::compare::CompareArgs;
 use cli::convert::ConvertArgs;
 use cli::export::ExportArgs;
 use cli::quantize::QuantizeArgs;
@@ -34,6 +36,8 @@ enum Command {
     Convert(ConvertArgs),
     /// Write the text part of a model file as another program reads it
     Export(ExportArgs),
+    /// Tell how far quantized models are from the model that they were made of
+    Compare(CompareArgs),
     /// Write a random-weight model of any shape, for benches and tests
     Synth(SynthArgs),
 }
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Some(Command::Convert(args)) => cli::convert::run(args),
         Some(Command::Export(args)) => cli::export::run(args),
+        Some(Command::Compare(args)) => cli::compare::run(args),
         Some(Command::Synth(args)) => cli::synth::run(args),
         None => cli::quantize::run(cli.quantize),
     };
