@@ -225,7 +225,7 @@ impl<'a> Source<'a> {
 }
 
 /// The rows of a tensor: the first of them, or with `head` in the order that llama.cpp rotates. Its LLaDA rotates rows
-/// 2 i and 2 i + 1 of a head together (`LLAMA_ROPE_TYPE_NORM`) where the checkpoint's i and i + head / 2 belong together.
+/// 2 i and 2 i + 1 of a head together (`LLAMA_ROPE_TYPE_NORM`), where in our files i and i + head / 2 are a pair.
 struct ExportRows<'a> {
     rows: GgufRows<'a>,
     head: Option<usize>,

@@ -15,7 +15,10 @@ pub(super) struct Split {
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BAILING: &str =
@@ -93,7 +96,10 @@ impl Split {
 
     /// As a `tokenizer.json` has it.
     pub(super) fn pre_tokenizer(&self) -> Value {
-        let split = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+        let split = |pattern: &&str| {
+            let pattern = json!({"Regex": pattern});
+            json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+        };
         let mut steps: Vec<Value> = self.patterns.iter().map(split).collect();
         steps.push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}));
         json!({"type": "Sequence", "pretokenizers": steps})
@@ -125,9 +131,8 @@ mod tests {
     fn a_split_without_a_name_has_none() {
         let byte_level = r#"{"type": "ByteLevel", "add_prefix_space": false, "use_regex": true}"#;
         assert_eq!(split_name(byte_level, false), Some("gpt-2"));
-        let digits = format!(
-            r#"{{"type": "Sequence", "pretokenizers": [{{"type": "Digits", "individual_digits": true}}, {byte_level}]}}"#
-        );
+        let digits = r#"{"type": "Digits", "individual_digits": true}"#;
+        let digits = format!(r#"{{"type": "Sequence", "pretokenizers": [{digits}, {byte_level}]}}"#);
         assert_eq!(split_name(&digits, false), Some("smollm"));
         for other in [
             r#"{"type": "ByteLevel", "add_prefix_space": true, "use_regex": true}"#,
