@@ -5,6 +5,7 @@ use ::image::RgbImage;
 use super::Engine;
 use super::defaults::Defaults;
 use crate::error::{Error, Result};
+use crate::memory::try_copy;
 use crate::prompt::{Message, Vocabulary};
 use crate::sampler::text::Forbidden;
 use crate::sampler::{Confidence, Remasking, Schedule};
@@ -46,6 +47,10 @@ pub struct TextOptions {
     pub forbid: Vec<u32>,
     /// If given, only these ids may be chosen.
     pub allow_only: Option<Vec<u32>>,
+    /// Tokens of the answer that are given beforehand, as (position in the answer, id): they are never masked or chosen,
+    /// and no step reports them as changed. The steps of a block share what is masked in it. `forbid` and `allow_only`
+    /// do not look at them.
+    pub pinned: Vec<(usize, u32)>,
     /// Sample as the reference implementation does: image codes, `[MASK]` and unused rows of the vocabulary may be
     /// chosen, and the generation does not end with the answer. For comparing, not for use.
     pub unrestricted: bool,
@@ -65,6 +70,7 @@ impl TextOptions {
             stop: Vec::new(),
             forbid: Vec::new(),
             allow_only: None,
+            pinned: Vec::new(),
             unrestricted: false,
         }
     }
@@ -103,18 +109,37 @@ impl TextOptions {
         if let Some((list, id)) = given.chain(allowed).find(|&(_, &id)| id >= rows) {
             return Err(Error::invalid(format!("{list} holds the id {id}, but the vocabulary has {rows} ids")));
         }
-        let mut forbidden = Forbidden::new(self.forbid.iter().map(|&id| id..id + 1));
+        let mut forbidden = Forbidden::new(self.forbid.iter().map(|&id| id..id + 1))?;
         if let Some(allowed) = &self.allow_only {
-            forbidden = forbidden.and(Forbidden::all_but(allowed, rows));
+            forbidden = forbidden.and(Forbidden::all_but(allowed, rows)?)?;
         }
         if !self.unrestricted {
             let never = [vocabulary.mask..vocabulary.mask + 1, vocabulary.image_ids(), vocabulary.text..rows];
-            forbidden = forbidden.and(Forbidden::new(never));
+            forbidden = forbidden.and(Forbidden::new(never)?)?;
         }
         match forbidden.left(0..end) {
             0 => Err(Error::invalid("forbid and allow_only leave no token to choose from")),
             _ => Ok(forbidden),
         }
+    }
+
+    /// The pinned tokens by position. An error for a position outside the answer or given twice, and for an id that is
+    /// none or is `[MASK]`.
+    pub(super) fn pinned(&self, vocabulary: &Vocabulary) -> Result<Vec<(usize, u32)>> {
+        let mut pinned = try_copy(&self.pinned, "the pinned tokens")?;
+        pinned.sort_unstable();
+        for (i, &(position, id)) in pinned.iter().enumerate() {
+            let (length, rows) = (self.gen_length, vocabulary.rows);
+            let reason = match id {
+                _ if position >= length => format!("but the answer has {length} positions, counted from 0"),
+                id if id >= rows => format!("but the vocabulary has {rows} ids"),
+                id if id == vocabulary.mask => "which is [MASK]: leave the position out instead".to_owned(),
+                _ if i > 0 && pinned[i - 1].0 == position => "and another one at the same position".to_owned(),
+                _ => continue,
+            };
+            return Err(Error::invalid(format!("pinned holds the id {id} at position {position}, {reason}")));
+        }
+        Ok(pinned)
     }
 
     /// An error for numbers that cannot be, or a stop text that is empty.
@@ -256,7 +281,7 @@ pub(super) fn at_least_one(name: &str, value: usize) -> Result<()> {
     }
 }
 
-fn not_negative(name: &str, value: f64) -> Result<()> {
+pub(super) fn not_negative(name: &str, value: f64) -> Result<()> {
     match value >= 0.0 && value.is_finite() {
         true => Ok(()),
         false => Err(Error::invalid(format!("{name} is {value}, it must be a finite number of at least 0"))),

@@ -20,6 +20,7 @@ pub use ::image::RgbImage;
 pub use resize::{Fit, bicubic, fit};
 
 use crate::error::{Error, Result};
+use crate::memory::try_with_capacity;
 
 /// Longest side of a picture that is decoded, in pixels.
 pub const MAX_SIDE: u32 = 16384;
@@ -49,7 +50,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
 ///
 /// # Errors
 /// `Error::Image` when the bytes are no such picture, are damaged or cut off, hold no pixels, or would decode to
-/// more than [`MAX_SIDE`] pixels a side or [`MAX_DECODED_BYTES`].
+/// more than [`MAX_SIDE`] pixels a side or [`MAX_DECODED_BYTES`]; `OutOfMemory` where there is none for its pixels.
 pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     let bad = |e: ImageError| Error::image(name, reason(&e));
     let mut reader = ImageReader::new(Cursor::new(bytes))
@@ -78,6 +79,10 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     if decoder.total_bytes() > MAX_DECODED_BYTES {
         return Err(Error::image(name, too_large(&format!("decodes to {} bytes", decoder.total_bytes()))));
     }
+    // The decoders do not survive being refused memory, so what the pixels will take is asked for here first.
+    let pixels = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
+    let rgb = (width as usize).saturating_mul(height as usize).saturating_mul(3);
+    drop(try_with_capacity::<u8>(pixels.saturating_add(rgb), &format!("decoding {name}"))?);
     let orientation = decoder.orientation().map_err(bad)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(bad)?;
     image.apply_orientation(orientation);
@@ -94,6 +99,59 @@ fn reason(e: &ImageError) -> String {
 fn too_large(what: &str) -> String {
     let mib = MAX_DECODED_BYTES >> 20;
     format!("{what}; pictures of at most {MAX_SIDE}x{MAX_SIDE} pixels and {mib} MiB decoded are read")
+}
+
+/// `image` as the bytes of a PNG file.
+///
+/// # Errors
+/// `Image` for a picture without pixels; `OutOfMemory`.
+pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
+    encode_bytes(image, Format::Png)
+}
+
+/// `image` as the bytes of a JPEG file of the quality that [`save`] writes.
+///
+/// # Errors
+/// `Image` for a picture without pixels, or with a side of more than 65535; `OutOfMemory`.
+pub fn encode_jpeg(image: &RgbImage) -> Result<Vec<u8>> {
+    encode_bytes(image, Format::Jpeg)
+}
+
+fn encode_bytes(image: &RgbImage, format: Format) -> Result<Vec<u8>> {
+    let (width, height) = image.dimensions();
+    let name = format!("a picture of {width}x{height} pixels");
+    if width == 0 || height == 0 {
+        return Err(Error::image(name, "cannot be encoded: it has no pixels"));
+    }
+    let mut out = Growing::default();
+    match encode(image, format, &mut out) {
+        Ok(()) => Ok(out.bytes),
+        Err(_) if out.refused > 0 => Err(Error::OutOfMemory { what: format!("encoding {name}"), bytes: out.refused }),
+        Err(e) => Err(Error::image(name, format!("cannot be encoded: {e}"))),
+    }
+}
+
+/// Bytes written to memory that grows as a vector does.
+#[derive(Default)]
+struct Growing {
+    bytes: Vec<u8>,
+    /// The length for which there was no memory.
+    refused: usize,
+}
+
+impl Write for Growing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.try_reserve(bytes.len()).is_err() {
+            self.refused = self.bytes.len().saturating_add(bytes.len());
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A format that pictures are written in.

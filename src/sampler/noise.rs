@@ -12,6 +12,16 @@ pub enum Stage {
     Image,
 }
 
+impl Stage {
+    /// `text` or `image`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Text => "text",
+            Stage::Image => "image",
+        }
+    }
+}
+
 /// The place of a draw. Everything counts from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Draw {
@@ -57,7 +67,8 @@ pub trait Noise: Send + Sync {
 /// that each of several pictures can be had again alone.
 ///
 /// Counter words, lowest first: the block within the draw (id / 2 for tokens, else 0), position, step, and the
-/// purpose (1 token, 2 order, 3 categorical, 4 gumbel) plus 16 for images.
+/// purpose (1 token, 2 order, 3 categorical, 4 gumbel) plus 16 for images. The draws of a score have the purposes 32
+/// (the offset) and 33 (the key of a position, whose step is the sample).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Philox {
     seed: u64,
@@ -67,10 +78,29 @@ const TOKEN: u32 = 1;
 const ORDER: u32 = 2;
 const CATEGORICAL: u32 = 3;
 const GUMBEL: u32 = 4;
+const OFFSET: u32 = 32;
+const MASK: u32 = 33;
 
 impl Philox {
     pub fn new(seed: u64) -> Self {
         Philox { seed }
+    }
+
+    /// Scores: a whole number below `end` (0 where `end` is), uniform up to one part in 2^64 / `end`.
+    pub fn below(&self, end: usize) -> usize {
+        let word = self.word64(0, 0, OFFSET);
+        ((u128::from(word) * end as u128) >> 64) as usize
+    }
+
+    /// Scores: what the positions of an answer are sorted by to mask the first of them in a sample.
+    pub fn order_key(&self, sample: usize, position: usize) -> u64 {
+        self.word64(sample, position, MASK)
+    }
+
+    fn word64(&self, step: usize, position: usize, purpose: u32) -> u64 {
+        let counter = [0, position as u32, step as u32, purpose].map(|word| [word]);
+        let [[low], [high], ..] = philox4x32_10(counter, [self.seed as u32, (self.seed >> 32) as u32]);
+        u64::from(high) << 32 | u64::from(low)
     }
 
     fn key(&self, draw: Draw) -> [u32; 2] {
@@ -171,6 +201,21 @@ fn uniform_f32(word: u32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_scores_are_even_and_each_its_own() {
+        let mut counts = [0; 7];
+        (0..7000).for_each(|seed| counts[Philox::new(seed).below(7)] += 1);
+        assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}"); // five standard errors
+        assert_eq!((Philox::new(3).below(1), Philox::new(3).below(0)), (0, 0));
+        let philox = Philox::new(u64::MAX);
+        let mut keys: Vec<u64> = (0..40).flat_map(|s| (0..25).map(move |p| philox.order_key(s, p))).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), 1000);
+        let mean = keys.iter().map(|&k| k as f64 / u64::MAX as f64).sum::<f64>() / 1000.0;
+        assert!((mean - 0.5).abs() < 0.05, "{mean}");
+    }
 
     /// The known answers that the generator's authors publish with Random123 (kat_vectors, philox4x32 with 10 rounds).
     #[test]

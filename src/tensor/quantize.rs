@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 
 use super::GgmlType;
 use super::block::*;
-use super::fit::{Affine, Fp4, Iq4, LANES, Levels, Line, Plain, Simd, Symmetric, Whole};
+use super::fit::{Affine, Ends, Fp4, Iq4, LANES, Levels, Line, Plain, Simd, Symmetric, Whole, least};
 use super::quantize_k::{self, iq4_index};
 use crate::error::{Error, Result};
 
@@ -223,24 +223,29 @@ fn halves(v: f32) -> Fallible<impl Iterator<Item = Half>> {
 }
 
 /// Places of the largest value on the levels of Q4_0, Q5_0 and IQ4_NL.
-const ENDS_Q4: [f32; 13] = [0.84, 0.88, 0.92, 0.96, 1.0, 1.03, 1.06, 1.1, 1.15, 1.2, 1.27, 1.35, 1.5];
-const ENDS_Q5: [f32; 13] = [0.94, 0.955, 0.97, 0.985, 1.0, 1.015, 1.03, 1.045, 1.06, 1.09, 1.13, 1.2, 1.3];
+const ENDS_Q4: [[f32; LANES]; 1] =
+    [[0.84, 0.89, 0.94, 1.0, 1.04, 1.09, 1.15, 1.23, 1.33, 1.5, -0.87, -0.94, -1.0, -1.08, -1.18, -1.33]];
+const ENDS_Q5: [[f32; LANES]; 1] =
+    [[0.94, 0.96, 0.98, 1.0, 1.015, 1.035, 1.06, 1.1, 1.17, 1.27, -0.95, -0.975, -1.0, -1.03, -1.07, -1.15]];
 
 /// Scale and levels of values that are `scale * level`.
 #[inline(always)]
-fn symmetric<S: Simd, L: Levels>(s: S, x: &[f32; 32], w: &[f32; 32], ends: &[f32]) -> Fallible<(Half, [f32; 32])> {
-    if x.iter().any(|v| v.abs() > LIMIT) {
+fn symmetric<S: Simd, L: Levels, const V: usize>(
+    s: S,
+    x: &[f32; 32],
+    w: &[f32; 32],
+    ends: &[[f32; LANES]; V],
+) -> Fallible<(Half, [f32; 32])> {
+    if s.size(x) > LIMIT {
         return Err(TooLarge);
     }
     let group = Symmetric { s, x, w };
-    let (mut best, mut least) = (Half::default(), f32::INFINITY);
-    for d in halves(group.fit::<L>(ends))? {
-        let error = group.error::<L>(d.get());
-        if error < least {
-            (best, least) = (d, error);
-        }
+    let mut tried = [0.0; 3];
+    for (tried, d) in tried.iter_mut().zip(halves(group.fit::<L, V>(ends))?) {
+        *tried = d.get();
     }
-    Ok((best, group.levels::<L>(best.get())))
+    let best = tried[least(&group.errors::<L>(&tried))];
+    Ok((half(best)?, group.levels::<L>(best)))
 }
 
 /// Larger values overflow every f16 scale; the squares of these do not overflow.
@@ -248,29 +253,36 @@ const LIMIT: f32 = 1e8;
 
 /// Scale, min and quants of values that are `d q + m`, q in `0..=top`.
 #[inline(always)]
-fn ranged<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32], top: f32, ends: &[f32]) -> Fallible<(Half, Half, [u8; 32])> {
-    if x.iter().any(|v| v.abs() > LIMIT) {
+fn ranged<S: Simd, const V: usize>(
+    s: S,
+    x: &[f32; 32],
+    w: &[f32; 32],
+    top: f32,
+    ends: &[Ends; V],
+) -> Fallible<(Half, Half, [u8; 32])> {
+    if s.size(x) > LIMIT {
         return Err(TooLarge);
     }
     let group = Affine::new(s, x, w, top);
     let fit = group.fit(ends, false);
-    let mut best = (half(fit.scale)?, half(fit.offset)?);
-    let line = |(d, m): (Half, Half)| Line { scale: d.get(), offset: m.get() };
-    let mut least = f32::INFINITY;
+    // what is left over stays at a line that was tried already
+    let first = (half(fit.scale)?.get(), half(fit.offset)?.get());
+    let (mut scales, mut offsets) = ([first.0; LANES], [first.1; LANES]);
+    let mut i = 0;
     for d in halves(fit.scale)? {
         for m in halves(group.through_mean(fit, d.get()))? {
-            let error = group.error(line((d, m)));
-            if error < least {
-                (best, least) = ((d, m), error);
-            }
+            (scales[i], offsets[i]) = (d.get(), m.get());
+            i += 1;
         }
     }
-    Ok((best.0, best.1, group.levels(line(best)).map(|q| q as u8)))
+    let at = least(&group.errors(&scales, &offsets));
+    let line = Line { scale: scales[at], offset: offsets[at] };
+    Ok((half(line.scale)?, half(line.offset)?, group.levels(line).map(|q| q as u8)))
 }
 
 #[inline(always)]
 fn q4_0<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_0> {
-    let (d, q) = symmetric::<S, Whole<-8, 7>>(s, x, w, &ENDS_Q4)?;
+    let (d, q) = symmetric::<S, Whole<-8, 7>, 1>(s, x, w, &ENDS_Q4)?;
     Ok(BlockQ4_0 { d, qs: pack_nibbles(&q.map(|q| (q + 8.0) as u8)) })
 }
 
@@ -282,7 +294,7 @@ fn q4_1<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_1> {
 
 #[inline(always)]
 fn q5_0<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_0> {
-    let (d, q) = symmetric::<S, Whole<-16, 15>>(s, x, w, &ENDS_Q5)?;
+    let (d, q) = symmetric::<S, Whole<-16, 15>, 1>(s, x, w, &ENDS_Q5)?;
     let q = q.map(|q| (q + 16.0) as u8);
     Ok(BlockQ5_0 { d, qh: pack_fifth_bits(&q), qs: pack_nibbles(&q) })
 }
@@ -295,7 +307,7 @@ fn q5_1<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_1> {
 
 #[inline(always)]
 fn iq4_nl<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockIQ4_NL> {
-    let (d, q) = symmetric::<S, Iq4>(s, x, w, &quantize_k::ENDS_IQ4)?;
+    let (d, q) = symmetric::<S, Iq4, 1>(s, x, w, &quantize_k::ENDS_IQ4)?;
     Ok(BlockIQ4_NL { d, qs: pack_nibbles(&q.map(|q| iq4_index(q as i32 as u8))) })
 }
 
@@ -303,7 +315,7 @@ fn iq4_nl<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockIQ4_NL> 
 /// that holds it; half of that cuts it off, double and four times waste levels, but may fit the others.
 #[inline(always)]
 fn mxfp4<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
-    let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let largest = s.size(x);
     // Beyond this the next level may be infinite.
     if largest > 2f32.powi(127) {
         return Err(TooLarge);
@@ -312,13 +324,10 @@ fn mxfp4<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
     let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { -127 };
     let down = x.map(|v| (f64::from(v) * 2f64.powi(-exponent)) as f32);
     let group = Symmetric { s, x: &down, w };
-    let (mut best, mut least) = (0, f32::INFINITY);
-    for e in exponent - 6..=exponent {
-        let error = group.error::<Fp4>(2f32.powi(e - exponent));
-        if error < least && (0..=254).contains(&(e + 128)) {
-            (best, least) = (e + 128, error);
-        }
-    }
+    // In the place of exponents that cannot be stored the last that can is tried again.
+    let exponents: [i32; 7] = std::array::from_fn(|i| (exponent - 6 + i as i32).clamp(-128, 126));
+    let scales = exponents.map(|e| 2f32.powi(e - exponent));
+    let best = exponents[least(&group.errors::<Fp4>(&scales))] + 128;
     let q = group.levels::<Fp4>(2f32.powi(best - 128 - exponent));
     Ok(BlockMXFP4 { e: best as u8, qs: pack_nibbles(&q.map(fp4_index)) })
 }
@@ -332,7 +341,7 @@ fn fp4_index(level: f32) -> u8 {
 
 #[inline(always)]
 fn q8_0<S: Simd>(s: S, x: &[f32; 32], _: &[f32; 32]) -> Fallible<BlockQ8_0> {
-    let d = largest(s, x) / 127.0;
+    let d = s.size(x) / 127.0;
     let stored = half(d)?;
     // ggml divides by the scale before it was rounded to f16, which is followed here for equal bits; but below f16's
     // normal numbers the two scales differ grossly, and the stored one counts.
@@ -364,16 +373,6 @@ fn q8_0<S: Simd>(s: S, x: &[f32; 32], _: &[f32; 32]) -> Fallible<BlockQ8_0> {
 /// 1.5 * 2^23: a float that a whole number was added to has that number in its lowest bits, without the care that a cast
 /// takes of NaN and of numbers that are too large.
 const SHIFT: f32 = 12582912.0;
-
-/// The largest magnitude.
-#[inline(always)]
-fn largest<S: Simd>(s: S, x: &[f32; 32]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let vectors = x.as_chunks().0.iter().map(|x| s.load(x));
-    let most = vectors.fold(s.splat(0.0), |most, v| s.max(most, s.max(v, s.sub(s.splat(0.0), v))));
-    s.store(most, &mut lanes);
-    lanes.iter().fold(0.0, |m, v| m.max(*v))
-}
 
 #[cfg(test)]
 mod tests {

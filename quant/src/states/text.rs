@@ -205,7 +205,7 @@ impl Given<'_> {
             temperature: self.options.temperature,
             remasking: self.options.remasking,
             cfg_scale: 0.0,
-            forbidden: &Forbidden::new(std::iter::once(vocabulary.mask..vocabulary.mask + 1)),
+            forbidden: &Forbidden::new(std::iter::once(vocabulary.mask..vocabulary.mask + 1))?,
             noise: &Philox::new(self.maker.seed),
         };
         let mut confidence = Vec::with_capacity(places.len());
