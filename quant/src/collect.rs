@@ -56,7 +56,7 @@ pub struct ImatrixOptions {
 
 impl ImatrixOptions {
     pub const DEFAULT_STATES: usize = 4;
-    /// Measured on the demo model: from 1 to 4 nothing changes beyond chance, at 16 the others count too little.
+    /// Measured on the demo model: between 1 and 4 nothing changes beyond chance (benches/NOTES.md).
     pub const DEFAULT_MASKED_WEIGHT: f32 = 2.0;
 
     /// Everything else at its default.

@@ -4,6 +4,7 @@
 //!   tokenizer.json, the image tokenizer's folder) and writes one file with everything the runtime needs;
 //! - [`quantize`] makes a GGUF file of other types out of one, split or whole;
 //! - [`imatrix`](fn@imatrix) measures which columns of its matrices matter;
+//! - [`export`] writes the text part of one as llama.cpp reads it;
 //! - [`synth`] writes models of any shape with random weights;
 //! - [`compare`] tells how far quantized models are from the one that they were made of.
 //!
@@ -28,6 +29,7 @@ mod compare;
 mod config;
 mod convert;
 mod disk;
+mod export;
 mod imatrix;
 mod input;
 mod json;
@@ -57,6 +59,7 @@ pub use compare::{
     compare, plot,
 };
 pub use convert::{ConvertOptions, convert};
+pub use export::{ExportOptions, export};
 pub use overrides::Override;
 pub use quantize::{QuantizeOptions, quantize};
 pub use recipe::Recipe;

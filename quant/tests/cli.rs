@@ -182,3 +182,26 @@ fn an_importance_matrix_is_measured_and_used_in_two_commands() {
         assert!(said.starts_with("error: ") && said.lines().count() == 1, "{said}");
     }
 }
+
+#[test]
+fn a_text_part_is_exported_with_a_note_and_only_to_what_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/mmada-shapes.gguf");
+    let out = folder.path().join("llada.gguf");
+    let out = out.to_str().unwrap();
+    let output = run(&["export", "--arch", "llada", demo, out]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(output.stdout.is_empty() && said.starts_with("note: left out: the image tokenizer"), "{said}");
+    assert_eq!(said.lines().count(), 1 + 48 + 1, "{said}");
+    let again = run(&["export", "--arch", "llada", out, "x.gguf"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(stderr(&again).contains("llada already") && stderr(&again).lines().count() == 1, "{}", stderr(&again));
+    for args in
+        [&["export", "--arch", "llama", demo, out][..], &["export", demo, out], &["export", "--arch", "llada", demo]]
+    {
+        assert_eq!(run(args).status.code(), Some(2), "{args:?}");
+    }
+    assert!(stderr(&run(&["export", "--arch", "llama", demo, out])).contains("possible values: llada"));
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+}

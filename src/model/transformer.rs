@@ -95,7 +95,8 @@ impl Transformer {
         let config = Config::from_header(h)?;
         let weights = Weights::from_header(h, &config)?;
         // a file may claim any context; the angles are only as many as can be used
-        let rope = Rope::new(config.context.min(MAX_POSITIONS), config.head_dim, config.rope_theta)?;
+        let positions = config.context.min(MAX_POSITIONS);
+        let rope = Rope::new(positions, config.head_dim, config.rope_theta, config.rope_pairs)?;
         Ok(Transformer { config, weights, rope })
     }
 

@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod convert;
 pub mod imatrix;
+pub mod export;
 pub mod quantize;
 pub mod synth;
 
