@@ -40,6 +40,9 @@ pub enum Error {
     /// A defect of this library.
     #[error("internal error: {0}")]
     Internal(String),
+    /// The context is of a process that this one was forked from: its threads do not exist here.
+    #[error("this context was made before the process forked; make a new one in the child")]
+    Forked,
 }
 
 impl Error {
@@ -56,6 +59,7 @@ impl Error {
             Error::Cancelled => 8,
             Error::Busy => 9,
             Error::Internal(_) => 10,
+            Error::Forked => 11,
         }
     }
 

@@ -70,19 +70,23 @@
 //! | [`gguf`], [`mmap`] | the model file: checked metadata and tensor infos; the mapping; the writer |
 //! | [`tensor`] | block types of GGUF: layouts, decoding, encoding |
 //! | [`kernels`], [`parallel`] | products, attention and what lies between them, per instruction set; threads |
+//! | [`memory`] | allocations that fail with an error, and count against a context's limit |
 //! | [`tokenizer`], [`prompt`] | text to ids; the layouts of the tasks |
 //! | [`model`] | the transformer's forward pass |
 //! | [`vq`], [`image`] | the image tokenizer; picture files, resizing |
 //! | [`sampler`] | which tokens are committed: schedules, confidence, noise |
 //! | [`generate`] | requests and the loop over steps |
 //! | [`context`] | the handles that callers hold |
+//! | [`backend`] | what the library runs on, and was built as |
 
+pub mod backend;
 pub mod context;
 pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod image;
 pub mod kernels;
+pub mod memory;
 pub mod mmap;
 pub mod model;
 pub mod parallel;
@@ -92,10 +96,12 @@ pub mod tensor;
 pub mod tokenizer;
 pub mod vq;
 
-pub use context::{Context, ContextOptions, Estimate, Model, OpenOptions};
+pub use backend::{Backend, BuildInfo, Device, VERSION, backends, build_info};
+pub use context::{Context, ContextOptions, Estimate, LogLevel, Logger, Model, OpenOptions, Progress};
 pub use error::{Error, Result};
 pub use generate::{
-    Answer, Canceller, Change, DrawFromIds, DrawRequest, Generation, ImageOptions, Slot, Step, TextOptions, TextRequest,
+    Answer, Canceller, Change, DrawFromIds, DrawRequest, Generation, ImageOptions, Score, ScoreRequest, Slot, Step,
+    TextOptions, TextRequest,
 };
 pub use image::RgbImage;
 pub use model::{Compute, SequenceRequest};

@@ -1,14 +1,23 @@
 //! The threads of a context: a rayon pool of its own (never the global one), and what a kernel needs to run.
 
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
+pub use crate::memory::try_vec;
+use crate::memory::{Budget, Charge};
 
 /// A thread pool. Results never depend on how many threads it has: work is split over outputs, never over
 /// the terms of a sum.
+///
+/// The threads are those of the process that made them: a process forked from it has none of them, and whoever waited
+/// for one there would wait for ever. So [`Threads::check`] comes before any work.
 pub struct Threads {
-    pool: rayon::ThreadPool,
+    /// Some until it is dropped.
+    pool: Option<rayon::ThreadPool>,
+    count: usize,
+    process: u32,
 }
 
 impl Threads {
@@ -24,11 +33,33 @@ impl Threads {
             .thread_name(|i| format!("mmada-{i}"))
             .build()
             .map_err(|e| Error::Internal(format!("cannot start {count} threads: {e}")))?;
-        Ok(Threads { pool })
+        Ok(Threads { pool: Some(pool), count, process: std::process::id() })
     }
 
     pub fn count(&self) -> usize {
-        self.pool.current_num_threads()
+        self.count
+    }
+
+    /// An error in a process that was forked from the one that the threads run in.
+    pub fn check(&self) -> Result<()> {
+        match self.is_here() {
+            true => Ok(()),
+            false => Err(Error::Forked),
+        }
+    }
+
+    fn is_here(&self) -> bool {
+        self.process == std::process::id()
+    }
+}
+
+impl Drop for Threads {
+    /// Ends the threads. In a forked process there are none: telling them to end could wait for a lock that one of
+    /// them held at the fork, so what is left of the pool (some kilobytes) stays.
+    fn drop(&mut self) {
+        if !self.is_here() {
+            mem::forget(self.pool.take());
+        }
     }
 }
 
@@ -38,11 +69,22 @@ pub struct Exec<'a> {
     pub threads: &'a Threads,
     pub kernels: &'static Kernels,
     cancel: Option<&'a AtomicBool>,
+    budget: Option<&'a Budget>,
 }
 
 impl<'a> Exec<'a> {
     pub fn new(threads: &'a Threads, kernels: &'static Kernels, cancel: Option<&'a AtomicBool>) -> Self {
-        Exec { threads, kernels, cancel }
+        Exec { threads, kernels, cancel, budget: None }
+    }
+
+    /// Buffers that the work needs count against `budget`.
+    pub fn within(self, budget: &'a Budget) -> Self {
+        Exec { budget: Some(budget), ..self }
+    }
+
+    /// Counts `bytes` of buffers before they are allocated; see [`Budget::take`].
+    pub fn take(&self, bytes: usize, what: &str) -> Result<Charge> {
+        self.budget.map_or_else(|| Ok(Charge::default()), |budget| budget.take(bytes, what))
     }
 
     /// An error once the caller has cancelled. Looked at between layers and between the parts of a convolution.
@@ -55,15 +97,9 @@ impl<'a> Exec<'a> {
 
     /// Runs `work` inside the pool, so that rayon's iterators use this context's threads.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.threads.pool.install(work)
+        match &self.threads.pool {
+            Some(pool) => pool.install(work),
+            None => work(), // not reached: the pool is there until it is dropped
+        }
     }
-}
-
-/// A vector of `len` zeros (default values), or an error that says what could not be allocated.
-pub fn try_vec<T: Clone + Default>(len: usize, what: &str) -> Result<Vec<T>> {
-    let mut v = Vec::new();
-    v.try_reserve_exact(len)
-        .map_err(|_| Error::OutOfMemory { what: what.to_owned(), bytes: len.saturating_mul(size_of::<T>()) })?;
-    v.resize(len, T::default());
-    Ok(v)
 }

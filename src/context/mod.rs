@@ -2,21 +2,27 @@
 //! buffers to run it, and a [`Generation`] is one request on its way.
 
 mod estimate;
+mod logger;
 mod model;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 pub use estimate::Estimate;
+pub use logger::{LogLevel, Logger};
 pub use model::{Model, OpenOptions};
 
 use crate::error::{Error, Result};
-use crate::generate::{DrawFromIds, DrawRequest, Engine, Generation, TextOptions, TextRequest};
+use crate::generate::{
+    self, Canceller, DrawFromIds, DrawRequest, Engine, Generation, Score, ScoreRequest, TextOptions, TextRequest,
+};
 use crate::image::{self, Fit, RgbImage};
 use crate::kernels::Kernels;
+use crate::memory::{Budget, Charge, try_copy, try_vec};
+pub use crate::mmap::Progress;
 use crate::model::{Compute, Run, SequenceRequest, State};
-use crate::parallel::{Exec, Threads, try_vec};
-use crate::prompt::{ChatTemplate, Vocabulary};
+use crate::parallel::{Exec, Threads};
+use crate::prompt::{ChatTemplate, Message, Vocabulary};
 use crate::tokenizer::Tokenizer;
 use crate::vq::{Encoded, ImageTokenizer};
 
@@ -29,6 +35,11 @@ pub struct ContextOptions {
     pub compute: Compute,
     /// An instruction set by name (`portable`, `avx2`, `avx512`) instead of the best that the processor has.
     pub instruction_set: Option<String>,
+    /// Bytes of buffers that the context and its generations may have at a time; a request that needs more fails with
+    /// [`Error::OutOfMemory`]. The mapped model, the tokenizer, and small things are not counted. `None`: no limit.
+    pub memory_limit: Option<usize>,
+    /// Who is told what happens; nobody by default.
+    pub logger: Option<Logger>,
 }
 
 /// Threads and buffers to run a model. Cloning gives another handle to the same context. One call at a time uses
@@ -44,6 +55,8 @@ struct Inner {
     threads: Threads,
     kernels: &'static Kernels,
     compute: Compute,
+    budget: Budget,
+    logger: Option<Logger>,
     state: Mutex<State>,
 }
 
@@ -66,8 +79,15 @@ impl Context {
             threads: Threads::new(options.threads)?,
             kernels,
             compute: options.compute,
+            budget: Budget::new(options.memory_limit),
+            logger: options.logger,
             state: Mutex::default(),
         };
+        inner.log(LogLevel::Info, &|| {
+            let (count, isa) = (inner.threads.count(), inner.kernels.name());
+            let limit = options.memory_limit.map_or("no memory limit".to_owned(), |n| format!("at most {n} bytes"));
+            format!("{}: a context of {count} threads with {isa} and {limit}", model.file())
+        });
         Ok(Context { inner: Arc::new(inner) })
     }
 
@@ -89,6 +109,19 @@ impl Context {
     /// The arithmetic of its products.
     pub fn compute(&self) -> Compute {
         self.inner.compute
+    }
+
+    /// Bytes of buffers that the context and its generations have now, as `ContextOptions::memory_limit` counts them.
+    pub fn memory_used(&self) -> usize {
+        self.inner.budget.used()
+    }
+
+    /// [`Model::prompt_ids`] of its model.
+    ///
+    /// # Errors
+    /// As that function.
+    pub fn prompt_ids(&self, messages: &[Message], thinking: bool) -> Result<Vec<u32>> {
+        self.model().prompt_ids(messages, thinking)
     }
 
     /// Begins an answer. Checks the request; the steps, the first of which encodes the picture, are the caller's to
@@ -127,6 +160,24 @@ impl Context {
         Generation::draw_from_ids(self.engine(), request)
     }
 
+    /// How likely an answer is after a prompt: [`ScoreRequest`] says what is averaged. Runs the network `samples` times,
+    /// several samples together where they are short; the result depends neither on that nor on the threads.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an empty answer, masks in it, ids outside the vocabulary or no samples; `ContextOverflow`,
+    /// `Busy`, `OutOfMemory`.
+    pub fn score(&self, request: &ScoreRequest) -> Result<Score> {
+        self.score_with(request, &Canceller::default())
+    }
+
+    /// [`Context::score`] that another thread can stop.
+    ///
+    /// # Errors
+    /// As that function; `Cancelled`.
+    pub fn score_with(&self, request: &ScoreRequest, canceller: &Canceller) -> Result<Score> {
+        generate::score(&*self.inner, canceller.flag(), request)
+    }
+
     /// Logits of every sequence, row-major [rows, vocab]. The sequences do not see each other.
     ///
     /// # Errors
@@ -135,9 +186,29 @@ impl Context {
     pub fn logits(&self, batch: &[SequenceRequest]) -> Result<Vec<Vec<f32>>> {
         let total = batch.iter().fold(0usize, |sum, s| sum.saturating_add(s.logits()));
         let mut all = try_vec(total, "logits")?;
-        self.inner.logits(&AtomicBool::new(false), batch, &mut all)?;
-        let mut rest = all.into_iter();
-        Ok(batch.iter().map(|s| rest.by_ref().take(s.logits()).collect()).collect())
+        self.logits_into(batch, &mut all, &Canceller::default())?;
+        let mut rest = &all[..];
+        let mut parts = Vec::with_capacity(batch.len());
+        for sequence in batch {
+            let (part, later) = rest.split_at(sequence.logits());
+            parts.push(try_copy(part, "logits")?);
+            rest = later;
+        }
+        Ok(parts)
+    }
+
+    /// [`Context::logits`] into memory of the caller, one sequence after the other; another thread can stop it.
+    ///
+    /// # Errors
+    /// As [`Context::logits`]; `InvalidArgument` if `out` is not as long as all logits together; `Cancelled`, after
+    /// which `out` holds anything.
+    pub fn logits_into(&self, batch: &[SequenceRequest], out: &mut [f32], canceller: &Canceller) -> Result<()> {
+        let total = batch.iter().fold(0usize, |sum, s| sum.saturating_add(s.logits()));
+        if out.len() != total {
+            return Err(Error::invalid(format!("there is room for {} logits, {total} are asked for", out.len())));
+        }
+        self.inner.ready()?;
+        self.inner.logits(canceller.flag(), batch, out)
     }
 
     /// The residual stream of a sequence: what enters each layer, then the output of the final norm. Each is
@@ -187,7 +258,7 @@ impl Context {
     }
 
     fn exec<'a>(&'a self, cancel: Option<&'a AtomicBool>) -> Exec<'a> {
-        Exec::new(&self.inner.threads, self.inner.kernels, cancel)
+        Exec::new(&self.inner.threads, self.inner.kernels, cancel).within(&self.inner.budget)
     }
 
     fn engine(&self) -> Arc<dyn Engine> {
@@ -214,6 +285,18 @@ impl Inner {
 }
 
 impl Engine for Inner {
+    fn ready(&self) -> Result<()> {
+        self.threads.check()?;
+        self.model.check_file()
+    }
+    fn take(&self, bytes: usize, what: &str) -> Result<Charge> {
+        self.budget.take(bytes, what)
+    }
+    fn log(&self, level: LogLevel, message: &dyn Fn() -> String) {
+        if let Some(logger) = &self.logger {
+            logger.log(level, &message());
+        }
+    }
     fn file(&self) -> &str {
         self.model.file()
     }
@@ -237,7 +320,7 @@ impl Engine for Inner {
         side * side
     }
     fn exec<'a>(&'a self, cancel: &'a AtomicBool) -> Exec<'a> {
-        Exec::new(&self.threads, self.kernels, Some(cancel))
+        Exec::new(&self.threads, self.kernels, Some(cancel)).within(&self.budget)
     }
     fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: &mut [f32]) -> Result<()> {
         let mut state = self.lock()?;

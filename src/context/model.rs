@@ -1,28 +1,40 @@
 //! A model file, opened: shared by any number of contexts and threads.
 
+use std::fmt;
+use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::generate::{Defaults, ImageOptions, TextOptions};
-use crate::gguf::Header;
-use crate::mmap::Mapping;
+use crate::gguf::{Header, parse_split_path};
+use crate::mmap::{Mapping, Progress};
 use crate::model::{Config, Transformer};
-use crate::prompt::{ChatTemplate, Vocabulary};
+use crate::prompt::{self, ChatTemplate, Message, Vocabulary};
 use crate::tokenizer::Tokenizer;
 use crate::vq::ImageTokenizer;
 
 /// How a model file is brought into memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct OpenOptions {
     /// Map the file (the default): opening touches only the header, pages come in when they are used, and processes
     /// that open the same file share them. Otherwise the whole file is read.
     pub mmap: bool,
+    /// Called with the bytes that are there and all bytes: after every 8 MiB of a file that is read, once of one that
+    /// is mapped. If it returns false, opening fails with [`Error::Cancelled`].
+    pub progress: Option<Progress>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { mmap: true }
+        OpenOptions { mmap: true, progress: None }
+    }
+}
+
+impl fmt::Debug for OpenOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let progress = self.progress.as_ref().map(|_| "function");
+        f.debug_struct("OpenOptions").field("mmap", &self.mmap).field("progress", &progress).finish()
     }
 }
 
@@ -60,9 +72,50 @@ impl Model {
     }
 
     /// [`Model::open`] with options.
+    ///
+    /// # Errors
+    /// As [`Model::open`]; `Cancelled` if the progress function says so, `OutOfMemory` for a file that is read.
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        let path = path.as_ref();
-        let (file, header) = load(path, options.mmap)?;
+        let (file, header) = load(path.as_ref(), options)?;
+        Self::from_parts(file, header)
+    }
+
+    /// [`Model::open_with`] for a file that is open already, by whatever way the process came to it. It is taken from
+    /// its beginning, and its position is not moved. `name` stands for the path in messages.
+    ///
+    /// # Errors
+    /// As [`Model::open_with`]; `Unsupported` for a part of a split file, whose other parts only a path leads to.
+    pub fn open_file(file: File, name: &str, options: &OpenOptions) -> Result<Self> {
+        let file = Mapping::load(file, name, options.mmap, options.progress.as_ref())?;
+        Self::whole(file, name)
+    }
+
+    /// A model whose file's bytes are in memory, where they stay unchanged for the rest of the process; nothing is
+    /// copied. They begin at an address that is a multiple of 32. `name` stands for the path in messages.
+    ///
+    /// # Errors
+    /// As [`Model::open_file`]; `InvalidArgument` for an address that is no multiple of 32.
+    pub fn from_memory(bytes: &'static [u8], name: &str) -> Result<Self> {
+        if bytes.as_ptr().align_offset(MEMORY_ALIGNMENT) != 0 {
+            return Err(Error::invalid(format_args!(
+                "{name}: the bytes of a model in memory must begin at a multiple of {MEMORY_ALIGNMENT}, not at {:p}",
+                bytes.as_ptr()
+            )));
+        }
+        Self::whole(Mapping::lend(bytes), name)
+    }
+
+    /// Of a file that is not split.
+    fn whole(file: Mapping, name: &str) -> Result<Self> {
+        let header = Header::parse(file.bytes(), name)?;
+        if header.is_split()? {
+            let reason = "this is one part of a split file; such files are opened by the path of one of their parts";
+            return Err(Error::unsupported(name, reason));
+        }
+        Self::from_parts(file, header)
+    }
+
+    fn from_parts(file: Mapping, header: Header) -> Result<Self> {
         let transformer = Transformer::from_header(&header)?;
         let vocabulary = Vocabulary::from_header(&header)?;
         let defaults = Defaults::from_header(&header)?;
@@ -143,6 +196,21 @@ impl Model {
         Ok(&self.text()?.template)
     }
 
+    /// The ids of a chat, up to where the answer begins: what [`Context::text`](super::Context::text) puts before it.
+    /// With `thinking` the instruction to think first is part of it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an empty chat, or thinking without a message of the user; `Format` if the file's tokenizer
+    /// or chat template is damaged.
+    pub fn prompt_ids(&self, messages: &[Message], thinking: bool) -> Result<Vec<u32>> {
+        prompt::chat(self.tokenizer()?, self.vocabulary(), self.chat_template()?, messages, thinking)
+    }
+
+    /// An error if the file behind the mapped bytes became shorter since it was opened.
+    pub(super) fn check_file(&self) -> Result<()> {
+        self.inner.file.check()
+    }
+
     pub(super) fn transformer(&self) -> &Transformer {
         &self.inner.transformer
     }
@@ -163,13 +231,25 @@ impl Model {
     }
 }
 
+/// Where a model in memory begins: what GGUF aligns tensors to unless it says otherwise.
+const MEMORY_ALIGNMENT: usize = 32;
+
 /// The file's bytes and header; of a split file, which may be opened by any of its parts, those of all parts.
-fn load(path: &Path, mmap: bool) -> Result<(Mapping, Header)> {
-    let file = if mmap { Mapping::open(path)? } else { Mapping::read(path)? };
-    let header = Header::parse(file.bytes(), &path.display().to_string())?;
-    let Some(paths) = header.parts(path)? else { return Ok((file, header)) };
-    drop(file);
-    let (file, ranges) = Mapping::open_parts(&paths, mmap)?;
+fn load(path: &Path, options: &OpenOptions) -> Result<(Mapping, Header)> {
+    let (mmap, progress) = (options.mmap, options.progress.as_ref());
+    let name = path.display().to_string();
+    // Only a name like that can be a part's: its header is looked at before anything is read.
+    let paths = match parse_split_path(path) {
+        Some(_) => Header::parse(Mapping::open(path)?.bytes(), &name)?.parts(path)?,
+        None => None,
+    };
+    let Some(paths) = paths else {
+        let file = Mapping::open_with(path, mmap, progress)?;
+        let header = Header::parse(file.bytes(), &name)?;
+        header.parts(path)?; // an error for a part under another name
+        return Ok((file, header));
+    };
+    let (file, ranges) = Mapping::open_parts(&paths, mmap, progress)?;
     let mut headers = Vec::new();
     for (path, range) in paths.iter().zip(&ranges) {
         let part = file.bytes().get(range.clone()).unwrap_or_default();

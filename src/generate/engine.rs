@@ -4,7 +4,9 @@ use std::sync::atomic::AtomicBool;
 
 use ::image::RgbImage;
 
+use crate::context::LogLevel;
 use crate::error::Result;
+use crate::memory::Charge;
 use crate::model::SequenceRequest;
 use crate::parallel::Exec;
 use crate::prompt::{ChatTemplate, Vocabulary};
@@ -13,6 +15,19 @@ use crate::tokenizer::Tokenizer;
 /// A model with the means to run it. Calls that need the network's buffers fail with `Busy` while another call
 /// uses them; they stop with `Cancelled` soon after `cancel` is set.
 pub(crate) trait Engine: Send + Sync {
+    /// An error where nothing can be run any more: in a forked process, or over a model file that was cut off.
+    fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Counts bytes of buffers against the limit of the context, before they are allocated.
+    fn take(&self, bytes: usize, what: &str) -> Result<Charge> {
+        let _ = (bytes, what);
+        Ok(Charge::default())
+    }
+    /// Tells the logger, if there is one; the message is made only then.
+    fn log(&self, level: LogLevel, message: &dyn Fn() -> String) {
+        let _ = (level, message);
+    }
     /// The model's file, to name in errors.
     fn file(&self) -> &str;
     fn vocabulary(&self) -> &Vocabulary;

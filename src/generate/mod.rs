@@ -11,6 +11,7 @@ mod defaults;
 mod engine;
 mod image;
 mod request;
+mod score;
 mod text;
 
 #[cfg(test)]
@@ -26,6 +27,8 @@ pub(crate) use self::engine::Engine;
 use self::image::{Frame, ImageStage};
 pub use self::request::{DrawFromIds, DrawRequest, ImageOptions, TextOptions, TextRequest};
 use self::request::{at_least_one, check_ids, check_length, token_size};
+pub(crate) use self::score::score;
+pub use self::score::{Score, ScoreRequest};
 use self::text::{Question, TextStage};
 use crate::error::{Error, Result};
 use crate::prompt;
@@ -78,11 +81,22 @@ pub struct Answer {
     pub ids: Vec<u32>,
 }
 
-/// Stops a generation from another thread.
+/// Stops a generation, or another long call, from any thread. Clones stop the same.
+///
+/// Cancelling stores to one atomic and does nothing else: it may be done in a signal handler.
 #[derive(Clone, Debug, Default)]
 pub struct Canceller(Arc<AtomicBool>);
 
 impl Canceller {
+    /// One that has not been cancelled.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn flag(&self) -> &AtomicBool {
+        &self.0
+    }
+
     /// The step that is running fails with [`Error::Cancelled`] within one layer of the network, and so does every
     /// later one. Other generations of the same context go on.
     pub fn cancel(&self) {

@@ -46,6 +46,10 @@ pub struct TextOptions {
     pub forbid: Vec<u32>,
     /// If given, only these ids may be chosen.
     pub allow_only: Option<Vec<u32>>,
+    /// Tokens of the answer that are given beforehand, as (position in the answer, id): they are never masked or chosen,
+    /// and no step reports them as changed. The steps of a block share what is masked in it. `forbid` and `allow_only`
+    /// do not look at them.
+    pub pinned: Vec<(usize, u32)>,
     /// Sample as the reference implementation does: image codes, `[MASK]` and unused rows of the vocabulary may be
     /// chosen, and the generation does not end with the answer. For comparing, not for use.
     pub unrestricted: bool,
@@ -65,6 +69,7 @@ impl TextOptions {
             stop: Vec::new(),
             forbid: Vec::new(),
             allow_only: None,
+            pinned: Vec::new(),
             unrestricted: false,
         }
     }
@@ -256,7 +261,7 @@ pub(super) fn at_least_one(name: &str, value: usize) -> Result<()> {
     }
 }
 
-fn not_negative(name: &str, value: f64) -> Result<()> {
+pub(super) fn not_negative(name: &str, value: f64) -> Result<()> {
     match value >= 0.0 && value.is_finite() {
         true => Ok(()),
         false => Err(Error::invalid(format!("{name} is {value}, it must be a finite number of at least 0"))),

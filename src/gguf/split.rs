@@ -46,11 +46,7 @@ impl Header {
     /// # Errors
     /// `Format` where the file says that it is a part and its name does not say of what.
     pub fn parts(&self, path: &Path) -> Result<Option<Vec<PathBuf>>> {
-        let count = match self.opt_usize(COUNT_KEY)? {
-            None | Some(0 | 1) => return Ok(None),
-            Some(count) if count <= MAX_PARTS => count,
-            Some(count) => return Err(self.unfit(format!("{COUNT_KEY} is {count}, more than {MAX_PARTS}"))),
-        };
+        let Some(count) = self.part_count()? else { return Ok(None) };
         match parse_split_path(path) {
             Some((prefix, _, named)) if named == count => {
                 Ok(Some((1..=count).map(|n| split_path(&prefix, n, count)).collect()))
@@ -61,6 +57,22 @@ impl Header {
                 );
                 Err(self.unfit(reason))
             }
+        }
+    }
+
+    /// Whether the file is one of several parts.
+    ///
+    /// # Errors
+    /// `Format` where the number of parts is none.
+    pub fn is_split(&self) -> Result<bool> {
+        Ok(self.part_count()?.is_some())
+    }
+
+    fn part_count(&self) -> Result<Option<usize>> {
+        match self.opt_usize(COUNT_KEY)? {
+            None | Some(0 | 1) => Ok(None),
+            Some(count) if count <= MAX_PARTS => Ok(Some(count)),
+            Some(count) => Err(self.unfit(format!("{COUNT_KEY} is {count}, more than {MAX_PARTS}"))),
         }
     }
 

@@ -6,7 +6,7 @@ mod jpeg;
 mod resize;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Cursor, Read, Write};
+use std::io::{BufWriter, Cursor, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -94,6 +94,53 @@ fn reason(e: &ImageError) -> String {
 fn too_large(what: &str) -> String {
     let mib = MAX_DECODED_BYTES >> 20;
     format!("{what}; pictures of at most {MAX_SIDE}x{MAX_SIDE} pixels and {mib} MiB decoded are read")
+}
+
+/// `image` as the bytes of a PNG file.
+///
+/// # Errors
+/// `Image` for a picture without pixels; `OutOfMemory`.
+pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
+    encode_bytes(image, Format::Png)
+}
+
+/// `image` as the bytes of a JPEG file of the quality that [`save`] writes.
+///
+/// # Errors
+/// `Image` for a picture without pixels, or with a side of more than 65535; `OutOfMemory`.
+pub fn encode_jpeg(image: &RgbImage) -> Result<Vec<u8>> {
+    encode_bytes(image, Format::Jpeg)
+}
+
+fn encode_bytes(image: &RgbImage, format: Format) -> Result<Vec<u8>> {
+    let (width, height) = image.dimensions();
+    let name = format!("a picture of {width}x{height} pixels");
+    if width == 0 || height == 0 {
+        return Err(Error::image(name, "cannot be encoded: it has no pixels"));
+    }
+    let mut bytes = Growing(Vec::new());
+    match encode(image, format, &mut bytes) {
+        Ok(()) => Ok(bytes.0),
+        Err(ImageError::IoError(e)) if e.kind() == ErrorKind::OutOfMemory => {
+            Err(Error::OutOfMemory { what: format!("encoding {name}"), bytes: bytes.0.len() })
+        }
+        Err(e) => Err(Error::image(name, format!("cannot be encoded: {e}"))),
+    }
+}
+
+/// Bytes written to memory that grows as a vector does, and says so where it cannot.
+struct Growing(Vec<u8>);
+
+impl Write for Growing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.try_reserve(bytes.len()).map_err(|_| std::io::Error::from(ErrorKind::OutOfMemory))?;
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A format that pictures are written in.

@@ -11,6 +11,7 @@ pub mod elementwise;
 mod encode;
 pub(crate) mod isa;
 mod portable;
+mod processor;
 mod product;
 mod quantize;
 mod unpack;
@@ -19,6 +20,7 @@ mod unpack;
 mod tests;
 
 pub use dispatch::Kernels;
+pub use processor::processor_name;
 pub use product::{Activations, Epilogue, matmul, matmul_f32};
 pub use quantize::{Bf16Rows, Int8Rows};
 pub use unpack::has_int8;

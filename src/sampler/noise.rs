@@ -57,7 +57,8 @@ pub trait Noise: Send + Sync {
 /// that each of several pictures can be had again alone.
 ///
 /// Counter words, lowest first: the block within the draw (id / 2 for tokens, else 0), position, step, and the
-/// purpose (1 token, 2 order, 3 categorical, 4 gumbel) plus 16 for images.
+/// purpose (1 token, 2 order, 3 categorical, 4 gumbel) plus 16 for images. The draws of a score have the purposes 32
+/// (the offset) and 33 (the key of a position, whose step is the sample).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Philox {
     seed: u64,
@@ -67,10 +68,29 @@ const TOKEN: u32 = 1;
 const ORDER: u32 = 2;
 const CATEGORICAL: u32 = 3;
 const GUMBEL: u32 = 4;
+const OFFSET: u32 = 32;
+const MASK: u32 = 33;
 
 impl Philox {
     pub fn new(seed: u64) -> Self {
         Philox { seed }
+    }
+
+    /// Scores: a whole number below `end` (0 where `end` is), uniform up to one part in 2^64 / `end`.
+    pub fn below(&self, end: usize) -> usize {
+        let word = self.word64(0, 0, OFFSET);
+        (u128::from(word) * end as u128 >> 64) as usize
+    }
+
+    /// Scores: what the positions of an answer are sorted by to mask the first of them in a sample.
+    pub fn order_key(&self, sample: usize, position: usize) -> u64 {
+        self.word64(sample, position, MASK)
+    }
+
+    fn word64(&self, step: usize, position: usize, purpose: u32) -> u64 {
+        let counter = [0, position as u32, step as u32, purpose].map(|word| [word]);
+        let [[low], [high], ..] = philox4x32_10(counter, [self.seed as u32, (self.seed >> 32) as u32]);
+        u64::from(high) << 32 | u64::from(low)
     }
 
     fn key(&self, draw: Draw) -> [u32; 2] {

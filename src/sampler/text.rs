@@ -166,6 +166,16 @@ pub fn choose(row: &mut [f32], first: u32, draw: Draw, rule: Rule<'_>) -> Result
     Ok(Candidate { id: first + choice as u32, confidence })
 }
 
+/// ln of the probability of element `at`, which is inside the row. An error if the row holds NaN or infinity.
+pub fn log_probability(row: &[f32], at: usize, position: usize) -> Result<f64> {
+    let top = max(row);
+    let value = row.get(at).copied().unwrap_or(f32::NAN);
+    if !top.is_finite() || !value.is_finite() {
+        return Err(not_finite(position));
+    }
+    Ok(f64::from(value) - f64::from(top) - sum_of_exp(row, top).ln())
+}
+
 /// The lowest index with the largest `exp(l) / (-ln u)^temperature`, compared as `l - temperature ln(-ln u)`,
 /// which no logit overflows. `None` if there is none.
 ///
