@@ -1,15 +1,16 @@
 //! Arguments from C: texts, arrays, structs of several versions, places for results.
 
-use std::ffi::c_char;
+use std::ffi::{c_char, c_int};
+use std::fs::File;
 use std::path::Path;
 
 use super::error::{Failure, mmada_status};
 use super::handle::{self, Object};
 use crate::error::Error;
-use crate::parallel::try_vec;
+use crate::memory::try_copy;
 
 /// A length that says: up to the NUL. `MMADA_NUL_TERMINATED` of the header.
-const NUL_TERMINATED: usize = usize::MAX;
+pub const NUL_TERMINATED: usize = usize::MAX;
 
 /// The bytes of a text.
 ///
@@ -73,12 +74,26 @@ pub unsafe fn slice<'a, T: Copy>(data: *const T, count: usize, what: &str) -> Re
 ///
 /// # Safety
 /// As [`slice`].
-pub unsafe fn vec<T: Copy + Default>(data: *const T, count: usize, what: &str) -> Result<Vec<T>, Failure> {
+pub unsafe fn vec<T: Copy>(data: *const T, count: usize, what: &str) -> Result<Vec<T>, Failure> {
     // SAFETY: the caller's promise is the same
-    let elements = unsafe { slice(data, count, what)? };
-    let mut copy = try_vec(count, what)?;
-    copy.copy_from_slice(elements);
-    Ok(copy)
+    Ok(try_copy(unsafe { slice(data, count, what)? }, what)?)
+}
+
+/// An array that is to be filled; NULL is one of no elements.
+///
+/// # Safety
+/// `data` is null or has room for `count` elements, which any bits are valid for and nobody else uses meanwhile.
+pub unsafe fn slice_mut<'a, T: Copy>(data: *mut T, count: usize, what: &str) -> Result<&'a mut [T], Failure> {
+    // SAFETY: the caller's promise; of the slice only what was checked is used
+    let checked = unsafe { slice(data.cast_const(), count, what)? }.len();
+    if checked == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: as above; memory of the caller that was never written must not be read, so it is written first
+    unsafe {
+        data.write_bytes(0, checked);
+        Ok(std::slice::from_raw_parts_mut(data, checked))
+    }
 }
 
 /// A truth value: 0 or 1.
@@ -154,7 +169,10 @@ fn checked_size<S: Versioned>(size: usize) -> Result<usize, Failure> {
         _ if (first..=LARGEST).contains(&size) && size.is_multiple_of(align_of::<usize>()) => Ok(size),
         _ => Err(Failure::new(
             mmada_status::MMADA_STRUCT_SIZE,
-            format!("{name}: struct_size is {size}, but this struct has {} bytes (was it initialized?)", size_of::<S>()),
+            format!(
+                "{name}: struct_size is {size}, but this struct has {} bytes (was it initialized?)",
+                size_of::<S>()
+            ),
         )),
     }
 }
@@ -232,6 +250,26 @@ impl<S: Versioned> StructOut<S> {
     }
 }
 
+/// A file of its own for a descriptor that stays the caller's.
+///
+/// # Safety
+/// `fd` is open, or no descriptor at all.
+#[cfg(unix)]
+pub unsafe fn file(fd: c_int, name: &str) -> Result<File, Failure> {
+    use std::os::fd::BorrowedFd;
+    if fd < 0 {
+        return Err(Error::invalid(format!("{name}: {fd} is no file descriptor")).into());
+    }
+    // SAFETY: not negative; the system says so if it is not open
+    let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
+    Ok(copy.map_err(|e| Error::io(name, e))?.into())
+}
+
+#[cfg(not(unix))]
+pub unsafe fn file(_: c_int, name: &str) -> Result<File, Failure> {
+    Err(Error::unsupported(name, "files are opened by descriptor on Unix only").into())
+}
+
 /// The path of a file: on Unix any bytes, elsewhere UTF-8.
 ///
 /// # Safety
@@ -248,4 +286,15 @@ pub unsafe fn path<'a>(data: *const c_char, length: usize) -> Result<&'a Path, F
         // SAFETY: the caller's promise is the same
         Ok(Path::new(unsafe { text(data, length, "the path")? }))
     }
+}
+
+/// A text with a final NUL, cut between characters where it does not fit.
+pub fn characters<const N: usize>(text: &str) -> [c_char; N] {
+    let mut out = [0; N];
+    let end = (0..N).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    let text = if text.len() < N { text } else { &text[..end] };
+    for (to, &byte) in out.iter_mut().zip(text.as_bytes()) {
+        *to = byte as c_char;
+    }
+    out
 }

@@ -70,7 +70,9 @@ fn keep_panics_silent() {
         std::panic::set_hook(Box::new(move |info| {
             let ours = INSIDE.get() || thread::current().name().is_some_and(|name| name.starts_with("mmada-"));
             match (ours, info.location()) {
-                (true, Some(place)) => PLACE.with_borrow_mut(|kept| *kept = format!("{}:{}", place.file(), place.line())),
+                (true, Some(place)) => {
+                    PLACE.with_borrow_mut(|kept| *kept = format!("{}:{}", place.file(), place.line()))
+                }
                 (true, None) => PLACE.with_borrow_mut(String::clear),
                 (false, _) => previous(info),
             }

@@ -95,6 +95,7 @@ impl From<Error> for Failure {
             Error::Cancelled => MMADA_CANCELLED,
             Error::Busy => MMADA_BUSY,
             Error::Internal(_) => MMADA_INTERNAL_ERROR,
+            Error::Forked => MMADA_FORKED,
         };
         Failure::new(status, error.to_string())
     }

@@ -61,6 +61,20 @@ pub unsafe fn optional<'a, H: Object>(handle: *const H) -> Result<Option<&'a H::
     unsafe { get(handle) }.map(Some)
 }
 
+/// [`get`] that neither allocates nor locks, for signal handlers.
+///
+/// # Safety
+/// As [`get`].
+pub unsafe fn peek<'a, H: Object>(handle: *const H) -> Result<&'a H::Value, mmada_status> {
+    let handle = handle.cast::<Handle<H::Value>>();
+    match handle.is_null() {
+        true => Err(mmada_status::MMADA_NULL_POINTER),
+        // SAFETY: the caller's promise is that of `get`
+        false if handle.is_aligned() && unsafe { number(handle) } == H::MAGIC => Ok(unsafe { &(*handle).value }),
+        false => Err(mmada_status::MMADA_INVALID_HANDLE),
+    }
+}
+
 /// Destroys a handle. Nothing happens for NULL, another type's handle, and a freed one where it can be told.
 ///
 /// # Safety
@@ -85,16 +99,22 @@ unsafe fn check<H: Object>(handle: *const H) -> Result<(), Failure> {
     if handle.is_null() {
         return Err(Failure::null(&format!("the {}", H::NAME)));
     }
-    let invalid = |reason: &str| {
-        Err(Failure::new(mmada_status::MMADA_INVALID_HANDLE, format!("the {} is {reason}", H::NAME)))
-    };
+    let invalid =
+        |reason: &str| Err(Failure::new(mmada_status::MMADA_INVALID_HANDLE, format!("the {} is {reason}", H::NAME)));
     if !handle.is_aligned() {
         return invalid("not a handle");
     }
-    // SAFETY: the caller's promise; the number is at the head of a handle of any type
-    match unsafe { (&raw const (*handle).magic).read_volatile() } {
+    // SAFETY: the caller's promise
+    match unsafe { number(handle) } {
         found if found == H::MAGIC => Ok(()),
         FREED => invalid("used after it was freed"),
         _ => invalid("not a handle of this type, or was freed"),
     }
+}
+
+/// # Safety
+/// Not null, aligned, and a handle of any type, at whose head the number is.
+unsafe fn number<T>(handle: *const Handle<T>) -> u64 {
+    // SAFETY: the caller's promise; volatile because the memory may have been freed
+    unsafe { (&raw const (*handle).magic).read_volatile() }
 }

@@ -9,7 +9,7 @@ use super::buffer::{Buffer, mmada_buffer};
 use super::error::{Failure, mmada_error, mmada_status};
 use super::handle::{self, Object};
 
-use crate::image::{self, Format, RgbImage};
+use crate::image::{self, RgbImage};
 
 /// A picture of 8-bit RGB pixels that does not change once it is made. Owned by whoever received it; free it with
 /// `mmada_image_free`. Any number of threads may use one at once.
@@ -143,14 +143,11 @@ pub unsafe extern "C" fn mmada_image_encode(
         guard(error, || {
             let out = Out::new(file, "the file's bytes")?;
             let picture = handle::get(image)?;
-            const PNG: u32 = mmada_image_format::MMADA_IMAGE_PNG as u32;
-            const JPEG: u32 = mmada_image_format::MMADA_IMAGE_JPEG as u32;
-            let format = match format {
-                PNG => Format::Png,
-                JPEG => Format::Jpeg,
-                other => return Err(unknown("format", other, "it must be MMADA_IMAGE_PNG or MMADA_IMAGE_JPEG")),
-            };
-            out.give(Buffer::Bytes(image::encode(picture, format)?));
+            out.give(Buffer::Bytes(match format {
+                v if v == mmada_image_format::MMADA_IMAGE_PNG as u32 => image::encode_png(picture)?,
+                v if v == mmada_image_format::MMADA_IMAGE_JPEG as u32 => image::encode_jpeg(picture)?,
+                v => return Err(unknown("format", v, "which is no mmada_image_format")),
+            }));
             Ok(())
         })
     }

@@ -6,10 +6,14 @@
 //! plain numbers, because a Rust enum must not hold any other. All promises that `unsafe` blocks rely on are those
 //! that the header asks of its callers: a pointer is NULL or points to what its type and the comment say.
 #![allow(non_camel_case_types)]
+#![allow(clippy::too_many_arguments)] // C has no other way
+
+const _: () = assert!(size_of::<usize>() == 8, "the structs of the C interface are laid out for 64-bit systems");
 
 mod arguments;
 mod boundary;
 mod buffer;
+mod canceller;
 mod context;
 mod error;
 mod generation;
@@ -18,5 +22,3 @@ mod image;
 mod library;
 mod model;
 mod options;
-#[cfg(test)]
-mod tests;

@@ -2,14 +2,17 @@
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
+use std::sync::Arc;
 
-use super::arguments::{self, Out, StructOut, Versioned, flag, read, read_or, slice, text};
+use super::arguments::{self, Out, StructOut, Versioned, flag, read_or, slice, text};
 use super::boundary::{guard, guard_status};
 use super::buffer::{Buffer, mmada_buffer};
+use super::context::UserData;
 use super::error::{Failure, mmada_error, mmada_status};
 use super::handle::{self, Object};
 use super::options::{self, mmada_image_options, mmada_message, mmada_text_options};
-use crate::context::{Model, OpenOptions};
+use crate::context::{Model, OpenOptions, Progress};
+use crate::error::Error;
 use crate::tokenizer::Special;
 
 /// An opened and checked model file. It never changes, so any number of threads and contexts may use it at once.
@@ -27,8 +30,7 @@ impl Object for mmada_model {
 /// Called while a model file is read into memory, by the thread that opens it, before the function that opens it
 /// returns and never after: `done` of `total` bytes have been read. 0 goes on; anything else stops, and opening fails
 /// with MMADA_CANCELLED. A mapped file is not read, so there is one call, when it is open.
-pub type mmada_progress_callback =
-    Option<unsafe extern "C" fn(done: u64, total: u64, user_data: *mut c_void) -> c_int>;
+pub type mmada_progress_callback = Option<unsafe extern "C" fn(done: u64, total: u64, user_data: *mut c_void) -> c_int>;
 
 /// How a model file is brought into memory. Initialize with `mmada_open_options_init`.
 #[repr(C)]
@@ -50,7 +52,7 @@ pub struct mmada_open_options {
 // SAFETY: no padding (tests/abi has the offsets), any bits are valid
 unsafe impl Versioned for mmada_open_options {
     const NAME: &'static str = "mmada_open_options";
-    const FIRST_SIZE: usize = size_of::<usize>() + 8 + 2 * size_of::<usize>();
+    const FIRST_SIZE: usize = 32;
 }
 
 impl mmada_open_options {
@@ -129,7 +131,7 @@ pub unsafe extern "C" fn mmada_model_open_fd(
 }
 
 /// Opens a model file whose `size` bytes are in memory, without copying them. `name` stands for the path in messages.
-/// `data` must be aligned to 64 bytes.
+/// `data` must be aligned to 32 bytes.
 ///
 /// The bytes stay the caller's, who must neither change nor release them before the model, all its contexts and all
 /// their generations are freed. Otherwise as `mmada_model_open`; fails with MMADA_INVALID_ARGUMENT for another
@@ -206,7 +208,7 @@ pub struct mmada_model_info {
 // SAFETY: no padding (tests/abi has the offsets), any bits are valid
 unsafe impl Versioned for mmada_model_info {
     const NAME: &'static str = "mmada_model_info";
-    const FIRST_SIZE: usize = 11 * size_of::<usize>() + 24;
+    const FIRST_SIZE: usize = 112;
 }
 
 /// Fills `*info`, which has `struct_size` bytes (pass sizeof), with zeros and its size.
@@ -380,6 +382,37 @@ pub unsafe extern "C" fn mmada_model_detokenize(
     }
 }
 
+/// The ids of a chat, up to where the answer begins: what `mmada_context_begin_text` puts before the answer if there is
+/// no picture. With `thinking` 1 the instruction to think first is part of it. For counting tokens, for
+/// `mmada_context_score`, and for callers who change the prompt.
+///
+/// Owned by the caller on success: `*ids`, a buffer of ids. Threads: any.
+/// Fails with MMADA_INVALID_ARGUMENT for no messages or thinking without a message of the user, MMADA_UNSUPPORTED for a
+/// message with a picture, MMADA_BAD_FORMAT if the file's tokenizer or chat template is damaged.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmada_model_prompt_ids(
+    model: *const mmada_model,
+    messages: *const mmada_message,
+    message_count: usize,
+    thinking: u32,
+    ids: *mut *mut mmada_buffer,
+    error: *mut *mut mmada_error,
+) -> mmada_status {
+    // SAFETY: the promises are the header's
+    unsafe {
+        guard(error, || {
+            let out = Out::new(ids, "the ids")?;
+            let model = handle::get(model)?;
+            let (messages, picture) = options::messages(messages, message_count)?;
+            if picture.is_some() {
+                return Err(Error::unsupported(model.file(), "the ids of a chat about a picture need a context").into());
+            }
+            out.give(Buffer::Ids(model.prompt_ids(&messages, flag(thinking, "thinking")?)?));
+            Ok(())
+        })
+    }
+}
+
 /// What a request will take. Bounds: an answer may end early.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -399,7 +432,7 @@ pub struct mmada_estimate {
 // SAFETY: no padding (tests/abi has the offsets), any bits are valid
 unsafe impl Versioned for mmada_estimate {
     const NAME: &'static str = "mmada_estimate";
-    const FIRST_SIZE: usize = size_of::<usize>() + 32;
+    const FIRST_SIZE: usize = 40;
 }
 
 impl From<crate::Estimate> for mmada_estimate {
@@ -477,7 +510,12 @@ unsafe fn open_options(from: *const mmada_open_options) -> Result<OpenOptions, F
     // SAFETY: the header asks for NULL or a struct
     let given = unsafe { read_or(from, mmada_open_options::new())? };
     reserved(given.reserved)?;
-    Ok(OpenOptions { mmap: flag(given.use_mmap, "use_mmap")? })
+    let user_data = UserData(given.progress_user_data);
+    let progress = given.progress.map(|call| -> Progress {
+        // SAFETY: the header asks for a function of this type that can be called until opening returns
+        Arc::new(move |done, total| unsafe { call(done, total, user_data.pointer()) } == 0)
+    });
+    Ok(OpenOptions { mmap: flag(given.use_mmap, "use_mmap")?, progress })
 }
 
 /// An error for a reserved field that is set.

@@ -383,7 +383,8 @@ unsafe fn to_text(given: &mmada_text_options) -> Result<Text, Failure> {
     // SAFETY: the caller's promise
     let (stop, forbid, allow_only, pinned) = unsafe {
         let texts = slice(given.stop, given.stop_count, "the stop texts")?;
-        let stop: Result<Vec<String>, Failure> = texts.iter().map(|s| string(s.data, s.length, "a stop text")).collect();
+        let stop: Result<Vec<String>, Failure> =
+            texts.iter().map(|s| string(s.data, s.length, "a stop text")).collect();
         let forbid = vec(given.forbid, given.forbid_count, "forbid")?;
         let allow_only = match given.allow_only.is_null() && given.allow_only_count == 0 {
             true => None,
@@ -412,6 +413,7 @@ unsafe fn to_text(given: &mmada_text_options) -> Result<Text, Failure> {
             stop,
             forbid,
             allow_only,
+            pinned: pinned.iter().map(|pin| (pin.position, pin.id)).collect(),
             ..TextOptions::default()
         },
     })

@@ -127,8 +127,9 @@ impl Value {
     }
 }
 
-/// A value to be written.
-#[derive(Clone, PartialEq, Debug)]
+/// A value to be written. As JSON it is the bare value.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+#[serde(untagged)]
 pub enum MetaValue {
     U8(u8),
     I8(i8),
@@ -146,7 +147,8 @@ pub enum MetaValue {
 }
 
 /// An array to be written.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+#[serde(untagged)]
 pub enum MetaArray {
     U8(Vec<u8>),
     I8(Vec<i8>),
@@ -161,6 +163,17 @@ pub enum MetaArray {
     Bool(Vec<bool>),
     String(Vec<String>),
     Array(Vec<MetaArray>),
+}
+
+impl MetaValue {
+    /// A string as it is, anything else as JSON.
+    pub fn into_text(self) -> String {
+        match self {
+            MetaValue::String(text) => text,
+            // numbers, truth values and strings are always JSON
+            other => serde_json::to_string(&other).unwrap_or_default(),
+        }
+    }
 }
 
 impl From<&str> for MetaValue {
