@@ -384,9 +384,6 @@ typedef struct {
   // NULL, or the `allow_only_count` ids that alone may be chosen.
   const uint32_t *allow_only;
   size_t allow_only_count;
-  // `pinned_count` positions of the answer that are given, such as the frame of a form that is to be filled in.
-  const mmada_pin *pinned;
-  size_t pinned_count;
   // An mmada_remasking.
   uint32_t remasking;
   // 1: ask the model to think first; thinking and answer then come back apart.
@@ -395,6 +392,10 @@ typedef struct {
   uint32_t squash;
   // Must be 0.
   uint32_t reserved;
+  // `pinned_count` positions of the answer that are given, such as the frame of a form that is to be filled in. They
+  // are never masked or chosen, no step reports them, and `forbid` and `allow_only` do not look at them.
+  const mmada_pin *pinned;
+  size_t pinned_count;
 } mmada_text_options;
 
 // How pictures are sampled. Initialize with `mmada_image_options_init`.

@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
@@ -16,6 +17,7 @@ use crate::memory::{Budget, Charge};
 pub struct Threads {
     /// Some until it is dropped.
     pool: Option<rayon::ThreadPool>,
+    handles: Vec<JoinHandle<()>>,
     count: usize,
     process: u32,
 }
@@ -24,16 +26,26 @@ impl Threads {
     /// `count` 0 means one thread per available core.
     pub fn new(count: usize) -> Result<Self> {
         let count = match count {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            0 => thread::available_parallelism().map_or(1, |n| n.get()),
             n if n > 1024 => return Err(Error::invalid(format!("{n} threads were asked for, the limit is 1024"))),
             n => n,
         };
+        let mut handles = Vec::new();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(count)
-            .thread_name(|i| format!("mmada-{i}"))
-            .build()
-            .map_err(|e| Error::Internal(format!("cannot start {count} threads: {e}")))?;
-        Ok(Threads { pool: Some(pool), count, process: std::process::id() })
+            .spawn_handler(|worker| {
+                let builder = thread::Builder::new().name(format!("mmada-{}", worker.index()));
+                handles.push(builder.spawn(|| worker.run())?);
+                Ok(())
+            })
+            .build();
+        match pool {
+            Ok(pool) => Ok(Threads { pool: Some(pool), handles, count, process: std::process::id() }),
+            Err(e) => {
+                join(handles); // those that did start have been told to end
+                Err(Error::Internal(format!("cannot start {count} threads: {e}")))
+            }
+        }
     }
 
     pub fn count(&self) -> usize {
@@ -54,12 +66,25 @@ impl Threads {
 }
 
 impl Drop for Threads {
-    /// Ends the threads. In a forked process there are none: telling them to end could wait for a lock that one of
-    /// them held at the fork, so what is left of the pool (some kilobytes) stays.
+    /// Ends the threads and waits until they are gone, so that a library can be unloaded afterwards. In a forked process
+    /// there are none: telling them to end could wait for a lock that one of them held at the fork, so what is left of
+    /// the pool (some kilobytes) stays.
     fn drop(&mut self) {
-        if !self.is_here() {
-            mem::forget(self.pool.take());
+        let (pool, handles) = (self.pool.take(), mem::take(&mut self.handles));
+        if self.is_here() {
+            drop(pool);
+            join(handles);
+        } else {
+            mem::forget((pool, handles));
         }
+    }
+}
+
+/// Waits for threads that end, unless it is one of them that waits.
+fn join(handles: Vec<JoinHandle<()>>) {
+    let this = thread::current().id();
+    for handle in handles.into_iter().filter(|handle| handle.thread().id() != this) {
+        let _ = handle.join(); // a panic in a thread has reached its caller already
     }
 }
 

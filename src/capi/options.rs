@@ -122,9 +122,6 @@ pub struct mmada_text_options {
     /// NULL, or the `allow_only_count` ids that alone may be chosen.
     pub allow_only: *const u32,
     pub allow_only_count: usize,
-    /// `pinned_count` positions of the answer that are given, such as the frame of a form that is to be filled in.
-    pub pinned: *const mmada_pin,
-    pub pinned_count: usize,
     /// An mmada_remasking.
     pub remasking: u32,
     /// 1: ask the model to think first; thinking and answer then come back apart.
@@ -133,12 +130,16 @@ pub struct mmada_text_options {
     pub squash: u32,
     /// Must be 0.
     pub reserved: u32,
+    /// `pinned_count` positions of the answer that are given, such as the frame of a form that is to be filled in. They
+    /// are never masked or chosen, no step reports them, and `forbid` and `allow_only` do not look at them.
+    pub pinned: *const mmada_pin,
+    pub pinned_count: usize,
 }
 
 // SAFETY: no padding (tests/abi has the offsets), any bits are valid
 unsafe impl Versioned for mmada_text_options {
     const NAME: &'static str = "mmada_text_options";
-    const FIRST_SIZE: usize = 136;
+    const FIRST_SIZE: usize = 120; // up to `reserved`
 }
 
 /// How pictures are sampled. Initialize with `mmada_image_options_init`.
