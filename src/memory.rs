@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -35,6 +37,61 @@ pub fn try_resize<T: Clone + Default>(v: &mut Vec<T>, len: usize, what: &str) ->
     try_reserve(v, len.saturating_sub(v.len()), what)?;
     v.resize(len, T::default());
     Ok(())
+}
+
+/// Makes `v` `len` long as [`try_resize`] does, but with room for more: for vectors that grow again and again.
+pub fn try_grow<T: Clone + Default>(v: &mut Vec<T>, len: usize, what: &str) -> Result<()> {
+    let more = len.saturating_sub(v.len());
+    v.try_reserve(more)
+        .map_err(|_| Error::OutOfMemory { what: what.to_owned(), bytes: len.saturating_mul(size_of::<T>()) })?;
+    v.resize(len, T::default());
+    Ok(())
+}
+
+/// Puts `items` behind the others; memory grows as a vector's does.
+pub fn try_extend<T: Clone>(v: &mut Vec<T>, items: &[T], what: &str) -> Result<()> {
+    v.try_reserve(items.len()).map_err(|_| {
+        let bytes = v.len().saturating_add(items.len()).saturating_mul(size_of::<T>());
+        Error::OutOfMemory { what: what.to_owned(), bytes }
+    })?;
+    v.extend_from_slice(items);
+    Ok(())
+}
+
+/// Puts `item` behind the others; memory grows as a vector's does.
+pub fn try_push<T>(v: &mut Vec<T>, item: T, what: &str) -> Result<()> {
+    v.try_reserve(1).map_err(|_| {
+        let bytes = v.len().saturating_mul(2 * size_of::<T>());
+        Error::OutOfMemory { what: what.to_owned(), bytes }
+    })?;
+    v.push(item);
+    Ok(())
+}
+
+/// A vector of what the iterator gives; its length need not be known.
+pub fn try_collect<T>(items: impl IntoIterator<Item = T>, what: &str) -> Result<Vec<T>> {
+    let items = items.into_iter();
+    let mut v = try_with_capacity(items.size_hint().0, what)?;
+    for item in items {
+        try_push(&mut v, item, what)?;
+    }
+    Ok(v)
+}
+
+/// A copy of a text.
+pub fn try_string(text: &str, what: &str) -> Result<String> {
+    let mut s = String::new();
+    s.try_reserve_exact(text.len()).map_err(|_| Error::OutOfMemory { what: what.to_owned(), bytes: text.len() })?;
+    s.push_str(text);
+    Ok(s)
+}
+
+/// Makes room for one more entry of a map.
+pub fn try_reserve_entry<K: Eq + Hash, V>(map: &mut HashMap<K, V>, what: &str) -> Result<()> {
+    map.try_reserve(1).map_err(|_| {
+        let bytes = map.capacity().saturating_mul(2 * size_of::<(K, V)>());
+        Error::OutOfMemory { what: what.to_owned(), bytes }
+    })
 }
 
 /// A copy of `from`.
@@ -71,9 +128,14 @@ impl Budget {
     /// # Errors
     /// `OutOfMemory` with `what` and the limit, if they are more than are left.
     pub fn take(&self, bytes: usize, what: &str) -> Result<Charge> {
+        self.count(bytes, what)?;
+        Ok(Charge { budget: Some(self.clone()), bytes })
+    }
+
+    fn count(&self, bytes: usize, what: &str) -> Result<()> {
         let fits = |used: usize| used.checked_add(bytes).filter(|&sum| self.0.limit.is_none_or(|limit| sum <= limit));
         match self.0.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            Ok(_) => Ok(Charge { budget: Some(self.clone()), bytes }),
+            Ok(_) => Ok(()),
             Err(used) => {
                 let limit = self.0.limit.unwrap_or(usize::MAX);
                 let what = format!("the context may have {limit} bytes of buffers and has {used}; {what}");
@@ -93,6 +155,18 @@ pub struct Charge {
 impl Charge {
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Counts `bytes` more.
+    ///
+    /// # Errors
+    /// As [`Budget::take`].
+    pub fn grow(&mut self, bytes: usize, what: &str) -> Result<()> {
+        if let Some(budget) = &self.budget {
+            budget.count(bytes, what)?;
+            self.bytes += bytes;
+        }
+        Ok(())
     }
 }
 

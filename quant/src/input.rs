@@ -51,7 +51,7 @@ impl Input {
             headers.push(header);
             offsets.push(start);
         }
-        let header = if parts.len() == 1 { headers.remove(0) } else { Header::join(&headers, &offsets)? };
+        let header = if parts.len() == 1 { headers.remove(0) } else { Header::join(headers, &offsets)? };
         Ok(Input { header, metadata, parts })
     }
 

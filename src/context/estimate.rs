@@ -6,8 +6,8 @@ use super::{Context, Model};
 use crate::error::Result;
 use crate::generate::{ImageOptions, TextOptions};
 use crate::kernels::{Activations, Epilogue, Int8Rows, has_int8, matmul, matmul_f32};
+use crate::memory::{try_collect, try_vec};
 use crate::model::State;
-use crate::parallel::try_vec;
 
 /// Memory and work of a request. Both are bounds: an answer may end early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,19 +65,23 @@ impl Model {
 impl Context {
     /// Seconds that `estimate` takes on this context's threads: its multiply-adds over the speed of a product with
     /// the model's first MLP matrix, measured now (some milliseconds on a small model, up to a second on a large one).
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
     pub fn seconds(&self, estimate: &Estimate) -> Result<f64> {
         const COLUMNS: usize = 64;
+        self.ready()?;
         let model = self.model();
         let w = model.transformer().weights.layers[0].up.view(model.bytes());
         let exec = self.exec(None);
-        let x: Vec<f32> = (0..COLUMNS * w.cols()).map(|i| (i % 17) as f32 - 8.0).collect();
+        let x: Vec<f32> = try_collect((0..COLUMNS * w.cols()).map(|i| (i % 17) as f32 - 8.0), "a measurement")?;
         let mut y = try_vec(COLUMNS * w.rows(), "a measurement")?;
         let mut int8 = Int8Rows::default();
         let mut best = f64::INFINITY;
         for _ in 0..4 {
             let start = Instant::now();
             if has_int8(w.dtype()) {
-                int8.quantize(&exec, &x, w.cols());
+                int8.quantize(&exec, &x, w.cols())?;
                 matmul(&exec, &w, Activations::Int8(&int8), &mut y, w.rows(), Epilogue::Store);
             } else {
                 matmul_f32(&exec, &w, &x, &mut y, w.rows(), Epilogue::Store);

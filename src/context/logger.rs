@@ -32,7 +32,9 @@ impl LogLevel {
 /// called the context, before that call returns; contexts that share one call it from several threads at once. It
 /// must not call the context that is logging: that would answer `Busy`.
 #[derive(Clone)]
-pub struct Logger(Arc<dyn Fn(LogLevel, &str) + Send + Sync>);
+pub struct Logger(Arc<Sink>);
+
+type Sink = dyn Fn(LogLevel, &str) + Send + Sync;
 
 impl Logger {
     /// A logger that gives every message to `sink`.

@@ -207,7 +207,6 @@ impl Context {
         if out.len() != total {
             return Err(Error::invalid(format!("there is room for {} logits, {total} are asked for", out.len())));
         }
-        self.inner.ready()?;
         self.inner.logits(canceller.flag(), batch, out)
     }
 
@@ -217,14 +216,21 @@ impl Context {
     /// # Errors
     /// As [`Context::logits`].
     pub fn hidden_states(&self, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
-        let mut states = Vec::new();
-        let mut keep = |_: usize, x: &[f32]| states.push(x.to_vec());
+        let mut states: Result<Vec<Vec<f32>>> = Ok(Vec::new());
+        let mut keep = |_: usize, x: &[f32]| {
+            if let Ok(list) = &mut states {
+                match try_copy(x, "the states of a layer") {
+                    Ok(copy) => list.push(copy),
+                    Err(e) => states = Err(e),
+                }
+            }
+        };
         let batch = [SequenceRequest { ids, rows: &[], vocab: 0..0 }];
         let mut state = self.inner.lock()?;
         let (model, exec) = (self.model(), self.exec(None));
         let run = Run::new(&exec, model.bytes(), self.compute());
         model.transformer().forward(&run, &mut state, &batch, &mut [], Some(&mut keep))?;
-        Ok(states)
+        states
     }
 
     /// The codes of a picture, row by row. Its sides are multiples of [`Model::downsampling`].
@@ -261,13 +267,19 @@ impl Context {
         Exec::new(&self.inner.threads, self.inner.kernels, cancel).within(&self.inner.budget)
     }
 
+    fn ready(&self) -> Result<()> {
+        self.inner.ready()
+    }
+
     fn engine(&self) -> Arc<dyn Engine> {
         self.inner.clone()
     }
 }
 
 impl Inner {
+    /// The buffers, where there is something to run with them.
     fn lock(&self) -> Result<MutexGuard<'_, State>> {
+        self.ready()?;
         match self.state.try_lock() {
             Ok(state) => Ok(state),
             Err(TryLockError::WouldBlock) => Err(Error::Busy),
@@ -277,6 +289,7 @@ impl Inner {
     }
 
     fn images(&self) -> Result<(&ImageTokenizer, &[u8])> {
+        self.ready()?;
         let images = self.model.images().ok_or_else(|| {
             Error::unsupported(self.model.file(), "the model has no image tokenizer, so it cannot see or draw pictures")
         })?;

@@ -256,7 +256,7 @@ fn load(path: &Path, options: &OpenOptions) -> Result<(Mapping, Header)> {
         headers.push(Header::parse(part, &path.display().to_string())?);
     }
     let offsets: Vec<usize> = ranges.iter().map(|range| range.start).collect();
-    let header = Header::join(&headers, &offsets)?;
+    let header = Header::join(headers, &offsets)?;
     Ok((file, header))
 }
 

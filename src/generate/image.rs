@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use super::request::ImageOptions;
-use super::{Change, Engine, Slot, Step, reserve};
+use super::{Change, Engine, Slot, Step};
 use crate::error::Result;
+use crate::memory::{Charge, try_collect, try_with_capacity};
 use crate::model::SequenceRequest;
 use crate::prompt::Vocabulary;
 use crate::sampler::image::{Rule, Sampled, Temperature, cut_off, keep_masked, sample, score};
@@ -34,13 +35,13 @@ impl Frame {
     }
 
     /// `prompt`, then a picture of masks.
-    pub fn masked(self, prompt: &[u32], tokens: usize) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(prompt.len() + Self::len(tokens));
+    pub fn masked(self, prompt: &[u32], tokens: usize) -> Result<Vec<u32>> {
+        let mut ids = try_with_capacity(prompt.len().saturating_add(Self::len(tokens)), CANVAS)?;
         ids.extend_from_slice(prompt);
         ids.push(self.soi);
         ids.resize(ids.len() + tokens, self.mask);
         ids.push(self.eoi);
-        ids
+        Ok(ids)
     }
 }
 
@@ -60,16 +61,27 @@ struct Picture {
 }
 
 impl Picture {
-    fn new(ids: Vec<u32>, unconditional: Vec<u32>, tokens: usize) -> Self {
-        Picture {
+    fn new(ids: Vec<u32>, unconditional: Vec<u32>, tokens: usize) -> Result<Self> {
+        let guided = if unconditional.is_empty() { 0 } else { tokens };
+        let mut slots = try_with_capacity(tokens, CANVAS)?;
+        slots.resize(tokens, Slot::Masked);
+        Ok(Picture {
             ids,
             unconditional,
-            codes: Vec::with_capacity(tokens),
-            slots: vec![Slot::Masked; tokens],
-            unknown: (0..tokens).collect(),
-            rows: Vec::with_capacity(tokens),
-            unconditional_rows: Vec::with_capacity(tokens),
-        }
+            codes: try_with_capacity(tokens, CANVAS)?,
+            slots,
+            unknown: try_collect(0..tokens, CANVAS)?,
+            rows: try_with_capacity(tokens, CANVAS)?,
+            unconditional_rows: try_with_capacity(guided, CANVAS)?,
+        })
+    }
+
+    /// Bytes that a picture takes whose sequences are `lengths` long.
+    fn bytes(lengths: [usize; 2], tokens: usize) -> usize {
+        let ids = lengths[0].saturating_add(lengths[1]).saturating_mul(size_of::<u32>());
+        let rows = if lengths[1] > 0 { 3 } else { 2 };
+        let position = size_of::<u32>() + size_of::<Slot>() + rows * size_of::<usize>();
+        ids.saturating_add(tokens.saturating_mul(position))
     }
 }
 
@@ -87,9 +99,13 @@ pub(super) struct ImageStage {
     done: bool,
     temperature: Temperature,
     buffers: Buffers,
+    /// all of this as the context counts it
+    _charge: Charge,
 }
 
-#[derive(Default)]
+const LOGITS: &str = "the logits of the pictures";
+const CANVAS: &str = "the canvas of a picture";
+
 struct Buffers {
     draws: Vec<Draw>,
     /// [draws, codes], and behind them the unconditional ones
@@ -99,53 +115,73 @@ struct Buffers {
     sorted: Vec<f32>,
 }
 
+impl Buffers {
+    fn new(logits: usize, rows: usize, tokens: usize) -> Result<Self> {
+        Ok(Buffers {
+            draws: try_with_capacity(rows, "the order of draws")?,
+            logits: try_with_capacity(logits, LOGITS)?,
+            sampled: try_with_capacity(rows, "the sampled codes")?,
+            scores: try_with_capacity(tokens, "the scores of a picture")?,
+            sorted: try_with_capacity(tokens, "the scores of a picture")?,
+        })
+    }
+
+    /// Bytes that `new` takes.
+    fn bytes(logits: usize, rows: usize, tokens: usize) -> usize {
+        let row = size_of::<Draw>() + size_of::<Sampled>();
+        let floats = logits.saturating_add(tokens.saturating_mul(2));
+        floats.saturating_mul(size_of::<f32>()).saturating_add(rows.saturating_mul(row))
+    }
+}
+
 impl ImageStage {
     /// `count` pictures of `width` x `height` tokens. Lengths and options have been checked.
     pub fn new(
-        vocabulary: &Vocabulary,
+        engine: &dyn Engine,
         prompt: &[u32],
         unconditional: &[u32],
         (width, height): (usize, usize),
         count: usize,
         options: ImageOptions,
     ) -> Result<Self> {
-        let frame = Frame::of(vocabulary)?;
-        let vocab = vocabulary.image_ids();
+        let frame = Frame::of(engine.vocabulary())?;
+        let vocab = engine.vocabulary().image_ids();
         let tokens = width * height;
         let guided = options.guidance > 0.0;
-        let mut buffers = Buffers::default();
         let rows = tokens.saturating_mul(count);
         let passes = if guided { 2 } else { 1 };
+        let length = |prompt: &[u32]| prompt.len().saturating_add(Frame::len(tokens));
+        let lengths = [length(prompt), if guided { length(unconditional) } else { 0 }];
+        let picture_bytes = Picture::bytes(lengths, tokens).saturating_add(size_of::<Picture>());
         let logits = rows.saturating_mul(vocab.len()).saturating_mul(passes);
-        reserve(&mut buffers.logits, logits, "the logits of the pictures")?;
-        reserve(&mut buffers.draws, rows, "the order of draws")?;
-        reserve(&mut buffers.sampled, rows, "the sampled codes")?;
-        buffers.scores.reserve_exact(tokens);
-        buffers.sorted.reserve_exact(tokens);
-        let picture = || {
-            let unconditional = if guided { frame.masked(unconditional, tokens) } else { Vec::new() };
-            Picture::new(frame.masked(prompt, tokens), unconditional, tokens)
-        };
+        let bytes = Buffers::bytes(logits, rows, tokens).saturating_add(picture_bytes.saturating_mul(count));
+        let charge = engine.take(bytes, LOGITS)?;
+        let buffers = Buffers::new(logits, rows, tokens)?;
+        let mut pictures = try_with_capacity(count, CANVAS)?;
+        for _ in 0..count {
+            let unconditional = if guided { frame.masked(unconditional, tokens)? } else { Vec::new() };
+            pictures.push(Picture::new(frame.masked(prompt, tokens)?, unconditional, tokens)?);
+        }
         Ok(ImageStage {
             width,
             height,
             vocab,
-            pictures: (0..count).map(|_| picture()).collect(),
+            pictures,
             first: prompt.len() + 1,
             unconditional_first: unconditional.len() + 1,
             step: 0,
             done: false,
             temperature: Temperature::new(options.temperature),
             buffers,
+            _charge: charge,
             options,
         })
     }
 
-    /// Puts a prompt of the same length in place of the one given at first: a description that has been thought out.
-    pub fn set_prompt(&mut self, prompt: &[u32]) {
-        for picture in &mut self.pictures {
-            picture.ids[..prompt.len()].copy_from_slice(prompt);
-        }
+    /// Each picture's prompt, for a description that has been thought out to be put in its place.
+    pub fn prompts(&mut self) -> impl Iterator<Item = &mut [u32]> {
+        let len = self.prompt_len();
+        self.pictures.iter_mut().map(move |picture| &mut picture.ids[..len])
     }
 
     /// Ids before `<|soi|>`.
@@ -183,7 +219,8 @@ impl ImageStage {
         self.list_unknown();
         self.compute_logits(engine, cancel)?;
         self.sample_codes(engine, cancel, noise)?;
-        let changed = self.settle(noise);
+        let mut changed = try_with_capacity(self.buffers.draws.len(), CANVAS)?;
+        self.settle(noise, &mut changed);
         self.step += 1;
         self.done = self.step == self.options.steps || self.pictures.iter().all(|p| p.unknown.is_empty());
         Ok(self.report(changed))
@@ -217,7 +254,7 @@ impl ImageStage {
         let guided = self.options.guidance > 0.0;
         let pending = || distinct.iter().filter(|p| !p.unknown.is_empty());
         let request = |ids, rows| SequenceRequest { ids, rows, vocab: self.vocab.clone() };
-        let mut batch = Vec::with_capacity(2 * distinct.len());
+        let mut batch = try_with_capacity(2 * distinct.len(), "a batch of pictures")?;
         batch.extend(pending().map(|p| request(&p.ids, &p.rows)));
         if guided {
             batch.extend(pending().map(|p| request(&p.unconditional, &p.unconditional_rows)));
@@ -252,8 +289,8 @@ impl ImageStage {
         sample(&exec, conditional, unconditional, self.vocab.len(), draws, rule, sampled)
     }
 
-    /// Takes over what was sampled, and masks the least confident again.
-    fn settle(&mut self, noise: Option<&dyn Noise>) -> Vec<Change> {
+    /// Takes over what was sampled, and masks the least confident again. `changed` has room for what is decided.
+    fn settle(&mut self, noise: Option<&dyn Noise>, changed: &mut Vec<Change>) {
         let philox = Philox::new(self.options.seed);
         let noise = noise.unwrap_or(&philox);
         let (step, steps) = (self.step, self.options.steps);
@@ -262,7 +299,6 @@ impl ImageStage {
         let tokens = self.width * self.height;
         let Buffers { draws, sampled, scores, sorted, .. } = &mut self.buffers;
         let mut rest = draws.iter().zip(sampled.iter());
-        let mut changed = Vec::new();
         for (sequence, picture) in self.pictures.iter_mut().enumerate() {
             if picture.unknown.is_empty() {
                 continue;
@@ -294,6 +330,5 @@ impl ImageStage {
                 masked
             });
         }
-        changed
     }
 }

@@ -30,7 +30,9 @@ use self::request::{at_least_one, check_ids, check_length, token_size};
 pub(crate) use self::score::score;
 pub use self::score::{Score, ScoreRequest};
 use self::text::{Question, TextStage};
+use crate::context::LogLevel;
 use crate::error::{Error, Result};
+use crate::memory::{try_copy, try_reserve, try_vec};
 use crate::prompt;
 use crate::sampler::{Noise, Stage};
 
@@ -124,6 +126,7 @@ pub struct Generation {
 
 impl Generation {
     pub(crate) fn text_request(engine: Arc<dyn Engine>, request: TextRequest) -> Result<Self> {
+        engine.ready()?;
         let TextRequest { messages, image, squash, thinking, options } = request;
         options.check()?;
         let (tokenizer, vocabulary, template) = (engine.tokenizer()?, engine.vocabulary(), engine.chat_template()?);
@@ -138,7 +141,7 @@ impl Generation {
                 let count = engine.question_codes();
                 let what = || format!("a question about a picture of {count} tokens");
                 check_length(&*engine, what, &[count, options.gen_length])?;
-                let codes = vec![0; count];
+                let codes = try_vec(count, "the picture of a question")?;
                 let prompt = prompt::image_question(tokenizer, vocabulary, template, &codes, &messages, thinking)?;
                 let start = 1 + prompt.iter().position(|&id| Some(id) == vocabulary.soi).unwrap_or(0);
                 let place = start..start + codes.len();
@@ -149,6 +152,7 @@ impl Generation {
     }
 
     pub(crate) fn text_from_ids(engine: Arc<dyn Engine>, prompt: Vec<u32>, options: TextOptions) -> Result<Self> {
+        engine.ready()?;
         options.check()?;
         check_ids(engine.vocabulary(), &prompt)?;
         Self::answer(engine, prompt, None, options)
@@ -162,11 +166,12 @@ impl Generation {
     ) -> Result<Self> {
         let what = || format!("a prompt of {} tokens with an answer of {}", prompt.len(), options.gen_length);
         check_length(&*engine, what, &[prompt.len(), options.gen_length])?;
-        let text = TextStage::new(engine.vocabulary(), prompt, &[], question, options)?;
+        let text = TextStage::new(&*engine, prompt, &[], question, options)?;
         Ok(Self::with_stages(engine, Some(text), None))
     }
 
     pub(crate) fn draw_request(engine: Arc<dyn Engine>, request: DrawRequest) -> Result<Self> {
+        engine.ready()?;
         let DrawRequest { prompt: wish, think, width, height, count, text, image } = request;
         image.check()?;
         token_size(&*engine, width, height)?;
@@ -187,11 +192,15 @@ impl Generation {
         });
         let draw = DrawFromIds { prompt: prompt.ids, unconditional, width, height, count, image };
         let mut generation = Self::draw_from_ids(engine, draw)?;
-        generation.warnings.extend(warning);
+        if let Some(warning) = warning {
+            generation.engine.log(LogLevel::Warn, &|| warning.clone());
+            generation.warnings.push(warning);
+        }
         Ok(generation)
     }
 
     pub(crate) fn draw_from_ids(engine: Arc<dyn Engine>, draw: DrawFromIds) -> Result<Self> {
+        engine.ready()?;
         let image = Self::image_stage(&*engine, &draw)?;
         Ok(Self::with_stages(engine, None, Some(image)))
     }
@@ -203,7 +212,7 @@ impl Generation {
             return Err(Error::invalid("a description is written without guidance: its cfg_scale must be 0"));
         }
         let vocabulary = engine.vocabulary();
-        let prompt = draw.prompt.clone();
+        let prompt = try_copy(&draw.prompt, "the prompt of a picture")?;
         // bos to the last eos are text_len ids; <|r2i|> stands before them.
         let text_len = draw.image.text_len;
         let used = prompt.len() - 1;
@@ -214,12 +223,14 @@ impl Generation {
             )));
         }
         check_length(&*engine, || format!("a text of {text_len} tokens before a picture"), &[text_len, 1])?;
-        draw.prompt.resize(text_len + 1, vocabulary.eos);
+        let length = text_len + 1;
+        try_reserve(&mut draw.prompt, length.saturating_sub(prompt.len()), "the prompt of a picture")?;
+        draw.prompt.resize(length, vocabulary.eos);
         let image = Self::image_stage(&*engine, &draw)?;
         let (width, height) = image.size();
         let tail = &draw.prompt[prompt.len() + options.gen_length..];
-        let behind = Frame::of(vocabulary)?.masked(tail, width * height);
-        let text = TextStage::new(vocabulary, prompt, &behind, None, options)?;
+        let behind = Frame::of(vocabulary)?.masked(tail, width * height)?;
+        let text = TextStage::new(&*engine, prompt, &behind, None, options)?;
         Ok(Self::with_stages(engine, Some(text), Some(image)))
     }
 
@@ -235,11 +246,39 @@ impl Generation {
         let text = if image.guidance > 0.0 { prompt.len().max(unconditional.len()) } else { prompt.len() };
         let what = || format!("a picture of {width}x{height} pixels ({tokens} tokens) with a prompt of {text} tokens");
         check_length(engine, what, &[text, Frame::len(tokens)])?;
-        ImageStage::new(vocabulary, prompt, unconditional, (columns, rows), *count, image.clone())
+        ImageStage::new(engine, prompt, unconditional, (columns, rows), *count, image.clone())
     }
 
     fn with_stages(engine: Arc<dyn Engine>, text: Option<TextStage>, image: Option<ImageStage>) -> Self {
-        Generation { engine, text, image, noise: None, canceller: Canceller::default(), warnings: Vec::new() }
+        let generation =
+            Generation { engine, text, image, noise: None, canceller: Canceller::default(), warnings: Vec::new() };
+        generation.engine.log(LogLevel::Info, &|| {
+            let steps = generation.total_steps();
+            format!("{} is begun: {}, at most {steps} steps", generation.name(), generation.sizes())
+        });
+        generation
+    }
+
+    /// What it makes, for the log.
+    fn name(&self) -> &'static str {
+        match (&self.text, &self.image) {
+            (_, None) => "an answer",
+            (None, Some(_)) => "a drawing",
+            (Some(_), Some(_)) => "a drawing with thinking",
+        }
+    }
+
+    /// How much it makes of what, for the log.
+    fn sizes(&self) -> String {
+        let text = self.text.as_ref().map(|text| {
+            let (prompt, length) = text.lengths();
+            format!("{length} tokens of text after a prompt of {prompt}")
+        });
+        let image = self.image.as_ref().map(|image| {
+            let ((width, height), count, prompt) = (image.size(), image.count(), image.prompt_len());
+            format!("{count} pictures of {width}x{height} tokens after a prompt of {prompt}")
+        });
+        text.into_iter().chain(image).collect::<Vec<_>>().join(", then ")
     }
 
     /// Draws all random numbers from `noise` instead of the options' seeds: to repeat a recorded run. To be called
@@ -254,16 +293,30 @@ impl Generation {
     /// # Errors
     /// `Cancelled`, `Busy`, or what the network or the image tokenizer failed with. Nothing has changed then.
     pub fn step(&mut self) -> Result<Step> {
-        let cancel = &*self.canceller.0;
-        if cancel.load(Ordering::Relaxed) {
+        let was_done = self.is_done();
+        if self.canceller.is_cancelled() {
             return Err(Error::Cancelled);
         }
+        self.engine.ready()?;
+        let step = self.take_step()?;
+        self.engine.log(LogLevel::Debug, &|| {
+            let (stage, changed) = (step.stage.name(), step.changed.len());
+            format!("{stage}: step {} of {} decided {changed} positions", step.index, step.total)
+        });
+        if step.done && !was_done {
+            self.engine.log(LogLevel::Info, &|| format!("{} is complete", self.name()));
+        }
+        Ok(step)
+    }
+
+    fn take_step(&mut self) -> Result<Step> {
+        let cancel = &*self.canceller.0;
         let (engine, noise) = (&*self.engine, self.noise.as_deref());
         match (&mut self.text, &mut self.image) {
             (Some(text), image) if image.is_none() || !text.is_done() => {
                 let mut step = text.step(engine, cancel, noise)?;
                 if let (Some(image), true) = (image, step.done) {
-                    image.set_prompt(&text.described(engine.vocabulary(), image.prompt_len()));
+                    image.prompts().for_each(|prompt| text.describe(engine.vocabulary(), prompt));
                     step.done = false;
                 }
                 Ok(step)
@@ -302,7 +355,7 @@ impl Generation {
         if self.text.is_none() || self.image.is_none() {
             return Ok(None);
         }
-        let Answer { thinking, answer, .. } = self.text()?;
+        let Answer { thinking, answer, .. } = self.text()?; // whichever is returned was allocated with care there
         Ok(Some(thinking.unwrap_or(answer)))
     }
 
@@ -380,10 +433,4 @@ impl Generation {
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
-}
-
-/// Makes room for `len` elements, or says what could not be allocated.
-fn reserve<T>(buffer: &mut Vec<T>, len: usize, what: &str) -> Result<()> {
-    let bytes = len.saturating_mul(size_of::<T>());
-    buffer.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { what: what.to_owned(), bytes })
 }

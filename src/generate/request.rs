@@ -5,6 +5,7 @@ use ::image::RgbImage;
 use super::Engine;
 use super::defaults::Defaults;
 use crate::error::{Error, Result};
+use crate::memory::try_copy;
 use crate::prompt::{Message, Vocabulary};
 use crate::sampler::text::Forbidden;
 use crate::sampler::{Confidence, Remasking, Schedule};
@@ -108,18 +109,37 @@ impl TextOptions {
         if let Some((list, id)) = given.chain(allowed).find(|&(_, &id)| id >= rows) {
             return Err(Error::invalid(format!("{list} holds the id {id}, but the vocabulary has {rows} ids")));
         }
-        let mut forbidden = Forbidden::new(self.forbid.iter().map(|&id| id..id + 1));
+        let mut forbidden = Forbidden::new(self.forbid.iter().map(|&id| id..id + 1))?;
         if let Some(allowed) = &self.allow_only {
-            forbidden = forbidden.and(Forbidden::all_but(allowed, rows));
+            forbidden = forbidden.and(Forbidden::all_but(allowed, rows)?)?;
         }
         if !self.unrestricted {
             let never = [vocabulary.mask..vocabulary.mask + 1, vocabulary.image_ids(), vocabulary.text..rows];
-            forbidden = forbidden.and(Forbidden::new(never));
+            forbidden = forbidden.and(Forbidden::new(never)?)?;
         }
         match forbidden.left(0..end) {
             0 => Err(Error::invalid("forbid and allow_only leave no token to choose from")),
             _ => Ok(forbidden),
         }
+    }
+
+    /// The pinned tokens by position. An error for a position outside the answer or given twice, and for an id that is
+    /// none or is `[MASK]`.
+    pub(super) fn pinned(&self, vocabulary: &Vocabulary) -> Result<Vec<(usize, u32)>> {
+        let mut pinned = try_copy(&self.pinned, "the pinned tokens")?;
+        pinned.sort_unstable();
+        for (i, &(position, id)) in pinned.iter().enumerate() {
+            let (length, rows) = (self.gen_length, vocabulary.rows);
+            let reason = match id {
+                _ if position >= length => format!("but the answer has {length} positions, counted from 0"),
+                id if id >= rows => format!("but the vocabulary has {rows} ids"),
+                id if id == vocabulary.mask => "which is [MASK]: leave the position out instead".to_owned(),
+                _ if i > 0 && pinned[i - 1].0 == position => "and another one at the same position".to_owned(),
+                _ => continue,
+            };
+            return Err(Error::invalid(format!("pinned holds the id {id} at position {position}, {reason}")));
+        }
+        Ok(pinned)
     }
 
     /// An error for numbers that cannot be, or a stop text that is empty.

@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicBool;
 use ::image::RgbImage;
 
 use super::request::TextOptions;
-use super::{Answer, Change, Engine, Slot, Step, reserve};
+use super::{Answer, Change, Engine, Slot, Step};
 use crate::error::{Error, Result};
+use crate::memory::{Charge, try_collect, try_copy, try_reserve, try_string, try_with_capacity};
 use crate::model::SequenceRequest;
 use crate::prompt::{Vocabulary, split_thinking};
 use crate::sampler::text::{Candidate, Forbidden, Rule, candidates, commits, most_confident};
@@ -33,6 +34,8 @@ pub(super) struct TextStage {
     mask: u32,
     vocab: Range<u32>,
     forbidden: Forbidden,
+    /// tokens given beforehand, by position in the answer
+    pinned: Vec<(usize, u32)>,
     question: Option<Question>,
     /// steps taken
     step: usize,
@@ -45,6 +48,8 @@ pub(super) struct TextStage {
     stopped: Option<String>,
     slots: Vec<Slot>,
     buffers: Buffers,
+    /// all of this as the context counts it
+    _charge: Charge,
 }
 
 /// What a step works in; sized at the start.
@@ -59,48 +64,64 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(rows: usize, vocab: usize, guided: bool) -> Result<Self> {
-        let passes = if guided { 2 } else { 1 };
-        let mut buffers = Buffers::default();
-        reserve(
-            &mut buffers.logits,
-            rows.saturating_mul(vocab).saturating_mul(passes),
-            "the logits of a block of text",
-        )?;
-        buffers.rows.reserve_exact(rows);
-        buffers.draws.reserve_exact(rows);
-        buffers.candidates.reserve_exact(rows);
-        buffers.chosen.reserve_exact(rows);
-        Ok(buffers)
+    fn new(rows: usize, vocab: usize, passes: usize) -> Result<Self> {
+        Ok(Buffers {
+            logits: try_with_capacity(rows.saturating_mul(vocab).saturating_mul(passes), LOGITS)?,
+            rows: try_with_capacity(rows, CANVAS)?,
+            draws: try_with_capacity(rows, CANVAS)?,
+            candidates: try_with_capacity(rows, CANVAS)?,
+            chosen: try_with_capacity(rows, CANVAS)?,
+        })
+    }
+
+    /// Bytes that `new` takes.
+    fn bytes(rows: usize, vocab: usize, passes: usize) -> usize {
+        let row = 2 * size_of::<usize>() + size_of::<Draw>() + size_of::<Candidate>();
+        rows.saturating_mul(vocab.saturating_mul(4 * passes).saturating_add(row))
     }
 }
 
+const LOGITS: &str = "the logits of a block of text";
+const CANVAS: &str = "the canvas of an answer";
+
 impl TextStage {
-    /// `prompt`, then the answer's masks, then `behind`. Lengths and options have been checked.
+    /// `prompt`, then the answer's masks and pinned tokens, then `behind`. Lengths and options have been checked.
     pub fn new(
-        vocabulary: &Vocabulary,
+        engine: &dyn Engine,
         prompt: Vec<u32>,
         behind: &[u32],
         question: Option<Question>,
         options: TextOptions,
     ) -> Result<Self> {
+        let vocabulary = engine.vocabulary();
         let end = if options.unrestricted { vocabulary.rows } else { vocabulary.text };
         let forbidden = options.forbidden(vocabulary, end)?;
+        let pinned = options.pinned(vocabulary)?;
         let mask = vocabulary.mask;
         let answer = prompt.len()..prompt.len() + options.gen_length;
-        let mut ids = prompt;
-        ids.resize(answer.end, mask);
-        ids.extend_from_slice(behind);
-        let guided = options.cfg_scale > 0.0;
-        let mut unconditional = Vec::new();
-        if guided {
-            unconditional.clone_from(&ids);
-            unconditional[..answer.start].fill(mask);
-        }
+        let passes = if options.cfg_scale > 0.0 { 2 } else { 1 };
         // Only an unrestricted run can choose [MASK] itself and so leave masks behind in earlier blocks.
         let rows = if options.unrestricted { options.gen_length } else { options.block_length };
-        let buffers = Buffers::new(rows, end as usize, guided)?;
-        let slots = vec![Slot::Masked; options.gen_length];
+        let length = answer.end + behind.len();
+        let canvas = 4 * passes * length + size_of::<Slot>() * options.gen_length;
+        let charge = engine.take(Buffers::bytes(rows, end as usize, passes).saturating_add(canvas), LOGITS)?;
+        let buffers = Buffers::new(rows, end as usize, passes)?;
+
+        let mut ids = prompt;
+        try_reserve(&mut ids, length - answer.start, CANVAS)?;
+        ids.resize(answer.end, mask);
+        ids.extend_from_slice(behind);
+        let mut slots = try_with_capacity(options.gen_length, CANVAS)?;
+        slots.resize(options.gen_length, Slot::Masked);
+        for &(position, id) in &pinned {
+            ids[answer.start + position] = id;
+            slots[position] = Slot::Token(id);
+        }
+        let mut unconditional = Vec::new();
+        if passes == 2 {
+            unconditional = try_copy(&ids, CANVAS)?;
+            unconditional[..answer.start].fill(mask);
+        }
         Ok(TextStage {
             ids,
             unconditional,
@@ -108,6 +129,7 @@ impl TextStage {
             mask,
             vocab: 0..end,
             forbidden,
+            pinned,
             question,
             step: 0,
             done: false,
@@ -116,6 +138,7 @@ impl TextStage {
             stopped: None,
             slots,
             buffers,
+            _charge: charge,
             options,
         })
     }
@@ -132,6 +155,10 @@ impl TextStage {
     pub fn total_steps(&self) -> usize {
         self.options.steps
     }
+    /// Tokens before the answer, and of it.
+    pub fn lengths(&self) -> (usize, usize) {
+        (self.answer.start, self.answer.len())
+    }
 
     /// One denoising step. Nothing has changed if it fails.
     pub fn step(&mut self, engine: &dyn Engine, cancel: &AtomicBool, noise: Option<&dyn Noise>) -> Result<Step> {
@@ -142,15 +169,37 @@ impl TextStage {
         self.encode_question(engine, cancel)?;
         let steps_per_block = self.options.steps / self.options.blocks();
         let (block, step_in_block) = (self.step / steps_per_block, self.step % steps_per_block);
-        let count = commits(self.options.block_length, step_in_block, steps_per_block);
+        let positions = block * self.options.block_length..(block + 1) * self.options.block_length;
+        let count = commits(self.masked_at_first(positions.clone()), step_in_block, steps_per_block);
         let changed = match count {
             0 => Vec::new(), // more steps than tokens: this one has nothing to decide
-            _ => self.denoise(engine, cancel, noise, (block + 1) * self.options.block_length, count)?,
+            _ => self.denoise(engine, cancel, noise, positions.end, count)?,
         };
+        if let Err(error) = self.advance(engine.vocabulary(), tokenizer) {
+            self.take_back(&changed);
+            return Err(error);
+        }
         self.step += 1;
-        self.advance(engine.vocabulary(), tokenizer);
         self.done = self.step == self.options.steps || self.end.is_some();
         Ok(self.report(changed))
+    }
+
+    /// How many of the answer's `positions` are not pinned.
+    fn masked_at_first(&self, positions: Range<usize>) -> usize {
+        let before = |position: usize| self.pinned.partition_point(|pinned| pinned.0 < position);
+        positions.len() - (before(positions.end) - before(positions.start))
+    }
+
+    /// Masks again what a step has decided.
+    fn take_back(&mut self, changed: &[Change]) {
+        for &Change { position, .. } in changed {
+            self.slots[position] = Slot::Masked;
+            let at = self.answer.start + position;
+            self.ids[at] = self.mask;
+            if let Some(slot) = self.unconditional.get_mut(at) {
+                *slot = self.mask;
+            }
+        }
     }
 
     fn report(&self, changed: Vec<Change>) -> Step {
@@ -197,7 +246,7 @@ impl TextStage {
         draws.extend(rows.iter().map(|&position| Draw::new(Stage::Text, self.step, position - start)));
 
         let wanted = SequenceRequest { ids: &self.ids, rows, vocab: self.vocab.clone() };
-        let own = wanted.logits();
+        let own = wanted.logits(); // the buffer has room for these, and for as many unconditional ones
         if self.unconditional.is_empty() {
             logits.resize(own, 0.0);
             engine.logits(cancel, &[wanted], logits)?;
@@ -222,7 +271,7 @@ impl TextStage {
         candidates(&exec, conditional, unconditional, self.vocab.clone(), draws, rule, proposals)?;
         most_confident(proposals, count, chosen);
 
-        let mut changed = Vec::with_capacity(chosen.len());
+        let mut changed = try_with_capacity(chosen.len(), CANVAS)?;
         for &i in chosen.iter() {
             let (position, id) = (rows[i], proposals[i].id);
             self.ids[position] = id;
@@ -237,29 +286,43 @@ impl TextStage {
         Ok(changed)
     }
 
-    /// Moves the prefix on, and looks whether the answer ends in it.
-    fn advance(&mut self, vocabulary: &Vocabulary, tokenizer: Option<&Tokenizer>) {
+    /// Moves the prefix on, and looks whether the answer ends in it. Nothing has moved if it fails.
+    fn advance(&mut self, vocabulary: &Vocabulary, tokenizer: Option<&Tokenizer>) -> Result<()> {
         let before = self.prefix;
         let answer = &self.ids[self.answer.clone()];
-        self.prefix += answer[before..].iter().take_while(|&&id| id != self.mask).count();
+        let prefix = before + answer[before..].iter().take_while(|&&id| id != self.mask).count();
+        let mut end = None;
         if !self.options.unrestricted {
-            let ending = answer[before..self.prefix].iter().position(|&id| vocabulary.is_end(id));
-            self.end = ending.map(|i| before + i);
+            let ending = answer[before..prefix].iter().position(|&id| vocabulary.is_end(id));
+            end = ending.map(|i| before + i);
         }
-        if let Some(tokenizer) = tokenizer.filter(|_| self.prefix > before) {
-            self.look_for_stop(vocabulary, tokenizer);
+        if let Some(tokenizer) = tokenizer.filter(|_| prefix > before) {
+            let visible = &answer[..end.unwrap_or(prefix)];
+            if let Some((ids, text)) = self.find_stop(visible, vocabulary, tokenizer)? {
+                (end, self.stopped) = (Some(ids), Some(text));
+            }
         }
+        (self.prefix, self.end) = (prefix, end);
+        Ok(())
     }
 
-    fn look_for_stop(&mut self, vocabulary: &Vocabulary, tokenizer: &Tokenizer) {
-        let ids = self.visible();
-        let mut text = decode(vocabulary, tokenizer, ids);
-        let Some(cut) = self.options.stop.iter().filter_map(|stop| text.find(stop.as_str())).min() else { return };
+    /// How many of the `visible` ids of the answer stand before the first stop text, and their text up to it.
+    fn find_stop(
+        &self,
+        visible: &[u32],
+        vocabulary: &Vocabulary,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<(usize, String)>> {
+        let mut text = decode(vocabulary, tokenizer, visible)?;
+        let stops = self.options.stop.iter().filter_map(|stop| text.find(stop.as_str()));
+        let Some(cut) = stops.min() else { return Ok(None) };
         // The ids of the answer are those whose text is before the cut entirely.
-        let whole = (0..=ids.len()).rev().find(|&n| decode(vocabulary, tokenizer, &ids[..n]).len() <= cut);
-        self.end = Some(whole.unwrap_or(0));
+        let mut whole = visible.len();
+        while whole > 0 && decode(vocabulary, tokenizer, &visible[..whole])?.len() > cut {
+            whole -= 1;
+        }
         text.truncate(cut);
-        self.stopped = Some(text);
+        Ok(Some((whole, text)))
     }
 
     /// The committed ids of the answer, as far as they count.
@@ -275,30 +338,33 @@ impl TextStage {
     /// The answer so far.
     pub fn answer(&self, engine: &dyn Engine) -> Result<Answer> {
         let raw = match &self.stopped {
-            Some(text) => text.clone(),
-            None => decode(engine.vocabulary(), engine.tokenizer()?, self.visible()),
+            Some(text) => try_string(text, TEXT)?,
+            None => decode(engine.vocabulary(), engine.tokenizer()?, self.visible())?,
         };
         let (thinking, answer) = split_thinking(&raw);
-        Ok(Answer { raw, thinking, answer, ids: self.visible().to_vec() })
+        let thinking = thinking.map(|text| try_string(text, TEXT)).transpose()?;
+        let answer = try_string(answer, TEXT)?;
+        Ok(Answer { raw, thinking, answer, ids: try_copy(self.visible(), TEXT)? })
     }
 
-    /// The ids of the whole sequence before `end`, with everything in the answer and behind it replaced by eos from
+    /// Writes the beginning of the whole sequence to `prompt`, with everything in the answer and behind it replaced by eos from
     /// the first end token, or the end of what counts, on.
-    pub fn described(&self, vocabulary: &Vocabulary, end: usize) -> Vec<u32> {
-        let mut ids = self.ids[..end].to_vec();
-        let region = &mut ids[self.answer.start..];
+    pub fn describe(&self, vocabulary: &Vocabulary, prompt: &mut [u32]) {
+        prompt.copy_from_slice(&self.ids[..prompt.len()]);
+        let region = &mut prompt[self.answer.start..];
         let ending = region.iter().position(|&id| vocabulary.is_end(id)).unwrap_or(region.len());
         let ending = self.end.map_or(ending, |end| end.min(ending));
         region[ending..].fill(vocabulary.eos);
-        ids
     }
 }
 
+const TEXT: &str = "the text of an answer";
+
 /// The text of ids without special tokens. Ids that are no text (an unrestricted run may have chosen some) have none.
-fn decode(vocabulary: &Vocabulary, tokenizer: &Tokenizer, ids: &[u32]) -> String {
+fn decode(vocabulary: &Vocabulary, tokenizer: &Tokenizer, ids: &[u32]) -> Result<String> {
     if ids.iter().all(|&id| id < vocabulary.text) {
-        return tokenizer.decode(ids, true);
+        return tokenizer.try_decode(ids, true);
     }
-    let text: Vec<u32> = ids.iter().copied().filter(|&id| id < vocabulary.text).collect();
-    tokenizer.decode(&text, true)
+    let text = try_collect(ids.iter().copied().filter(|&id| id < vocabulary.text), TEXT)?;
+    tokenizer.try_decode(&text, true)
 }

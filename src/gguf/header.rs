@@ -7,6 +7,7 @@ use super::GgmlType;
 use super::reader::{self, Cursor};
 use super::value::{ArrayRef, MetaArray, MetaValue, Value, ValueType};
 use crate::error::{Error, Result};
+use crate::memory::{try_push, try_string, try_with_capacity};
 
 /// Where a tensor lies and how it is stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -169,7 +170,11 @@ impl Header {
             return Err(self.wrong_array(key, array, "strings"));
         }
         let mut cursor = self.elements(bytes, array)?;
-        (0..array.len).map(|_| cursor.string(format_args!("metadata {key}"))).collect::<Result<_>>().map(Some)
+        let mut strings = try_with_capacity(array.len, ARRAY)?;
+        for _ in 0..array.len {
+            strings.push(cursor.string(format_args!("metadata {key}"))?);
+        }
+        Ok(Some(strings))
     }
 
     /// Reads an array of numbers; `convert` gives `None` for elements that are not `wanted`.
@@ -185,11 +190,12 @@ impl Header {
             return Err(self.wrong_array(key, array, wanted));
         }
         let mut cursor = self.elements(bytes, array)?;
-        let read = |_| {
+        let mut numbers = try_with_capacity(array.len, ARRAY)?;
+        for _ in 0..array.len {
             let value = cursor.scalar(array.element, format_args!("metadata {key}"))?;
-            convert(&value).unwrap_or_else(|| Err(self.wrong_array(key, array, wanted)))
-        };
-        (0..array.len).map(read).collect::<Result<_>>().map(Some)
+            numbers.push(convert(&value).unwrap_or_else(|| Err(self.wrong_array(key, array, wanted)))?);
+        }
+        Ok(Some(numbers))
     }
 
     /// The value with its array read, as the writer takes it: for copying metadata from file to file.
@@ -206,7 +212,7 @@ impl Header {
             Value::I64(v) => MetaValue::I64(*v),
             Value::F64(v) => MetaValue::F64(*v),
             Value::Bool(v) => MetaValue::Bool(*v),
-            Value::String(v) => MetaValue::String(v.clone()),
+            Value::String(v) => MetaValue::String(try_string(v, "a string of the metadata")?),
             Value::Array(array) => {
                 let mut cursor = self.elements(bytes, array)?;
                 MetaValue::Array(owned_array(&mut cursor, array.element, array.len, key)?)
@@ -248,6 +254,9 @@ impl Header {
     }
 }
 
+/// What memory for an array is asked for.
+const ARRAY: &str = "an array of the metadata";
+
 /// Reads `len` elements at the cursor. Nesting was limited when the file was parsed.
 fn owned_array(cursor: &mut Cursor<'_, '_>, element: ValueType, len: usize, key: &str) -> Result<MetaArray> {
     macro_rules! read {
@@ -257,20 +266,24 @@ fn owned_array(cursor: &mut Cursor<'_, '_>, element: ValueType, len: usize, key:
                     let mut v = Vec::new();
                     for _ in 0..len {
                         if let Value::$variant(x) = cursor.scalar(element, format_args!("metadata {key}"))? {
-                            v.push(x);
+                            try_push(&mut v, x, ARRAY)?;
                         }
                     }
                     MetaArray::$variant(v)
                 })*
                 ValueType::String => {
-                    let read = |_| cursor.string(format_args!("metadata {key}")).map(str::to_owned);
-                    MetaArray::String((0..len).map(read).collect::<Result<_>>()?)
+                    let mut v = Vec::new();
+                    for _ in 0..len {
+                        let s = try_string(cursor.string(format_args!("metadata {key}"))?, ARRAY)?;
+                        try_push(&mut v, s, ARRAY)?;
+                    }
+                    MetaArray::String(v)
                 }
                 ValueType::Array => {
                     let mut v = Vec::new();
                     for _ in 0..len {
                         let (element, len) = cursor.array_start(format_args!("metadata {key}"))?;
-                        v.push(owned_array(cursor, element, len, key)?);
+                        try_push(&mut v, owned_array(cursor, element, len, key)?, ARRAY)?;
                     }
                     MetaArray::Array(v)
                 }

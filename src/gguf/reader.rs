@@ -10,6 +10,7 @@ use super::header::{Header, TensorInfo};
 use super::value::{ArrayRef, Value, ValueType};
 use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, GgmlType, MAGIC, MAX_DIMS, is_alignment};
 use crate::error::{Error, Result};
+use crate::memory::{try_collect, try_push, try_reserve_entry, try_string};
 
 /// Arrays may hold arrays this deep; nothing that exists goes beyond two.
 const MAX_NESTING: usize = 4;
@@ -165,14 +166,9 @@ impl<'a, 'f> Cursor<'a, 'f> {
     fn value(&mut self, what: Arguments<'_>) -> Result<Value> {
         match self.value_type(what)? {
             ValueType::String => {
-                let s = self.string(what)?;
-                let mut owned = String::new();
                 // A hostile file may have a string as long as itself.
-                owned
-                    .try_reserve_exact(s.len())
-                    .map_err(|_| Error::OutOfMemory { what: format!("{}: {what}", self.file), bytes: s.len() })?;
-                owned.push_str(s);
-                Ok(Value::String(owned))
+                let s = self.string(what)?;
+                Ok(Value::String(try_string(s, &format!("{}: {what}", self.file))?))
             }
             ValueType::Array => self.array(1, what).map(Value::Array),
             fixed => self.scalar(fixed, what),
@@ -232,16 +228,18 @@ fn preamble(cursor: &mut Cursor<'_, '_>) -> Result<u32> {
 type Indexed<T> = (Vec<T>, HashMap<String, usize>);
 
 fn metadata(cursor: &mut Cursor<'_, '_>, count: usize) -> Result<Indexed<(String, Value)>> {
+    const WHAT: &str = "the metadata of a model";
     let mut entries = Vec::new();
     let mut index = HashMap::new();
     for i in 0..count {
+        try_reserve_entry(&mut index, WHAT)?;
         let key = name(cursor, format_args!("the key of metadata entry {i}"))?;
         let value = cursor.value(format_args!("metadata {key}"))?;
         match index.entry(key.to_owned()) {
             Entry::Occupied(_) => return Err(cursor.bad(format_args!("metadata {key} occurs twice"))),
             Entry::Vacant(slot) => slot.insert(entries.len()),
         };
-        entries.push((key.to_owned(), value));
+        try_push(&mut entries, (key.to_owned(), value), WHAT)?;
     }
     Ok((entries, index))
 }
@@ -257,15 +255,17 @@ fn name<'a>(cursor: &mut Cursor<'a, '_>, what: Arguments<'_>) -> Result<&'a str>
 
 /// Tensor infos whose ranges are still relative to the start of the data.
 fn tensors(cursor: &mut Cursor<'_, '_>, count: usize) -> Result<Indexed<TensorInfo>> {
+    const WHAT: &str = "the list of a model's tensors";
     let mut infos = Vec::new();
     let mut index = HashMap::new();
     for i in 0..count {
+        try_reserve_entry(&mut index, WHAT)?;
         let info = tensor(cursor, i)?;
         match index.entry(info.name.clone()) {
             Entry::Occupied(_) => return Err(cursor.bad(format_args!("tensor {} occurs twice", info.name))),
             Entry::Vacant(slot) => slot.insert(infos.len()),
         };
-        infos.push(info);
+        try_push(&mut infos, info, WHAT)?;
     }
     Ok((infos, index))
 }
@@ -324,8 +324,8 @@ fn place(header: &mut Header, file_len: usize) -> Result<()> {
             return Err(Error::format(file, reason));
         }
     }
-    let mut order: Vec<&TensorInfo> = tensors.iter().collect();
-    order.sort_by_key(|info| info.range.start);
+    let mut order = try_collect(tensors.iter(), "the order of a model's tensors")?;
+    order.sort_unstable_by_key(|info| (info.range.start, info.range.end));
     if let Some(pair) = order.windows(2).find(|pair| pair[0].range.end > pair[1].range.start) {
         return Err(Error::format(file, format_args!("tensors {} and {} overlap", pair[0].name, pair[1].name)));
     }

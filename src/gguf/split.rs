@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::writer::{TensorSpec, Writer};
 use super::{Header, MetaValue, Value};
 use crate::error::{Error, Result};
+use crate::memory::{try_push, try_reserve_entry};
 
 const NUMBER_KEY: &str = "split.no";
 const COUNT_KEY: &str = "split.count";
@@ -81,37 +82,40 @@ impl Header {
     ///
     /// # Errors
     /// `Format` for parts that do not belong together: another number or count, a tensor that occurs twice or lacks.
-    pub fn join(parts: &[Header], offsets: &[usize]) -> Result<Header> {
-        let Some(first) = parts.first().filter(|_| parts.len() == offsets.len()) else {
+    pub fn join(mut parts: Vec<Header>, offsets: &[usize]) -> Result<Header> {
+        const WHAT: &str = "the list of a model's tensors";
+        if parts.is_empty() || parts.len() != offsets.len() {
             return Err(Error::Internal("parts of a file without offsets".into()));
-        };
-        let mut whole = Header { tensors: vec![], names: HashMap::new(), ..first.clone() };
-        for (i, (part, &offset)) in parts.iter().zip(offsets).enumerate() {
+        }
+        let (mut tensors, mut names) = (Vec::new(), HashMap::new());
+        let all = parts.len();
+        for (i, (part, &offset)) in parts.iter_mut().zip(offsets).enumerate() {
             let (number, count) = (part.usize(NUMBER_KEY)?, part.usize(COUNT_KEY)?);
-            if (number, count) != (i, parts.len()) {
-                let (number, i, all) = (number.saturating_add(1), i + 1, parts.len());
+            if (number, count) != (i, all) {
+                let (number, i) = (number.saturating_add(1), i + 1);
                 return Err(part.unfit(format!("this is part {number} of {count}, not part {i} of {all}")));
             }
-            for tensor in &part.tensors {
+            for mut tensor in std::mem::take(&mut part.tensors) {
                 let overflow = || part.unfit("the parts are larger than can be addressed".into());
                 let end = tensor.range.end.checked_add(offset).ok_or_else(overflow)?;
-                let mut tensor = tensor.clone();
                 tensor.range = tensor.range.start + offset..end;
-                match whole.names.entry(tensor.name.clone()) {
+                try_reserve_entry(&mut names, WHAT)?;
+                match names.entry(tensor.name.clone()) {
                     Entry::Occupied(_) => {
                         return Err(part.unfit(format!("tensor {} stands in another part too", tensor.name)));
                     }
-                    Entry::Vacant(slot) => slot.insert(whole.tensors.len()),
+                    Entry::Vacant(slot) => slot.insert(tensors.len()),
                 };
-                whole.tensors.push(tensor);
+                try_push(&mut tensors, tensor, WHAT)?;
             }
         }
+        let first = parts.swap_remove(0);
         match first.opt_usize(TENSORS_KEY)? {
-            Some(n) if n != whole.tensors.len() => {
-                let found = whole.tensors.len();
+            Some(n) if n != tensors.len() => {
+                let found = tensors.len();
                 Err(first.unfit(format!("{TENSORS_KEY} is {n}, but the parts hold {found} tensors")))
             }
-            _ => Ok(whole),
+            _ => Ok(Header { tensors, names, ..first }),
         }
     }
 
@@ -238,7 +242,7 @@ mod tests {
         }
         let contents: Vec<Vec<u8>> = paths.iter().map(|p| std::fs::read(p).unwrap()).collect();
         let offsets = [0, contents[0].len(), contents[0].len() + contents[1].len()];
-        let whole = Header::join(&headers, &offsets).unwrap();
+        let whole = Header::join(headers, &offsets).unwrap();
         let bytes = contents.concat();
         assert_eq!(whole.tensors.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
         let c = whole.tensor("c").unwrap().data(&bytes);
@@ -255,19 +259,19 @@ mod tests {
         let all = headers(&paths);
         let refused = |list: &[usize]| {
             let list: Vec<Header> = list.iter().map(|&i| all[i].clone()).collect();
-            Header::join(&list, &vec![0; list.len()]).unwrap_err().to_string()
+            Header::join(list.clone(), &vec![0; list.len()]).unwrap_err().to_string()
         };
         assert!(refused(&[0, 2, 1]).ends_with("this is part 3 of 3, not part 2 of 3"));
         assert!(refused(&[0, 1]).ends_with("this is part 1 of 3, not part 1 of 2"));
         let mut twice = all.clone();
         twice[2].tensors = all[0].tensors.clone();
-        let e = Header::join(&twice, &[0, 0, 0]).unwrap_err().to_string();
+        let e = Header::join(twice, &[0, 0, 0]).unwrap_err().to_string();
         assert!(e.contains("00003-of-00003") && e.ends_with("tensor a stands in another part too"), "{e}");
         let mut fewer = all.clone();
         fewer[2].tensors.clear();
-        let e = Header::join(&fewer, &[0, 0, 0]).unwrap_err().to_string();
+        let e = Header::join(fewer, &[0, 0, 0]).unwrap_err().to_string();
         assert!(e.ends_with("split.tensors.count is 3, but the parts hold 2 tensors"), "{e}");
-        assert!(Header::join(&all, &[0, 0, usize::MAX]).is_err());
+        assert!(Header::join(all.clone(), &[0, 0, usize::MAX]).is_err());
         let e = all[0].parts(Path::new("renamed.gguf")).unwrap_err().to_string();
         assert!(e.contains("one of 3 parts"), "{e}");
     }

@@ -18,6 +18,8 @@ use rayon::prelude::*;
 
 use super::isa::{self, Isa, LANES, Op};
 use super::product::F32Block;
+use crate::error::Result;
+use crate::memory::try_resize;
 use crate::parallel::Exec;
 
 /// Keys per tile.
@@ -45,7 +47,10 @@ unsafe impl Sync for Output {}
 impl Attention<'_> {
     /// `out = softmax(q k^T / sqrt(head_dim)) v` for every sequence and head. `q` and `out` are
     /// [rows, heads * head_dim], `k` and `v` [rows, kv_heads * head_dim].
-    pub fn run(&self, exec: &Exec, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+    ///
+    /// # Errors
+    /// `OutOfMemory` if a thread gets no memory for its tile.
+    pub fn run(&self, exec: &Exec, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
         let rows = self.sequences.iter().map(|s| s.end).max().unwrap_or(0);
         let (d, kv_d) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         assert!(q.len() >= rows * d && out.len() >= rows * d, "rows of queries");
@@ -55,18 +60,22 @@ impl Attention<'_> {
         let out = Output(out.as_mut_ptr());
         let out = &out;
         exec.run(|| {
-            self.sequences.par_iter().for_each(|s| {
+            self.sequences.par_iter().try_for_each(|s| {
                 let tiles = s.len().div_ceil(r);
-                (0..tiles * self.heads).into_par_iter().for_each(|t| {
+                (0..tiles * self.heads).into_par_iter().try_for_each(|t| {
                     let first = s.start + t / self.heads * r;
                     let queries = first..s.end.min(first + r);
                     let head = t % self.heads;
                     let tile = Tile { shape: self, q, k, v, out: out.0, queries, keys: s.clone(), head };
                     // taken out here: a closure inside `call` would be compiled without the instruction set
-                    SCRATCH.with_borrow_mut(|scratch| exec.kernels.run(TileTask { tile, scratch }));
-                });
-            });
-        });
+                    SCRATCH.with_borrow_mut(|scratch| {
+                        try_resize(scratch, r * (2 * self.head_dim + KEYS), "a tile of attention")?;
+                        exec.kernels.run(TileTask { tile, scratch });
+                        Ok(())
+                    })
+                })
+            })
+        })
     }
 }
 
@@ -88,7 +97,8 @@ thread_local! {
 /// A tile with the memory of the thread that computes it.
 struct TileTask<'a> {
     tile: Tile<'a>,
-    scratch: &'a mut Vec<f32>,
+    /// [r * (2 * head_dim + KEYS)] or more
+    scratch: &'a mut [f32],
 }
 
 impl Op for TileTask<'_> {
@@ -101,11 +111,11 @@ impl Op for TileTask<'_> {
 
 impl Tile<'_> {
     #[inline(always)]
-    fn compute<I: Isa>(&self, isa: I, scratch: &mut Vec<f32>) {
+    fn compute<I: Isa>(&self, isa: I, scratch: &mut [f32]) {
         let (r, dim) = (I::PANEL * LANES, self.shape.head_dim);
-        scratch.resize(r * (2 * dim + KEYS), 0.0);
         let (q, rest) = scratch.split_at_mut(r * dim);
-        let (out, scores) = rest.split_at_mut(r * dim);
+        let (out, rest) = rest.split_at_mut(r * dim);
+        let scores = &mut rest[..r * KEYS];
         self.load_queries(r, q);
         out.fill(0.0);
         let (mut peak, mut sum) = ([f32::NEG_INFINITY; MAX_R], [0.0f32; MAX_R]);

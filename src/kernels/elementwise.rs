@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::isa::{self, Isa, LANES, Op};
+use crate::memory::{try_collect, try_vec};
 use crate::parallel::Exec;
 
 /// Rows of `d` elements that are worth a task: less is done before another thread has woken up.
@@ -45,9 +46,11 @@ pub struct Rope {
 impl Rope {
     pub fn new(positions: usize, head_dim: usize, theta: f32) -> crate::error::Result<Self> {
         let half = head_dim / 2;
-        let mut cos = crate::parallel::try_vec(positions * half, "rotary angles")?;
-        let mut sin = crate::parallel::try_vec(positions * half, "rotary angles")?;
-        let frequencies: Vec<f32> = (0..half).map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32)).collect();
+        const WHAT: &str = "rotary angles";
+        let mut cos = try_vec(positions.saturating_mul(half), WHAT)?;
+        let mut sin = try_vec(positions.saturating_mul(half), WHAT)?;
+        let frequency = |i: usize| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32);
+        let frequencies: Vec<f32> = try_collect((0..half).map(frequency), WHAT)?;
         for p in 0..positions {
             for (i, f) in frequencies.iter().enumerate() {
                 let (s, c) = (p as f32 * f).sin_cos();

@@ -5,7 +5,8 @@ use rayon::prelude::*;
 use super::elementwise::rows_per_task;
 use super::isa::{Isa, LANES, Op};
 use crate::error::Result;
-use crate::parallel::{Exec, try_vec};
+use crate::memory::{try_resize, try_vec};
+use crate::parallel::Exec;
 
 /// Elements that share a scale.
 pub const GROUP: usize = 32;
@@ -26,14 +27,19 @@ pub struct Int8Rows {
 impl Int8Rows {
     /// Room for `n` rows of up to `k` elements.
     pub fn with_capacity(n: usize, k: usize) -> Result<Self> {
-        let what = "int8 activations";
-        Ok(Int8Rows {
-            n: 0,
-            k: 0,
-            q: try_vec(n * k, what)?,
-            scale: try_vec(n * k / GROUP, what)?,
-            sums: try_vec(n * k / LANES, what)?,
-        })
+        let mut rows = Int8Rows::default();
+        rows.reserve(n, k)?;
+        Ok(rows)
+    }
+
+    fn reserve(&mut self, n: usize, k: usize) -> Result<()> {
+        let (what, len) = ("int8 activations", n.saturating_mul(k));
+        if self.q.len() < len {
+            try_resize(&mut self.q, len, what)?;
+            try_resize(&mut self.scale, len / GROUP, what)?;
+            try_resize(&mut self.sums, len / LANES, what)?;
+        }
+        Ok(())
     }
 
     pub fn n(&self) -> usize {
@@ -49,15 +55,14 @@ impl Int8Rows {
     }
 
     /// Quantizes `x`, [n, k]; `k` is a multiple of 32. Grows where the capacity given at first is too small.
-    pub fn quantize(&mut self, exec: &Exec, x: &[f32], k: usize) {
+    ///
+    /// # Errors
+    /// `OutOfMemory` where it cannot grow.
+    pub fn quantize(&mut self, exec: &Exec, x: &[f32], k: usize) -> Result<()> {
         assert!(k.is_multiple_of(GROUP) && x.len().is_multiple_of(k), "rows of whole groups");
         let n = x.len() / k;
+        self.reserve(n, k)?;
         (self.n, self.k) = (n, k);
-        if self.q.len() < n * k {
-            self.q.resize(n * k, 0);
-            self.scale.resize(n * k / GROUP, 0.0);
-            self.sums.resize(n * k / LANES, 0.0);
-        }
         let q = self.q[..n * k].par_chunks_mut(k);
         let scale = self.scale[..n * k / GROUP].par_chunks_mut(k / GROUP);
         let sums = self.sums[..n * k / LANES].par_chunks_mut(k / LANES);
@@ -67,6 +72,7 @@ impl Int8Rows {
                 .with_min_len(rows_per_task(k))
                 .for_each(|(x, q, scale, sums)| exec.kernels.run(QuantizeRow { x, q, scale, sums }))
         });
+        Ok(())
     }
 
     /// # Safety
@@ -160,16 +166,25 @@ impl Bf16Rows {
         self.k
     }
 
+    /// Bytes that [`Bf16Rows::with_capacity`] takes.
+    pub fn bytes(n: usize, k: usize) -> usize {
+        n.saturating_mul(k.div_ceil(2) * 4)
+    }
+
     /// Rounds `x`, [n, k]. Grows where the capacity given at first is too small.
-    pub fn round(&mut self, exec: &Exec, x: &[f32], k: usize) {
+    ///
+    /// # Errors
+    /// `OutOfMemory` where it cannot grow.
+    pub fn round(&mut self, exec: &Exec, x: &[f32], k: usize) -> Result<()> {
         assert!(x.len().is_multiple_of(k), "whole rows");
-        (self.n, self.k) = (x.len() / k, k);
-        let stride = self.stride();
-        if self.pairs.len() < self.n * stride {
-            self.pairs.resize(self.n * stride, 0);
+        let (n, stride) = (x.len() / k, k.div_ceil(2));
+        if self.pairs.len() < n * stride {
+            try_resize(&mut self.pairs, n * stride, "bfloat16 activations")?;
         }
+        (self.n, self.k) = (n, k);
         let rows = self.pairs[..self.n * stride].par_chunks_mut(stride).zip(x.par_chunks(k));
         exec.run(|| rows.with_min_len(rows_per_task(k)).for_each(|(to, x)| exec.kernels.run(RoundRow { x, to })));
+        Ok(())
     }
 
     /// Pairs in a row.

@@ -109,7 +109,7 @@ fn product(threads: &Threads, kernels: &'static Kernels, w: &Matrix, x: &[f32]) 
     let mut y = vec![f32::NAN; x.len() / w.cols() * w.rows()];
     if has_int8(w.dtype()) {
         let mut q = Int8Rows::default();
-        q.quantize(&exec, x, w.cols());
+        q.quantize(&exec, x, w.cols()).unwrap();
         matmul(&exec, w, Activations::Int8(&q), &mut y, w.rows(), Epilogue::Store);
     } else {
         matmul_f32(&exec, w, x, &mut y, w.rows(), Epilogue::Store);
@@ -166,7 +166,7 @@ fn bfloat16_products_are_right_for_every_shape_and_any_number_of_threads() {
                     let threads = threads(count);
                     let exec = Exec::new(&threads, kernels, None);
                     let mut input = Bf16Rows::default();
-                    input.round(&exec, &x, k);
+                    input.round(&exec, &x, k).unwrap();
                     let mut y = vec![1.0; n * rows];
                     matmul(&exec, &w, Activations::Bf16(&input), &mut y, rows, Epilogue::Add);
                     for i in 0..y.len() {
@@ -402,7 +402,7 @@ fn attention_agrees_with_the_definition_for_several_sequences_and_grouped_heads(
             for count in [1, 3] {
                 let threads = threads(count);
                 let mut out = vec![f32::NAN; q.len()];
-                shape.run(&Exec::new(&threads, kernels, None), &q, &k, &v, &mut out);
+                shape.run(&Exec::new(&threads, kernels, None), &q, &k, &v, &mut out).unwrap();
                 for (a, b) in out.iter().zip(&want) {
                     assert!((f64::from(*a) - b).abs() < 2e-5 * (1.0 + b.abs()), "{}: {a} for {b}", kernels.name());
                 }

@@ -3,7 +3,8 @@
 use super::config::Config;
 use crate::error::{Error, Result};
 use crate::kernels::{Bf16Rows, Int8Rows};
-use crate::parallel::try_vec;
+use crate::memory::{Charge, try_resize, try_vec};
+use crate::parallel::Exec;
 
 /// Scratch memory of one context, for batches of up to `tokens` tokens (over all sequences).
 #[derive(Default)]
@@ -27,16 +28,22 @@ pub struct State {
     pub(super) positions: Vec<u32>,
     /// the rows of each sequence
     pub(super) sequences: Vec<std::ops::Range<usize>>,
+    /// the buffers as the context counts them
+    charge: Charge,
 }
 
 impl State {
-    /// Room for `tokens` tokens; memory that is there already is kept.
-    pub fn reserve(&mut self, c: &Config, tokens: usize) -> Result<()> {
+    /// Room for `tokens` tokens; memory that is there already is kept. It counts against the budget of `exec`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, after which there is no room at all.
+    pub fn reserve(&mut self, exec: &Exec, c: &Config, tokens: usize) -> Result<()> {
         if tokens <= self.tokens {
             return Ok(());
         }
         // give back before asking again: the peak is one set of buffers
         *self = State::default();
+        let charge = exec.take(State::bytes(c, tokens), &format!("a run over {tokens} tokens"))?;
         let rows = |width: usize| -> Result<Vec<f32>> {
             let len = tokens
                 .checked_mul(width)
@@ -57,6 +64,7 @@ impl State {
             bf16: Bf16Rows::with_capacity(tokens, d.max(ff))?,
             positions: try_vec(tokens, "a batch's positions")?,
             sequences: Vec::new(),
+            charge,
         };
         self.tokens = tokens;
         Ok(())
@@ -69,6 +77,18 @@ impl State {
         tokens
             .saturating_mul(floats * 4)
             .saturating_add(Int8Rows::bytes(tokens, widest))
-            .saturating_add(tokens.saturating_mul(2 * widest))
+            .saturating_add(Bf16Rows::bytes(tokens, widest))
+    }
+
+    /// Room for the input of the output matrix, `rows` rows: more than there are tokens where a row is wanted twice.
+    pub(super) fn reserve_output(&mut self, c: &Config, rows: usize) -> Result<()> {
+        let (more, d) = (rows.saturating_sub(self.q.len() / c.d_model), c.d_model);
+        if more > 0 {
+            // the smaller types have room for rows of the widest input, and may grow as well
+            let bytes = more.saturating_mul(4 * d) + Int8Rows::bytes(more, d) + Bf16Rows::bytes(more, d);
+            self.charge.grow(bytes, "logits that are wanted twice")?;
+            try_resize(&mut self.q, rows.saturating_mul(d), "logits that are wanted twice")?;
+        }
+        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use crate::gguf::Header;
 use crate::kernels::attention::Attention;
 use crate::kernels::elementwise::{Rope, rms_norm, silu_mul};
 use crate::kernels::{Activations, Bf16Rows, Epilogue, Int8Rows, has_int8, matmul};
+use crate::memory::try_reserve;
 use crate::parallel::Exec;
 use crate::tensor::{self, Matrix};
 
@@ -69,8 +70,8 @@ impl Transformer {
         mut observe: Option<LayerObserver>,
     ) -> Result<()> {
         let tokens = self.check(batch, logits.len())?;
-        state.reserve(&self.config, tokens)?;
         let Run { exec, file, .. } = *run;
+        state.reserve(exec, &self.config, tokens)?;
         exec.run(|| {
             self.embed(file, state, batch)?;
             let d = self.config.d_model;
@@ -79,8 +80,8 @@ impl Transformer {
                 if let Some(observe) = &mut observe {
                     observe(n, &state.x[..tokens * d]);
                 }
-                self.attention(run, layer, state, tokens);
-                self.feed_forward(run, layer, state, tokens);
+                self.attention(run, layer, state, tokens)?;
+                self.feed_forward(run, layer, state, tokens)?;
             }
             exec.check()?;
             let norm = self.weights.output_norm.floats(file);
@@ -88,7 +89,7 @@ impl Transformer {
             if let Some(observe) = &mut observe {
                 observe(self.config.layers, &state.h[..tokens * d]);
             }
-            self.output(run, state, batch, logits);
+            self.output(run, state, batch, logits)?;
             exec.check()
         })
     }
@@ -130,6 +131,7 @@ impl Transformer {
         let table = self.weights.token_embd.view(file);
         let mut at = 0;
         state.sequences.clear();
+        try_reserve(&mut state.sequences, batch.len(), "the list of a batch's sequences")?;
         for s in batch {
             state.sequences.push(at..at + s.ids.len());
             for (p, id) in s.ids.iter().enumerate() {
@@ -142,51 +144,49 @@ impl Transformer {
     }
 
     /// `x += attn_output(attention(norm(x)))`
-    fn attention(&self, run: &Run, layer: &Layer, s: &mut State, tokens: usize) {
+    fn attention(&self, run: &Run, layer: &Layer, s: &mut State, tokens: usize) -> Result<()> {
         let c = &self.config;
         let (d, kv) = (tokens * c.d_model, tokens * c.kv_dim());
         let (q, k, v) = (&mut s.q[..d], &mut s.k[..kv], &mut s.v[..kv]);
         rms_norm(run.exec, &s.x[..d], layer.attn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.q.view(run.file), q, Epilogue::Store);
-        run.project(&mut input, &layer.k.view(run.file), k, Epilogue::Store);
-        run.project(&mut input, &layer.v.view(run.file), v, Epilogue::Store);
+        run.project(&mut input, &layer.q.view(run.file), q, Epilogue::Store)?;
+        run.project(&mut input, &layer.k.view(run.file), k, Epilogue::Store)?;
+        run.project(&mut input, &layer.v.view(run.file), v, Epilogue::Store)?;
         self.rope.apply(run.exec, q, &s.positions[..tokens]);
         self.rope.apply(run.exec, k, &s.positions[..tokens]);
         let shape = Attention { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, sequences: &s.sequences };
-        shape.run(run.exec, q, k, v, &mut s.h[..d]);
+        shape.run(run.exec, q, k, v, &mut s.h[..d])?;
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add);
+        run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add)
     }
 
     /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
-    fn feed_forward(&self, run: &Run, layer: &Layer, s: &mut State, tokens: usize) {
+    fn feed_forward(&self, run: &Run, layer: &Layer, s: &mut State, tokens: usize) -> Result<()> {
         let c = &self.config;
         let (d, ff) = (tokens * c.d_model, tokens * c.d_ff);
         rms_norm(run.exec, &s.x[..d], layer.ffn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.gate.view(run.file), &mut s.gate[..ff], Epilogue::Store);
-        run.project(&mut input, &layer.up.view(run.file), &mut s.up[..ff], Epilogue::Store);
+        run.project(&mut input, &layer.gate.view(run.file), &mut s.gate[..ff], Epilogue::Store)?;
+        run.project(&mut input, &layer.up.view(run.file), &mut s.up[..ff], Epilogue::Store)?;
         silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
         let mut input = Input::new(&s.gate[..ff], c.d_ff, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.down.view(run.file), &mut s.x[..d], Epilogue::Add);
+        run.project(&mut input, &layer.down.view(run.file), &mut s.x[..d], Epilogue::Add)
     }
 
     /// Logits of the wanted rows: they are gathered first (into `q`, free by now), then multiplied once per run of
     /// sequences that want the same part of the vocabulary.
-    fn output(&self, run: &Run, s: &mut State, batch: &[SequenceRequest], mut logits: &mut [f32]) {
+    fn output(&self, run: &Run, s: &mut State, batch: &[SequenceRequest], mut logits: &mut [f32]) -> Result<()> {
         let d = self.config.d_model;
         let output = self.weights.output.view(run.file);
         let mut first = 0;
         while first < batch.len() {
             let vocab = batch[first].vocab.clone();
             let same = batch[first..].iter().take_while(|s| s.vocab == vocab).count();
-            let (now, places) = (&batch[first..first + same], &s.sequences[first..first + same]);
+            let now = &batch[first..first + same];
             let rows: usize = now.iter().map(|s| s.rows.len()).sum();
-            // a caller may want a row twice: then there can be more rows than tokens
-            if s.q.len() < rows * d {
-                s.q.resize(rows * d, 0.0);
-            }
+            s.reserve_output(&self.config, rows)?;
+            let places = &s.sequences[first..first + same];
             let mut gathered = s.q.chunks_exact_mut(d);
             for (sequence, place) in now.iter().zip(places) {
                 for (row, to) in sequence.rows.iter().zip(&mut gathered) {
@@ -198,10 +198,11 @@ impl Transformer {
             if !y.is_empty() {
                 let w = output.slice(vocab.start as usize..vocab.end as usize);
                 let mut input = Input::new(&s.q[..rows * d], d, &mut s.int8, &mut s.bf16);
-                run.project(&mut input, &w, y, Epilogue::Store);
+                run.project(&mut input, &w, y, Epilogue::Store)?;
             }
             first += same;
         }
+        Ok(())
     }
 }
 
@@ -238,20 +239,21 @@ impl<'a> Run<'a> {
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
-    fn project(&self, input: &mut Input, w: &Matrix, y: &mut [f32], epilogue: Epilogue) {
+    fn project(&self, input: &mut Input, w: &Matrix, y: &mut [f32], epilogue: Epilogue) -> Result<()> {
         let activations = if has_int8(w.dtype()) {
             if !std::mem::replace(&mut input.has_int8, true) {
-                input.int8.quantize(self.exec, input.x, input.width);
+                input.int8.quantize(self.exec, input.x, input.width)?;
             }
             Activations::Int8(input.int8)
         } else if self.bf16 && w.dtype().is_float() {
             if !std::mem::replace(&mut input.has_bf16, true) {
-                input.bf16.round(self.exec, input.x, input.width);
+                input.bf16.round(self.exec, input.x, input.width)?;
             }
             Activations::Bf16(input.bf16)
         } else {
             Activations::F32 { x: input.x, k: input.width }
         };
         matmul(self.exec, w, activations, y, w.rows(), epilogue);
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ use super::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, Header};
 use crate::kernels::has_int8;
+use crate::memory::try_push;
 use crate::tensor::{self, Matrix};
 
 /// A matrix in the file: type, shape, and the bytes it takes.
@@ -94,11 +95,12 @@ impl Weights {
             false => TensorRef::matrix(h, "output.weight", c.vocab, d)?,
             true => token_embd.clone(),
         };
+        const WHAT: &str = "the list of a model's layers";
         let mut layers = Vec::new();
         for n in 0..c.layers {
             let matrix = |name: &str, rows, cols| TensorRef::matrix(h, &format!("blk.{n}.{name}.weight"), rows, cols);
             let norm = |name: &str| TensorRef::vector(h, &format!("blk.{n}.{name}.weight"), d);
-            layers.push(Layer {
+            let layer = Layer {
                 attn_norm: norm("attn_norm")?,
                 q: matrix("attn_q", d, d)?,
                 k: matrix("attn_k", kv, d)?,
@@ -108,7 +110,8 @@ impl Weights {
                 gate: matrix("ffn_gate", ff, d)?,
                 up: matrix("ffn_up", ff, d)?,
                 down: matrix("ffn_down", d, ff)?,
-            });
+            };
+            try_push(&mut layers, layer, WHAT)?;
         }
         let output_norm = TensorRef::vector(h, "output_norm.weight", d)?;
         Ok(Weights { token_embd, layers, output_norm, output })

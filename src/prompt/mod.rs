@@ -10,6 +10,7 @@ pub use template::{ChatTemplate, MMADA_CHAT_TEMPLATE};
 pub use vocabulary::Vocabulary;
 
 use crate::error::{Error, Result};
+use crate::memory::{try_extend, try_with_capacity};
 use crate::tokenizer::{Piece, Special, Tokenizer};
 use template::Part;
 
@@ -78,12 +79,9 @@ pub fn chat(
     if messages.is_empty() {
         return Err(Error::invalid("a chat needs at least one message"));
     }
-    let mut contents: Vec<String> = messages.iter().map(|m| m.content.clone()).collect();
-    if thinking {
-        let Some(last) = messages.iter().rposition(|m| m.role == Role::User) else {
-            return Err(Error::invalid("thinking needs a message of the user"));
-        };
-        contents[last].insert_str(0, THINK_INSTRUCTION);
+    let asked = messages.iter().rposition(|m| m.role == Role::User).filter(|_| thinking);
+    if thinking && asked.is_none() {
+        return Err(Error::invalid("thinking needs a message of the user"));
     }
     let name = |id| tokenizer.token_text(id).unwrap_or_default();
     let parts = template.render(name(vocabulary.bos), name(vocabulary.eos), messages)?;
@@ -91,12 +89,20 @@ pub fn chat(
     let mut line = Line::new(tokenizer);
     for part in &parts {
         match part {
-            Part::Content(i) => line.text(strip(&contents[*i])),
+            // instruction and content are stripped as one text
+            Part::Content(i) if Some(*i) == asked => match messages[*i].content.trim_end_matches(is_space) {
+                "" => line.text(strip(THINK_INSTRUCTION))?,
+                content => {
+                    line.text(THINK_INSTRUCTION)?;
+                    line.text(content)?;
+                }
+            },
+            Part::Content(i) => line.text(strip(&messages[*i].content))?,
             Part::Markup(markup) => {
                 for piece in tokenizer.pieces(markup) {
                     match piece {
                         Piece::Token(id) => line.token(id)?,
-                        Piece::Text(text) => line.text(text),
+                        Piece::Text(text) => line.text(text)?,
                     }
                 }
             }
@@ -123,7 +129,8 @@ pub fn image_question(
         vocabulary.need("soi", vocabulary.soi)?,
         vocabulary.need("eoi", vocabulary.eoi)?,
     ];
-    let mut ids = vec![mmu, soi];
+    let mut ids = try_with_capacity(codes.len() + 3, IDS)?;
+    ids.extend([mmu, soi]);
     for &code in codes {
         let id = vocabulary
             .image_id(code)
@@ -131,7 +138,7 @@ pub fn image_question(
         ids.push(id);
     }
     ids.push(eoi);
-    ids.extend(chat(tokenizer, vocabulary, template, messages, thinking)?);
+    try_extend(&mut ids, &chat(tokenizer, vocabulary, template, messages, thinking)?, IDS)?;
     Ok(ids)
 }
 
@@ -146,7 +153,7 @@ pub fn draw(tokenizer: &Tokenizer, vocabulary: &Vocabulary, text: &str, max_text
         return Err(Error::invalid(format!("max_text_len is {max_text_len}, it has to be at least 2")));
     }
     let mut ids = vec![t2i, vocabulary.bos];
-    ids.extend(tokenizer.encode(text, Special::Plain)?);
+    try_extend(&mut ids, &tokenizer.encode(text, Special::Plain)?, IDS)?;
     let truncated = ids.len() > max_text_len;
     ids.truncate(max_text_len);
     ids.push(vocabulary.eos);
@@ -166,15 +173,15 @@ pub fn reasoned(tokenizer: &Tokenizer, vocabulary: &Vocabulary, text: &str) -> R
     line.token(vocabulary.need("r2i", vocabulary.r2i)?)?;
     line.token(vocabulary.bos)?;
     line.token(start_header)?;
-    line.text("user");
+    line.text("user")?;
     line.token(end_header)?;
     for text in ["\n", DESCRIBE_INSTRUCTION, text, "<eot_id>"] {
-        line.text(text);
+        line.text(text)?;
     }
     line.token(start_header)?;
-    line.text("assistant");
+    line.text("assistant")?;
     line.token(end_header)?;
-    line.text("\n");
+    line.text("\n")?;
     line.finish()
 }
 
@@ -183,22 +190,29 @@ pub fn reasoned(tokenizer: &Tokenizer, vocabulary: &Vocabulary, text: &str) -> R
 /// Whatever stands before the last `</think>` is thinking, also where the opening tag is missing. Without an end
 /// tag, an answer that begins with `<think>` never got beyond thinking: all of it is thinking and the answer is
 /// empty. Without either tag there is no thinking.
-pub fn split_thinking(text: &str) -> (Option<String>, String) {
+pub fn split_thinking(text: &str) -> (Option<&str>, &str) {
     let (thinking, answer) = match text.rsplit_once("</think>") {
         Some((thinking, answer)) => (thinking, answer),
         None if strip(text).starts_with("<think>") => (text, ""),
-        None => return (None, strip(text).to_owned()),
+        None => return (None, strip(text)),
     };
     let thinking = strip(thinking);
     let thinking = strip(thinking.strip_prefix("<think>").unwrap_or(thinking));
-    (Some(thinking.to_owned()), strip(answer).to_owned())
+    (Some(thinking), strip(answer))
 }
 
 /// Without white space at both ends, where Python's `str.strip` and Jinja's `trim` see it: Unicode's, and the four
 /// separators U+001C to U+001F.
 fn strip(text: &str) -> &str {
-    text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
+    text.trim_matches(is_space)
 }
+
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+/// What memory for ids is asked for.
+const IDS: &str = "the ids of a prompt";
 
 /// Builds a sequence of special tokens and plain text. Texts that follow each other are tokenized as one.
 struct Line<'a> {
@@ -212,20 +226,23 @@ impl<'a> Line<'a> {
         Line { tokenizer, ids: Vec::new(), pending: String::new() }
     }
 
-    fn text(&mut self, text: &str) {
+    fn text(&mut self, text: &str) -> Result<()> {
+        let bytes = self.pending.len().saturating_add(text.len());
+        let failed = |_| Error::OutOfMemory { what: "the text of a prompt".to_owned(), bytes };
+        self.pending.try_reserve(text.len()).map_err(failed)?;
         self.pending.push_str(text);
+        Ok(())
     }
 
     fn token(&mut self, id: u32) -> Result<()> {
         self.flush()?;
-        self.ids.push(id);
-        Ok(())
+        try_extend(&mut self.ids, &[id], IDS)
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.ids.extend(self.tokenizer.encode(&self.pending, Special::Plain)?);
+        let ids = self.tokenizer.encode(&self.pending, Special::Plain)?;
         self.pending.clear();
-        Ok(())
+        try_extend(&mut self.ids, &ids, IDS)
     }
 
     fn finish(mut self) -> Result<Vec<u32>> {

@@ -213,7 +213,7 @@ fn a_tokenizer_of_another_model_is_refused() {
 fn thinking_and_answer_are_split_wherever_the_model_stopped() {
     let split = |text: &str| {
         let (thinking, answer) = split_thinking(text);
-        (thinking.unwrap_or("-".to_owned()), answer)
+        (thinking.unwrap_or("-").to_owned(), answer.to_owned())
     };
     let cases = [
         ("<think>4+8</think>42", "4+8", "42"),

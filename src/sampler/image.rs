@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::{Draw, LANES, Noise, Schedule, exp, max, not_finite};
 use crate::error::{Error, Result};
+use crate::memory::try_resize;
 use crate::parallel::Exec;
 
 /// What makes a sampled code worth keeping.
@@ -60,7 +61,7 @@ pub fn sample(
         let (got, free) = (logits.len(), unconditional.len());
         return Err(Error::Internal(format!("{rows} rows of {codes} logits were due, got {got} and {free}")));
     }
-    out.resize(from + rows, Sampled::default());
+    try_resize(out, from + rows, "the sampled codes")?;
     exec.run(|| {
         let rows = logits.par_chunks_mut(codes).zip(draws).zip(&mut out[from..]);
         rows.enumerate().try_for_each(|(i, ((row, draw), sampled))| {

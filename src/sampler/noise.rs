@@ -12,6 +12,16 @@ pub enum Stage {
     Image,
 }
 
+impl Stage {
+    /// `text` or `image`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Text => "text",
+            Stage::Image => "image",
+        }
+    }
+}
+
 /// The place of a draw. Everything counts from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Draw {
@@ -79,7 +89,7 @@ impl Philox {
     /// Scores: a whole number below `end` (0 where `end` is), uniform up to one part in 2^64 / `end`.
     pub fn below(&self, end: usize) -> usize {
         let word = self.word64(0, 0, OFFSET);
-        (u128::from(word) * end as u128 >> 64) as usize
+        ((u128::from(word) * end as u128) >> 64) as usize
     }
 
     /// Scores: what the positions of an answer are sorted by to mask the first of them in a sample.

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::{Draw, LANES, Noise, exp, max, not_finite};
 use crate::error::{Error, Result};
+use crate::memory::{try_collect, try_copy, try_resize, try_with_capacity};
 use crate::parallel::Exec;
 
 /// What makes a position worth committing early.
@@ -36,6 +37,9 @@ pub fn guide(cond: &mut [f32], uncond: &[f32], scale: f64) {
     }
 }
 
+/// What memory for lists of ids is asked for.
+const WHAT: &str = "the list of tokens that must not be chosen";
+
 /// Ids that must not be chosen, as sorted ranges that neither touch nor overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forbidden {
@@ -44,22 +48,25 @@ pub struct Forbidden {
 
 impl Forbidden {
     /// Forbids every id of `ranges`, in any order and overlapping as they may.
-    pub fn new(ranges: impl IntoIterator<Item = Range<u32>>) -> Self {
-        let mut sorted: Vec<Range<u32>> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+    ///
+    /// # Errors
+    /// `OutOfMemory`, here and below.
+    pub fn new(ranges: impl IntoIterator<Item = Range<u32>>) -> Result<Self> {
+        let mut sorted = try_collect(ranges.into_iter().filter(|range| !range.is_empty()), WHAT)?;
         sorted.sort_unstable_by_key(|range| range.start);
-        let mut ranges: Vec<Range<u32>> = Vec::with_capacity(sorted.len());
+        let mut ranges: Vec<Range<u32>> = try_with_capacity(sorted.len(), WHAT)?;
         for range in sorted {
             match ranges.last_mut() {
                 Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
                 _ => ranges.push(range),
             }
         }
-        Forbidden { ranges }
+        Ok(Forbidden { ranges })
     }
 
     /// Forbids what is between the `allowed` ids, before and after them, up to `end`.
-    pub fn all_but(allowed: &[u32], end: u32) -> Self {
-        let mut sorted = allowed.to_vec();
+    pub fn all_but(allowed: &[u32], end: u32) -> Result<Self> {
+        let mut sorted = try_copy(allowed, WHAT)?;
         sorted.sort_unstable();
         let starts = std::iter::once(0).chain(sorted.iter().map(|id| id.saturating_add(1)));
         let ends = sorted.iter().copied().chain(std::iter::once(end));
@@ -67,7 +74,7 @@ impl Forbidden {
     }
 
     /// Forbids what either of the two forbids.
-    pub fn and(self, other: Self) -> Self {
+    pub fn and(self, other: Self) -> Result<Self> {
         Self::new(self.ranges.into_iter().chain(other.ranges))
     }
 
@@ -131,7 +138,7 @@ pub fn candidates(
         let (rows, got, free) = (draws.len(), logits.len(), unconditional.len());
         return Err(Error::Internal(format!("{rows} rows of {width} logits were due, got {got} and {free}")));
     }
-    out.resize(from + draws.len(), Candidate::default());
+    try_resize(out, from + draws.len(), "the candidates of a step")?;
     exec.run(|| {
         let rows = logits.par_chunks_mut(width).zip(draws).zip(&mut out[from..]);
         rows.enumerate().try_for_each(|(i, ((row, draw), candidate))| {
@@ -232,7 +239,7 @@ fn sum_of_exp(row: &[f32], top: f32) -> f64 {
 /// first win.
 pub fn most_confident(candidates: &[Candidate], count: usize, chosen: &mut Vec<usize>) {
     chosen.clear();
-    chosen.extend(0..candidates.len());
+    chosen.extend(0..candidates.len()); // within the room that the caller made
     if count < candidates.len() {
         let by_confidence = |a: &usize, b: &usize| -> Ordering {
             candidates[*b].confidence.total_cmp(&candidates[*a].confidence).then(a.cmp(b))
@@ -303,7 +310,7 @@ mod tests {
     #[test]
     fn confidence_is_over_what_is_not_forbidden() {
         let philox = Philox::new(0);
-        let forbidden = Forbidden::new(std::iter::once(101..102));
+        let forbidden = Forbidden::new(std::iter::once(101..102)).unwrap();
         let mut row = [1.0f32.ln(), 5.0f32.ln(), 3.0f32.ln()];
         let got = choose(&mut row, 100, at(0), rule(0.0, Remasking::LowConfidence, &forbidden, &philox)).unwrap();
         assert_eq!(got.id, 102);
@@ -341,12 +348,12 @@ mod tests {
                     let error = choose(&mut row, 0, at(9), rule(temperature, remasking, &NONE, &philox)).unwrap_err();
                     assert!(error.to_string().contains("position 9"), "{error}");
                 }
-                let all = Forbidden::new(std::iter::once(0..3));
+                let all = Forbidden::new(std::iter::once(0..3)).unwrap();
                 assert!(choose(&mut [0.0, 1.0, 2.0], 0, at(9), rule(temperature, remasking, &all, &philox)).is_err());
             }
         }
         let mut row = vec![0.0, f32::NAN, 1.0]; // a forbidden id's logit does not matter
-        let forbidden = Forbidden::new(std::iter::once(1..2));
+        let forbidden = Forbidden::new(std::iter::once(1..2)).unwrap();
         assert!(choose(&mut row, 0, at(9), rule(0.0, Remasking::LowConfidence, &forbidden, &philox)).is_ok());
     }
 
@@ -402,7 +409,7 @@ mod tests {
         let all = logits(1, rows * width, 2.0);
         let free = logits(2, rows * width, 2.0);
         let draws: Vec<Draw> = (0..rows).map(|r| Draw::new(Stage::Text, 2, 3 * r)).collect();
-        let forbidden = Forbidden::new([500..700, 1000..1003]);
+        let forbidden = Forbidden::new([500..700, 1000..1003]).unwrap();
         let rule = Rule { cfg_scale: 0.7, ..rule(0.8, Remasking::LowConfidence, &forbidden, &philox) };
         let alone: Vec<Candidate> = (0..rows)
             .map(|r| {
@@ -444,7 +451,7 @@ mod tests {
 
     #[test]
     fn forbidden_ranges_are_merged_counted_and_found() {
-        let forbidden = Forbidden::new([30..31, 5..9, 8..12, 12..13, 40..40]);
+        let forbidden = Forbidden::new([30..31, 5..9, 8..12, 12..13, 40..40]).unwrap();
         assert_eq!(forbidden.ranges, [5..13, 30..31]);
         let inside: Vec<u32> = (0..50).filter(|&id| forbidden.contains(id)).collect();
         assert_eq!(inside, (5..13).chain(30..31).collect::<Vec<_>>());
@@ -460,12 +467,12 @@ mod tests {
 
     #[test]
     fn allowing_some_forbids_all_others() {
-        let forbidden = Forbidden::all_but(&[7, 3, 3, 4, 200], 20);
+        let forbidden = Forbidden::all_but(&[7, 3, 3, 4, 200], 20).unwrap();
         assert_eq!((0..20).filter(|&id| !forbidden.contains(id)).collect::<Vec<_>>(), [3, 4, 7]);
         assert_eq!(forbidden.left(0..20), 3);
-        let both = forbidden.and(Forbidden::new(std::iter::once(4..6)));
+        let both = forbidden.and(Forbidden::new(std::iter::once(4..6)).unwrap()).unwrap();
         assert_eq!((0..20).filter(|&id| !both.contains(id)).collect::<Vec<_>>(), [3, 7]);
-        assert_eq!(Forbidden::all_but(&[], 20).left(0..20), 0);
-        assert_eq!(Forbidden::all_but(&[u32::MAX, 0], u32::MAX).left(0..10), 1);
+        assert_eq!(Forbidden::all_but(&[], 20).unwrap().left(0..20), 0);
+        assert_eq!(Forbidden::all_but(&[u32::MAX, 0], u32::MAX).unwrap().left(0..10), 1);
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn tokenizer(json: &str, file: &str) -> Result<Tokenizer> {
     let merges = loader.merges(model.remove("merges"), &vocab)?;
     let added = loader.added_tokens(root.remove("added_tokens"))?;
     loader.check_ids(&vocab, &added)?;
-    let entries = entries(&vocab, &added);
+    let entries = entries(&vocab, &added)?;
 
     // Plain text never gives an added token, also where whole words are looked up before merging.
     for name in not_mergeable(&added, &merges) {
@@ -72,18 +72,18 @@ fn not_mergeable<'a>(added: &'a [(AddedToken, bool)], merges: &[Merge]) -> HashS
 }
 
 /// What every id stands for. Ids and sizes have been checked.
-fn entries(vocab: &HashMap<String, u32>, added: &[(AddedToken, bool)]) -> Entries {
+fn entries(vocab: &HashMap<String, u32>, added: &[(AddedToken, bool)]) -> Result<Entries> {
     let mut entries = Entries::default();
     for (name, &id) in vocab {
         match bytes::spelled(name) {
-            Some(spelled) => entries.insert(id, &spelled, Kind::Text),
-            None => entries.insert(id, name.as_bytes(), Kind::Text),
+            Some(spelled) => entries.insert(id, &spelled, Kind::Text)?,
+            None => entries.insert(id, name.as_bytes(), Kind::Text)?,
         }
     }
     for (token, special) in added {
-        entries.insert(token.id, token.content.as_bytes(), if *special { Kind::Special } else { Kind::Text });
+        entries.insert(token.id, token.content.as_bytes(), if *special { Kind::Special } else { Kind::Text })?;
     }
-    entries
+    Ok(entries)
 }
 
 /// The file's name, and the checks of each part.

@@ -8,10 +8,12 @@ mod bytes;
 mod load;
 
 use std::collections::HashMap;
+use std::str::Utf8Chunk;
 
 use tokenizers::Model;
 
 use crate::error::{Error, Result};
+use crate::memory::{try_copy, try_extend, try_grow, try_with_capacity};
 
 /// What to do with text that looks like a special token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +40,9 @@ pub enum Piece<'a> {
     Text(&'a str),
 }
 
+/// What memory for ids is asked for.
+const IDS: &str = "the ids of a text";
+
 /// Longest text that is tokenized. Far beyond any context; keeps a mistaken file from taking all memory.
 const MAX_TEXT_BYTES: usize = 1 << 20;
 
@@ -63,8 +68,8 @@ impl Tokenizer {
                 let mut ids = Vec::new();
                 for piece in self.pieces(text) {
                     match piece {
-                        Piece::Token(id) => ids.push(id),
-                        Piece::Text(text) => ids.extend(self.encode_plain(text)?),
+                        Piece::Token(id) => try_extend(&mut ids, &[id], IDS)?,
+                        Piece::Text(text) => try_extend(&mut ids, &self.encode_plain(text)?, IDS)?,
                     }
                 }
                 Ok(ids)
@@ -81,7 +86,7 @@ impl Tokenizer {
             return Err(Error::invalid(format!("a text of {length} bytes is too long, the limit is {MAX_TEXT_BYTES}")));
         }
         match self.bpe.encode_fast(text, false) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Ok(encoding) => try_copy(encoding.get_ids(), IDS),
             Err(e) => Err(Error::Internal(format!("a text of {} bytes cannot be tokenized: {e}", text.len()))),
         }
     }
@@ -93,14 +98,42 @@ impl Tokenizer {
 
     /// The text of `ids`. Ids that are no text (image codes, unused rows) are left out, and with `skip_special` so
     /// are special tokens. Bytes that are not UTF-8, such as a character cut in half, become U+FFFD.
+    ///
+    /// # Panics
+    /// As every `String` does, where there is no memory for the text: see [`Tokenizer::try_decode`].
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        let mut bytes = Vec::new();
-        for &id in ids {
-            if !(skip_special && self.is_special(id)) {
-                bytes.extend_from_slice(self.token_bytes(id).unwrap_or_default());
+        let mut bytes = Vec::with_capacity(self.decoded(ids, skip_special).map(<[u8]>::len).sum());
+        self.decoded(ids, skip_special).for_each(|token| bytes.extend_from_slice(token));
+        String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+    }
+
+    /// [`Tokenizer::decode`] for as many ids as a request may have.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn try_decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        const WHAT: &str = "the text of tokens";
+        let mut bytes = try_with_capacity(self.decoded(ids, skip_special).map(<[u8]>::len).sum(), WHAT)?;
+        self.decoded(ids, skip_special).for_each(|token| bytes.extend_from_slice(token));
+        let bytes = match String::from_utf8(bytes) {
+            Ok(text) => return Ok(text),
+            Err(e) => e.into_bytes(),
+        };
+        let chunk = |chunk: Utf8Chunk| chunk.valid().len() + if chunk.invalid().is_empty() { 0 } else { 3 };
+        let mut text = try_with_capacity(bytes.utf8_chunks().map(chunk).sum(), WHAT)?;
+        for chunk in bytes.utf8_chunks() {
+            text.extend_from_slice(chunk.valid().as_bytes());
+            if !chunk.invalid().is_empty() {
+                text.extend_from_slice("\u{fffd}".as_bytes());
             }
         }
-        String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+        String::from_utf8(text).map_err(|e| Error::Internal(format!("the text of {} tokens: {e}", ids.len())))
+    }
+
+    /// The bytes of those ids that count.
+    fn decoded<'a>(&'a self, ids: &'a [u32], skip_special: bool) -> impl Iterator<Item = &'a [u8]> {
+        let counts = move |&&id: &&u32| !(skip_special && self.is_special(id));
+        ids.iter().filter(counts).filter_map(|&id| self.token_bytes(id))
     }
 
     /// The bytes that a token stands for, not always whole characters; `None` for an id that is no text.
@@ -160,13 +193,14 @@ impl Entries {
     }
 
     /// The caller has checked that `id` and the sum of all bytes are within the limits of `load`.
-    fn insert(&mut self, id: u32, bytes: &[u8], kind: Kind) {
+    fn insert(&mut self, id: u32, bytes: &[u8], kind: Kind) -> Result<()> {
+        const WHAT: &str = "the table of tokens";
         let at = id as usize;
         if self.slots.len() <= at {
-            self.slots.resize(at + 1, (0, 0, Kind::None));
+            try_grow(&mut self.slots, at + 1, WHAT)?;
         }
         self.slots[at] = (self.bytes.len() as u32, bytes.len() as u32, kind);
-        self.bytes.extend_from_slice(bytes);
+        try_extend(&mut self.bytes, bytes, WHAT)
     }
 }
 

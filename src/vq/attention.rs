@@ -64,11 +64,11 @@ impl Attention {
 
         let (keys, values) = (matrix(n, c, &k.data)?, matrix(c, n, &v.data)?);
         let tile = (SCORES_LEN / n).clamp(1, n);
-        let mut scores = Vec::new();
+        let (mut scores, mut charge) = (Vec::new(), run.exec.take(0, "the scores of an attention")?);
         for start in (0..n).step_by(tile) {
             run.exec.check()?;
             let tile = start..n.min(start + tile);
-            set_len(&mut scores, tile.len() * n, "the scores of an attention")?;
+            set_len(&mut charge, &mut scores, tile.len() * n, "the scores of an attention")?;
             let part = |rows: &Range<usize>| rows.start * c..rows.end * c;
             matmul_f32(run.exec, &keys, &q.data[part(&tile)], &mut scores, n, Epilogue::Store);
             run.exec.run(|| scores.par_chunks_exact_mut(n).for_each(softmax));

@@ -8,6 +8,7 @@ use super::run::Run;
 use super::weights::{ConvWeights, NormWeights};
 use crate::error::Result;
 use crate::gguf::Header;
+use crate::memory::try_with_capacity;
 
 /// norm, swish, 3x3 convolution, twice; plus the input, through a 1x1 convolution where the channels change.
 #[derive(Clone, Debug)]
@@ -62,9 +63,12 @@ pub(super) fn find_blocks(
     inputs: usize,
     outputs: usize,
 ) -> Result<Vec<ResBlock>> {
-    let block =
-        |i| ResBlock::find(header, &format!("{name}.block.{i}"), if i == 0 { inputs } else { outputs }, outputs);
-    (0..count).map(block).collect()
+    let mut blocks = try_with_capacity(count, "the list of an image tokenizer's blocks")?;
+    for i in 0..count {
+        let inputs = if i == 0 { inputs } else { outputs };
+        blocks.push(ResBlock::find(header, &format!("{name}.block.{i}"), inputs, outputs)?);
+    }
+    Ok(blocks)
 }
 
 /// Residual block, attention, residual block.

@@ -11,6 +11,7 @@ use super::norm::Norm;
 use super::weights::ConvWeights;
 use crate::error::{Error, Result};
 use crate::kernels::{Epilogue, matmul_f32};
+use crate::memory::try_vec;
 use crate::parallel::Exec;
 
 /// Numbers in the gathered windows of a chunk (8 MiB).
@@ -106,12 +107,13 @@ impl Convolution<'_> {
                 let first_row = needed.start;
                 let rows = match self.norm {
                     Some(norm) => {
-                        self.normalize(norm, &mut scratch.rows, &mut ready, needed)?;
+                        self.normalize(norm, scratch, &mut ready, needed)?;
                         &scratch.rows[..]
                     }
                     None => &self.x.data[first_row * self.x.row_len()..],
                 };
-                set_len(&mut scratch.patches, chunk.len() * matrix.cols(), "the windows of a convolution")?;
+                let len = chunk.len() * matrix.cols();
+                set_len(&mut scratch.charge, &mut scratch.patches, len, "the windows of a convolution")?;
                 self.gather(rows, first_row, chunk, width, &mut scratch.patches);
                 &scratch.patches
             };
@@ -142,7 +144,7 @@ impl Convolution<'_> {
     fn normalize(
         &self,
         norm: &Norm,
-        rows: &mut Vec<f32>,
+        Scratch { rows, charge, .. }: &mut Scratch,
         ready: &mut Range<usize>,
         needed: Range<usize>,
     ) -> Result<()> {
@@ -153,7 +155,9 @@ impl Convolution<'_> {
             kept = ready.end.min(needed.end) - needed.start;
         }
         if rows.len() < needed.len() * len {
-            let mut grown = crate::parallel::try_vec(needed.len() * len, "normalized rows of a feature map")?;
+            const WHAT: &str = "normalized rows of a feature map";
+            charge.grow((needed.len() * len - rows.len()) * size_of::<f32>(), WHAT)?;
+            let mut grown = try_vec(needed.len() * len, WHAT)?;
             grown[..kept * len].copy_from_slice(&rows[..kept * len]);
             *rows = grown;
         }

@@ -1,6 +1,7 @@
 //! A feature map and the buffers that a run of the network reuses.
 
 use crate::error::{Error, Result};
+use crate::memory::{Charge, try_reserve};
 
 /// Activations of a picture: [height, width, channels], channels fastest.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Scratch {
     pub patches: Vec<f32>,
     /// Normalized input rows of a chunk.
     pub rows: Vec<f32>,
+    /// All of these, and the feature maps in use, as the context counts them.
+    pub charge: Charge,
 }
 
 impl Scratch {
@@ -45,7 +48,7 @@ impl Scratch {
         let choice = fits.min_by_key(|&i| self.free[i].capacity());
         let choice = choice.or_else(|| (0..self.free.len()).max_by_key(|&i| self.free[i].capacity()));
         let mut data = choice.map(|i| self.free.swap_remove(i)).unwrap_or_default();
-        set_len(&mut data, len, "a feature map of the image tokenizer")?;
+        set_len(&mut self.charge, &mut data, len, "a feature map of the image tokenizer")?;
         Ok(Features { height, width, channels, data })
     }
 
@@ -55,17 +58,18 @@ impl Scratch {
         self.free.iter().map(Vec::capacity).sum::<usize>() * size_of::<f32>()
     }
 
+    /// Keeps the memory of a feature map that is done with.
     pub fn recycle(&mut self, features: Features) {
-        self.free.push(features.data);
+        self.free.push(features.data); // a handful at most
     }
 }
 
-/// Makes `v` exactly `len` long. Old contents are not kept; what they are is unspecified.
-pub(super) fn set_len(v: &mut Vec<f32>, len: usize, what: &str) -> Result<()> {
+/// Makes `v` exactly `len` long, and counts what it grows by. Old contents are not kept; what they are is unspecified.
+pub(super) fn set_len(charge: &mut Charge, v: &mut Vec<f32>, len: usize, what: &str) -> Result<()> {
     if v.capacity() < len {
+        charge.grow((len - v.capacity()).saturating_mul(size_of::<f32>()), what)?;
         *v = Vec::new(); // frees the old memory before asking for more
-        v.try_reserve_exact(len)
-            .map_err(|_| Error::OutOfMemory { what: what.to_owned(), bytes: len.saturating_mul(size_of::<f32>()) })?;
+        try_reserve(v, len, what)?;
     }
     v.resize(len, 0.0);
     Ok(())

@@ -33,6 +33,7 @@ use run::Run;
 use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::image::{self, RgbImage};
+use crate::memory::try_collect;
 use crate::parallel::Exec;
 
 /// What the encoder makes of a picture; positions row by row.
@@ -92,7 +93,7 @@ impl ImageTokenizer {
             let reason = format!("a picture of {width}x{height} pixels: both sides must be multiples of {factor}");
             return Err(Error::invalid(reason));
         }
-        let mut run = self.run(exec, bytes);
+        let mut run = self.run(exec, bytes)?;
         let mut input = run.scratch.features(height, width, 3)?;
         if input.data.len() != pixels.len() {
             let reason = format!("{} values are no picture of {width}x{height} pixels", pixels.len());
@@ -100,7 +101,7 @@ impl ImageTokenizer {
         }
         input.data.copy_from_slice(pixels);
         let latent = self.encoder.run(&mut run, input)?;
-        let codes = latent.data.chunks_exact(self.config.z_channels).map(code).collect();
+        let codes = try_collect(latent.data.chunks_exact(self.config.z_channels).map(code), "the codes of a picture")?;
         Ok(Encoded { height: latent.height, width: latent.width, latent: latent.data, codes })
     }
 
@@ -132,7 +133,7 @@ impl ImageTokenizer {
             return Err(Error::invalid(format!("{} codes are no picture of {width}x{height} codes", codes.len())));
         }
         let z = self.config.z_channels;
-        let mut run = self.run(exec, bytes);
+        let mut run = self.run(exec, bytes)?;
         let mut bits = run.scratch.features(height, width, z)?;
         for (i, (&code, position)) in codes.iter().zip(bits.data.chunks_exact_mut(z)).enumerate() {
             if code as usize >= self.config.codebook_size() {
@@ -166,8 +167,10 @@ impl ImageTokenizer {
         self.decoder.cost(height as u64, width as u64)
     }
 
-    fn run<'a>(&'a self, exec: &'a Exec<'a>, bytes: &'a [u8]) -> Run<'a> {
-        Run { exec, bytes, config: &self.config, scratch: Scratch::default() }
+    fn run<'a>(&'a self, exec: &'a Exec<'a>, bytes: &'a [u8]) -> Result<Run<'a>> {
+        let mut scratch = Scratch::default();
+        scratch.charge = exec.take(0, "the image tokenizer")?;
+        Ok(Run { exec, bytes, config: &self.config, scratch })
     }
 }
 

@@ -72,7 +72,7 @@ fn statistics(exec: &Exec, x: &Features) -> Result<Vec<f64>> {
             }
         });
     });
-    let mut total = vec![0.0f64; 2 * c];
+    let mut total = try_vec(2 * c, "sums of a group normalization")?;
     for block in partial.chunks_exact(2 * c) {
         for (t, v) in total.iter_mut().zip(block) {
             *t += v;

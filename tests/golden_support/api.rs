@@ -23,7 +23,8 @@ pub fn convert(folder: &Path, vq: Option<&Path>, dtype: GgmlType, output: &Path)
 /// A context for a fixture's model that computes as the reference does.
 pub fn context(fixture: &Fixture, threads: usize, kernels: &Kernels) -> Context {
     let instruction_set = Some(kernels.name().to_owned());
-    Context::new(fixture.model(), ContextOptions { threads, compute: Compute::Exact, instruction_set }).unwrap()
+    let options = ContextOptions { threads, compute: Compute::Exact, instruction_set, ..Default::default() };
+    Context::new(fixture.model(), options).unwrap()
 }
 
 /// The reference's sampling: nothing forbidden, no early end.
@@ -43,6 +44,7 @@ fn text_options(case: &TextCase) -> TextOptions {
         stop: Vec::new(),
         forbid: Vec::new(),
         allow_only: None,
+        pinned: Vec::new(),
         unrestricted: true,
     }
 }

@@ -50,8 +50,9 @@ fn expected_description(fixture: &Fixture, case: &ReasonedCase, text_ids: &[u32]
     let model = fixture.model();
     let region = &text_ids[case.prompt_ids.len()..][..case.gen_length];
     let end = region.iter().position(|id| model.vocabulary().is_end(*id)).unwrap_or(region.len());
-    let (thinking, answer) = split_thinking(&model.tokenizer().unwrap().decode(&region[..end], true));
-    thinking.unwrap_or(answer)
+    let text = model.tokenizer().unwrap().decode(&region[..end], true);
+    let (thinking, answer) = split_thinking(&text);
+    thinking.unwrap_or(answer).to_owned()
 }
 
 #[test]
