@@ -78,8 +78,8 @@
  * - The library does not print, does not touch signals, the environment or the locale, has no threads but those of its
  *   contexts, and does nothing when it is loaded. After fork, objects keep working in the parent; in the child contexts
  *   answer MMADA_FORKED, and new ones can be made.
- * - Allocations that are sized by a model or a request fail with MMADA_OUT_OF_MEMORY. The small ones inside the standard
- *   library cannot be caught: where even those fail, the process is ended.
+ * - Allocations that are sized by a model or a request fail with MMADA_OUT_OF_MEMORY. Small ones, and those for building
+ *   a model's tokenizer at its first use, cannot be caught: where these fail, the process is ended.
  */
 
 

@@ -178,9 +178,9 @@ pub unsafe extern "C" fn mmada_context_begin_text_ids(
         guard(error, || {
             let out = Out::new(generation, "the generation")?;
             let context = handle::get(context)?;
+            let prompt = vec(prompt, prompt_count, "the prompt")?;
             let text = options::text(options, context.model(), false)?;
             no_thinking(text.thinking)?;
-            let prompt = vec(prompt, prompt_count, "the prompt")?;
             out.give(Pulled::new(context.text_from_ids(prompt, text.options)?));
             Ok(())
         })
@@ -210,12 +210,13 @@ pub unsafe extern "C" fn mmada_context_begin_image(
         guard(error, || {
             let out = Out::new(generation, "the generation")?;
             let context = handle::get(context)?;
+            let prompt = arguments::string(prompt, prompt_length, "the prompt")?;
             let drawing = options::image(options, context.model())?;
             if !drawing.thinking && !description.is_null() {
                 return Err(Error::invalid("options for a description were given, but thinking is 0").into());
             }
             out.give(Pulled::new(context.draw(DrawRequest {
-                prompt: arguments::string(prompt, prompt_length, "the prompt")?,
+                prompt,
                 think: drawing.thinking,
                 width: drawing.width,
                 height: drawing.height,
@@ -249,11 +250,13 @@ pub unsafe extern "C" fn mmada_context_begin_image_ids(
         guard(error, || {
             let out = Out::new(generation, "the generation")?;
             let context = handle::get(context)?;
+            let prompt = vec(prompt, prompt_count, "the prompt")?;
+            let unconditional = vec(unconditional, unconditional_count, "the unconditional prompt")?;
             let drawing = options::image(options, context.model())?;
             no_thinking(drawing.thinking)?;
             out.give(Pulled::new(context.draw_from_ids(DrawFromIds {
-                prompt: vec(prompt, prompt_count, "the prompt")?,
-                unconditional: vec(unconditional, unconditional_count, "the unconditional prompt")?,
+                prompt,
+                unconditional,
                 width: drawing.width,
                 height: drawing.height,
                 count: drawing.count,

@@ -18,6 +18,8 @@ mod context;
 mod error;
 mod generation;
 mod handle;
+#[cfg(debug_assertions)]
+mod hooks;
 mod image;
 mod library;
 mod model;
