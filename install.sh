@@ -101,9 +101,9 @@ includedir=$includedir
 Name: mmada
 Description: MMaDA, the unified multimodal diffusion language model: text, questions about images, text to image
 Version: $version
-Libs: -L\${libdir} -lmmada
+Libs: -L"\${libdir}" -lmmada
 Libs.private: $private
-Cflags: -I\${includedir}
+Cflags: -I"\${includedir}"
 END
 put 644 "$scratch/mmada.pc" "$libdir/pkgconfig"
 
