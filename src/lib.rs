@@ -60,7 +60,9 @@
 //! ```
 //!
 //! Threads: a [`Model`] is shared freely; a [`Context`] runs one call at a time and answers [`Error::Busy`] to a second
-//! one. Results do not depend on the number of threads. Nothing is printed, and no panic is part of the interface.
+//! one. Results do not depend on the number of threads. Nothing is printed, and no panic is part of the interface. A
+//! context belongs to the process that made it: in a forked one it answers [`Error::Forked`]. Memory that is sized by a
+//! model or a request and cannot be had is [`Error::OutOfMemory`].
 //!
 //! # The tree, in the order that data takes
 //!

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use mmada::gguf::{GgmlType, Header, MetaValue, TensorInfo};
+use mmada::kernels::Kernels;
 use mmada::mmap::Mapping;
 use mmada::tensor::can_dequantize;
 use mmada::{Error, Result};
 
-use crate::rows::{Rows, Scratch, widen};
+use crate::rows::{Rows, Scratch};
 
 /// A file, or all parts of a split one.
 pub struct Input {
@@ -107,9 +108,9 @@ impl Rows for GgufRows<'_> {
         file.read_exact(buffer).map_err(io)
     }
 
-    fn decode(&self, _: usize, bytes: &[u8], scratch: &mut Scratch, out: &mut [f32]) -> Result<()> {
+    fn decode(&self, _: usize, bytes: &[u8], _: &mut Scratch, out: &mut [f32]) -> Result<()> {
         if can_dequantize(self.tensor.dtype) {
-            return widen(self.tensor.dtype, bytes, &mut scratch.halves, out);
+            return Kernels::best().dequantize(self.tensor.dtype, bytes, out);
         }
         // Integers and types without a decoder can only be copied; there is nothing to look at.
         out.fill(0.0);

@@ -4,8 +4,8 @@
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use mmada::gguf::GgmlType;
+use mmada::kernels::Kernels;
 use mmada::parallel::try_vec;
-use mmada::tensor::{dequantize, quantize_weighted};
 use mmada::{Error, Result};
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -73,7 +73,6 @@ impl Stats {
 /// Buffers of a thread.
 #[derive(Default)]
 pub struct Scratch {
-    pub halves: Vec<u16>,
     pub permuted: Vec<f32>,
     row: Vec<f32>,
     back: Vec<f32>,
@@ -225,11 +224,17 @@ fn row(source: &dyn Rows, job: &Job, at: usize, bytes: &[u8], scratch: &mut Scra
             out.copy_from_slice(bytes);
             return Ok(());
         }
-        store(job, &weights, &mut scratch.halves, out).map_err(|e| source.fault(at, &e.to_string()))?;
+        let kernels = Kernels::best();
+        let encoded = kernels.quantize(job.dtype, &weights, job.importance, out);
+        encoded.map_err(|e| source.fault(at, &e.to_string()))?;
         if job.measure {
             scratch.back.resize(job.cols, 0.0);
-            dequantize(job.dtype, out, &mut scratch.back)?;
-            (stats.energy, stats.error) = compare(&weights, &scratch.back);
+            kernels.dequantize(job.dtype, out, &mut scratch.back)?;
+            let (energy, error) = kernels.squares(&weights, &scratch.back);
+            // What is not finite was counted already.
+            if energy.is_finite() && error.is_finite() {
+                (stats.energy, stats.error) = (energy, error);
+            }
         }
         Ok(())
     });
@@ -272,72 +277,10 @@ fn limit(dtype: GgmlType) -> f32 {
     }
 }
 
-fn store(job: &Job, weights: &[f32], halves: &mut Vec<u16>, out: &mut [u8]) -> Result<()> {
-    use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-    if job.dtype != GgmlType::F16 {
-        return quantize_weighted(job.dtype, weights, job.importance, out);
-    }
-    // What `quantize_weighted` does too, but many at a time. `check` has seen that everything fits.
-    halves.resize(weights.len(), 0);
-    let as_f16: &mut [half::f16] = halves.as_mut_slice().reinterpret_cast_mut();
-    as_f16.convert_from_f32_slice(weights);
-    for (out, h) in out.as_chunks_mut::<2>().0.iter_mut().zip(halves.iter()) {
-        *out = h.to_le_bytes();
-    }
-    Ok(())
-}
-
-/// Sums of squares: of `weights`, and of the differences. What is not finite was counted already.
-fn compare(weights: &[f32], back: &[f32]) -> (f64, f64) {
-    const LANES: usize = 16;
-    let (mut energy, mut error) = (0.0f64, 0.0f64);
-    for (w, b) in weights.chunks(1024).zip(back.chunks(1024)) {
-        let (mut e, mut d) = ([0.0f32; LANES], [0.0f32; LANES]);
-        let (wc, wr) = w.as_chunks::<LANES>();
-        let (bc, br) = b.as_chunks::<LANES>();
-        for (w, b) in wc.iter().zip(bc) {
-            for i in 0..LANES {
-                e[i] += w[i] * w[i];
-                d[i] += (w[i] - b[i]) * (w[i] - b[i]);
-            }
-        }
-        for (w, b) in wr.iter().zip(br) {
-            e[0] += w * w;
-            d[0] += (w - b) * (w - b);
-        }
-        energy += e.iter().map(|&x| f64::from(x)).sum::<f64>();
-        error += d.iter().map(|&x| f64::from(x)).sum::<f64>();
-    }
-    if energy.is_finite() && error.is_finite() { (energy, error) } else { (0.0, 0.0) }
-}
-
-/// Little-endian F32, F16 or BF16 to f32; other types by `dequantize`.
-pub fn widen(dtype: GgmlType, bytes: &[u8], halves: &mut Vec<u16>, out: &mut [f32]) -> Result<()> {
-    use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-    match dtype {
-        GgmlType::F32 => {
-            for (x, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *x = f32::from_le_bytes(*b);
-            }
-        }
-        GgmlType::BF16 => {
-            for (x, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *x = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-            }
-        }
-        GgmlType::F16 => {
-            halves.clear();
-            halves.extend(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)));
-            let halves: &[half::f16] = halves.as_slice().reinterpret_cast();
-            halves.convert_to_f32_slice(out);
-        }
-        other => dequantize(other, bytes, out)?,
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use mmada::tensor::dequantize;
+
     use super::*;
 
     #[test]
@@ -372,8 +315,8 @@ mod tests {
             }
             Ok(())
         }
-        fn decode(&self, _: usize, bytes: &[u8], scratch: &mut Scratch, out: &mut [f32]) -> Result<()> {
-            widen(GgmlType::F32, bytes, &mut scratch.halves, out)
+        fn decode(&self, _: usize, bytes: &[u8], _: &mut Scratch, out: &mut [f32]) -> Result<()> {
+            dequantize(GgmlType::F32, bytes, out)
         }
         fn stored_as(&self) -> Option<GgmlType> {
             Some(GgmlType::F32)

@@ -1,11 +1,12 @@
 //! The rows of a checkpoint's tensors: widened to f32, and reordered where they are a convolution's.
 
 use mmada::gguf::GgmlType;
+use mmada::kernels::Kernels;
 use mmada::{Error, Result};
 
 use crate::checkpoint::{Checkpoint, SourceType};
 use crate::plan::{Conv, Planned};
-use crate::rows::{Rows, Scratch, widen};
+use crate::rows::{Rows, Scratch};
 
 /// A planned tensor's rows.
 pub struct CheckpointRows<'a> {
@@ -44,9 +45,10 @@ impl Rows for CheckpointRows<'_> {
     }
 
     fn decode(&self, _: usize, bytes: &[u8], scratch: &mut Scratch, out: &mut [f32]) -> Result<()> {
-        let Some(conv) = self.tensor.conv else { return widen(self.dtype, bytes, &mut scratch.halves, out) };
+        let kernels = Kernels::best();
+        let Some(conv) = self.tensor.conv else { return kernels.dequantize(self.dtype, bytes, out) };
         scratch.permuted.resize(out.len(), 0.0);
-        widen(self.dtype, bytes, &mut scratch.halves, &mut scratch.permuted)?;
+        kernels.dequantize(self.dtype, bytes, &mut scratch.permuted)?;
         permute(&scratch.permuted, conv, out);
         Ok(())
     }

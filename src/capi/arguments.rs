@@ -7,7 +7,7 @@ use std::path::Path;
 use super::error::{Failure, mmada_status};
 use super::handle::{self, Object};
 use crate::error::Error;
-use crate::memory::try_copy;
+use crate::memory::{try_copy, try_string};
 
 /// A length that says: up to the NUL. `MMADA_NUL_TERMINATED` of the header.
 pub const NUL_TERMINATED: usize = usize::MAX;
@@ -45,10 +45,7 @@ pub unsafe fn text<'a>(data: *const c_char, length: usize, what: &str) -> Result
 pub unsafe fn string(data: *const c_char, length: usize, what: &str) -> Result<String, Failure> {
     // SAFETY: the caller's promise is the same
     let text = unsafe { text(data, length, what)? };
-    let mut copy = String::new();
-    copy.try_reserve_exact(text.len()).map_err(|_| Error::OutOfMemory { what: what.into(), bytes: text.len() })?;
-    copy.push_str(text);
-    Ok(copy)
+    Ok(try_string(text, what)?)
 }
 
 /// An array, which stays the caller's; NULL is one of no elements.

@@ -65,6 +65,9 @@ thread_local! {
 /// its contexts, it is noted for the error's sentence instead; panics of a host program go on as before.
 fn keep_panics_silent() {
     static ONCE: Once = Once::new();
+    if thread::panicking() {
+        return; // a destructor of a host program in Rust: its hook cannot be changed now
+    }
     ONCE.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {

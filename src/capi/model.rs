@@ -322,7 +322,7 @@ pub unsafe extern "C" fn mmada_model_metadata(
             if model.header().get(key).is_none() {
                 return Err(not_found(format!("{}: there is no metadata key {key}", model.file())));
             }
-            out.give(Buffer::text(model.header().owned(model.bytes(), key)?.into_text())?);
+            out.give(Buffer::text(model.header().owned(model.bytes(), key)?.into_text()?)?);
             Ok(())
         })
     }

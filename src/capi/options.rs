@@ -12,6 +12,7 @@ use super::model::{mmada_model, reserved};
 use crate::context::Model;
 use crate::generate::{ImageOptions, TextOptions};
 use crate::image::RgbImage;
+use crate::memory::{try_collect, try_with_capacity};
 use crate::prompt::{Message, Role};
 use crate::sampler::{Confidence, Remasking, Schedule};
 
@@ -322,10 +323,12 @@ pub unsafe fn messages(
     from: *const mmada_message,
     count: usize,
 ) -> Result<(Vec<Message>, Option<&'static RgbImage>), Failure> {
-    let (mut messages, mut image) = (Vec::new(), None);
-    // SAFETY: the caller's promise; handles and texts in the messages are the header's
+    // SAFETY: the caller's promise
+    let given = unsafe { slice(from, count, "the messages")? };
+    let (mut messages, mut image) = (try_with_capacity(count, "the messages")?, None);
+    // SAFETY: handles and texts in the messages are the header's
     unsafe {
-        for (i, message) in slice(from, count, "the messages")?.iter().enumerate() {
+        for (i, message) in given.iter().enumerate() {
             reserved(message.reserved)?;
             let role = match message.role {
                 v if v == mmada_role::MMADA_ROLE_SYSTEM as u32 => Role::System,
@@ -384,14 +387,16 @@ unsafe fn to_text(given: &mmada_text_options) -> Result<Text, Failure> {
     // SAFETY: the caller's promise
     let (stop, forbid, allow_only, pinned) = unsafe {
         let texts = slice(given.stop, given.stop_count, "the stop texts")?;
-        let stop: Result<Vec<String>, Failure> =
-            texts.iter().map(|s| string(s.data, s.length, "a stop text")).collect();
+        let mut stop = try_with_capacity(texts.len(), "the stop texts")?;
+        for text in texts {
+            stop.push(string(text.data, text.length, "a stop text")?);
+        }
         let forbid = vec(given.forbid, given.forbid_count, "forbid")?;
         let allow_only = match given.allow_only.is_null() && given.allow_only_count == 0 {
             true => None,
             false => Some(vec(given.allow_only, given.allow_only_count, "allow_only")?),
         };
-        (stop?, forbid, allow_only, slice(given.pinned, given.pinned_count, "the pinned positions")?)
+        (stop, forbid, allow_only, slice(given.pinned, given.pinned_count, "the pinned positions")?)
     };
     for pin in pinned {
         reserved(pin.reserved)?;
@@ -414,7 +419,7 @@ unsafe fn to_text(given: &mmada_text_options) -> Result<Text, Failure> {
             stop,
             forbid,
             allow_only,
-            pinned: pinned.iter().map(|pin| (pin.position, pin.id)).collect(),
+            pinned: try_collect(pinned.iter().map(|pin| (pin.position, pin.id)), "the pinned positions")?,
             ..TextOptions::default()
         },
     })

@@ -45,6 +45,9 @@ pub struct ContextOptions {
 /// Threads and buffers to run a model. Cloning gives another handle to the same context. One call at a time uses
 /// the buffers: a second one meanwhile fails with [`Error::Busy`]; generations of one context may take turns step
 /// by step.
+///
+/// A context belongs to the process that made it. In a process forked from that, everything that would run fails with
+/// [`Error::Forked`] and dropping it is harmless; a new context of the same model works.
 #[derive(Clone)]
 pub struct Context {
     inner: Arc<Inner>,

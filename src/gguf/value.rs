@@ -3,6 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::error::{Error, Result};
+use crate::memory::Growing;
+
 /// The numbers that GGUF gives to the types of its metadata values (`enum gguf_metadata_value_type`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u32)]
@@ -167,12 +170,21 @@ pub enum MetaArray {
 
 impl MetaValue {
     /// A string as it is, anything else as JSON.
-    pub fn into_text(self) -> String {
-        match self {
-            MetaValue::String(text) => text,
-            // numbers, truth values and strings are always JSON
-            other => serde_json::to_string(&other).unwrap_or_default(),
-        }
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn into_text(self) -> Result<String> {
+        let what = || "the text of a value of the metadata".to_owned();
+        let value = match self {
+            MetaValue::String(text) => return Ok(text),
+            other => other,
+        };
+        let mut out = Growing::default();
+        serde_json::to_writer(&mut out, &value).map_err(|e| match out.refused {
+            0 => Error::Internal(format!("{} cannot be written: {e}", what())),
+            bytes => Error::OutOfMemory { what: what(), bytes },
+        })?;
+        String::from_utf8(out.bytes).map_err(|e| Error::Internal(format!("{} is no text: {e}", what())))
     }
 }
 

@@ -6,7 +6,7 @@ mod jpeg;
 mod resize;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Cursor, ErrorKind, Read, Write};
+use std::io::{BufWriter, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,7 +20,7 @@ pub use ::image::RgbImage;
 pub use resize::{Fit, bicubic, fit};
 
 use crate::error::{Error, Result};
-use crate::memory::{try_copy, try_with_capacity};
+use crate::memory::{Growing, try_copy, try_with_capacity};
 
 /// Longest side of a picture that is decoded, in pixels.
 pub const MAX_SIDE: u32 = 16384;
@@ -50,7 +50,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
 ///
 /// # Errors
 /// `Error::Image` when the bytes are no such picture, are damaged or cut off, hold no pixels, or would decode to
-/// more than [`MAX_SIDE`] pixels a side or [`MAX_DECODED_BYTES`].
+/// more than [`MAX_SIDE`] pixels a side or [`MAX_DECODED_BYTES`]; `OutOfMemory` where there is none for its pixels.
 pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     let bad = |e: ImageError| Error::image(name, reason(&e));
     let mut reader = ImageReader::new(Cursor::new(bytes))
@@ -79,6 +79,10 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     if decoder.total_bytes() > MAX_DECODED_BYTES {
         return Err(Error::image(name, too_large(&format!("decodes to {} bytes", decoder.total_bytes()))));
     }
+    // The decoders do not survive being refused memory, so what the pixels will take is asked for here first.
+    let pixels = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
+    let rgb = (width as usize).saturating_mul(height as usize).saturating_mul(3);
+    drop(try_with_capacity::<u8>(pixels.saturating_add(rgb), &format!("decoding {name}"))?);
     let orientation = decoder.orientation().map_err(bad)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(bad)?;
     image.apply_orientation(orientation);
@@ -119,28 +123,11 @@ fn encode_bytes(image: &RgbImage, format: Format) -> Result<Vec<u8>> {
     if width == 0 || height == 0 {
         return Err(Error::image(name, "cannot be encoded: it has no pixels"));
     }
-    let mut bytes = Growing(Vec::new());
-    match encode(image, format, &mut bytes) {
-        Ok(()) => Ok(bytes.0),
-        Err(ImageError::IoError(e)) if e.kind() == ErrorKind::OutOfMemory => {
-            Err(Error::OutOfMemory { what: format!("encoding {name}"), bytes: bytes.0.len() })
-        }
+    let mut out = Growing::default();
+    match encode(image, format, &mut out) {
+        Ok(()) => Ok(out.bytes),
+        Err(_) if out.refused > 0 => Err(Error::OutOfMemory { what: format!("encoding {name}"), bytes: out.refused }),
         Err(e) => Err(Error::image(name, format!("cannot be encoded: {e}"))),
-    }
-}
-
-/// Bytes written to memory that grows as a vector does, and says so where it cannot.
-struct Growing(Vec<u8>);
-
-impl Write for Growing {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.try_reserve(bytes.len()).map_err(|_| std::io::Error::from(ErrorKind::OutOfMemory))?;
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -261,3 +261,18 @@ fn pixels_map_to_the_unit_range_and_back() {
     assert!(from_unit(&unit, 2, 2).is_err());
     assert!(from_unit(&unit, usize::MAX, usize::MAX).is_err());
 }
+
+#[test]
+fn pictures_become_files_in_memory_and_come_back() {
+    let picture = RgbImage::from_fn(37, 21, |x, y| ::image::Rgb([(x * 7) as u8, (y * 11) as u8, (x * y) as u8]));
+    let png = encode_png(&picture).unwrap();
+    assert_eq!(decode(&png, "memory").unwrap(), picture);
+    let jpeg = encode_jpeg(&picture).unwrap();
+    let back = decode(&jpeg, "memory").unwrap();
+    assert_eq!(back.dimensions(), (37, 21));
+    let difference: u64 = back.as_raw().iter().zip(picture.as_raw()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    assert!(difference / (37 * 21 * 3) < 12, "{difference}");
+    let error = encode_png(&RgbImage::new(0, 5)).unwrap_err().to_string();
+    assert_eq!(error, "a picture of 0x5 pixels: cannot be encoded: it has no pixels");
+    assert!(encode_jpeg(&RgbImage::new(70_000, 1)).unwrap_err().to_string().contains("cannot be encoded"));
+}

@@ -202,6 +202,21 @@ fn uniform_f32(word: u32) -> f32 {
 mod tests {
     use super::*;
 
+    #[test]
+    fn numbers_of_scores_are_even_and_each_its_own() {
+        let mut counts = [0; 7];
+        (0..7000).for_each(|seed| counts[Philox::new(seed).below(7)] += 1);
+        assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}"); // five standard errors
+        assert_eq!((Philox::new(3).below(1), Philox::new(3).below(0)), (0, 0));
+        let philox = Philox::new(u64::MAX);
+        let mut keys: Vec<u64> = (0..40).flat_map(|s| (0..25).map(move |p| philox.order_key(s, p))).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), 1000);
+        let mean = keys.iter().map(|&k| k as f64 / u64::MAX as f64).sum::<f64>() / 1000.0;
+        assert!((mean - 0.5).abs() < 0.05, "{mean}");
+    }
+
     /// The known answers that the generator's authors publish with Random123 (kat_vectors, philox4x32 with 10 rounds).
     #[test]
     fn philox_gives_the_published_known_answers() {

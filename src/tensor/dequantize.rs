@@ -1,6 +1,8 @@
 //! Block types to f32: the reference that every kernel is compared with. The order of the float operations is that
 //! of gguf-py's `quants.dequantize`, so that the results have the same bits.
 
+use half::slice::HalfFloatSliceExt;
+
 use super::GgmlType;
 use super::block::*;
 use super::dequantize_iq as iq;
@@ -8,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// Whether `dequantize` knows the type.
 pub fn can_dequantize(dtype: GgmlType) -> bool {
-    decoder(dtype).is_some()
+    decode(dtype, &[], &mut [])
 }
 
 /// The f32 values of `out.len()` consecutive elements stored in `bytes`: any whole number of blocks.
@@ -17,78 +19,105 @@ pub fn can_dequantize(dtype: GgmlType) -> bool {
 /// `Unsupported` for types without a decoder; `InvalidArgument` if `bytes` is not exactly as long as the type
 /// needs for `out.len()` elements.
 pub fn dequantize(dtype: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
-    let Some(decode) = decoder(dtype) else {
-        return Err(Error::unsupported(format_args!("tensor type {dtype}"), "this version cannot decode it"));
-    };
-    if dtype.row_bytes(out.len()) != Some(bytes.len()) {
-        let (elements, given) = (out.len(), bytes.len());
-        return Err(Error::invalid(format_args!("{elements} elements of type {dtype} do not take {given} bytes")));
-    }
-    decode(bytes, out);
+    check(dtype, bytes, out.len())?;
+    decode(dtype, bytes, out);
     Ok(())
 }
 
-/// Decodes bytes whose length was checked.
-type Decoder = fn(&[u8], &mut [f32]);
-
-fn decoder(dtype: GgmlType) -> Option<Decoder> {
-    Some(match dtype {
-        GgmlType::F32 => |bytes, out| each(bytes, out, f32::from_le_bytes),
-        GgmlType::F16 => |bytes, out| each(bytes, out, |b| half::f16::from_le_bytes(b).to_f32()),
-        GgmlType::BF16 => |bytes, out| each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
-        GgmlType::Q4_0 => |bytes, out| blocks(bytes, out, q4_0),
-        GgmlType::Q4_1 => |bytes, out| blocks(bytes, out, q4_1),
-        GgmlType::Q5_0 => |bytes, out| blocks(bytes, out, q5_0),
-        GgmlType::Q5_1 => |bytes, out| blocks(bytes, out, q5_1),
-        GgmlType::Q8_0 => |bytes, out| blocks(bytes, out, q8_0),
-        GgmlType::Q2_K => |bytes, out| blocks(bytes, out, q2_k),
-        GgmlType::Q3_K => |bytes, out| blocks(bytes, out, q3_k),
-        GgmlType::Q4_K => |bytes, out| blocks(bytes, out, q4_k),
-        GgmlType::Q5_K => |bytes, out| blocks(bytes, out, q5_k),
-        GgmlType::Q6_K => |bytes, out| blocks(bytes, out, q6_k),
-        GgmlType::IQ4_NL => |bytes, out| blocks(bytes, out, iq4_nl),
-        GgmlType::IQ4_XS => |bytes, out| blocks(bytes, out, iq4_xs),
-        GgmlType::IQ2_XXS => |bytes, out| blocks(bytes, out, iq::iq2_xxs),
-        GgmlType::IQ2_XS => |bytes, out| blocks(bytes, out, iq::iq2_xs),
-        GgmlType::IQ2_S => |bytes, out| blocks(bytes, out, iq::iq2_s),
-        GgmlType::IQ3_XXS => |bytes, out| blocks(bytes, out, iq::iq3_xxs),
-        GgmlType::IQ3_S => |bytes, out| blocks(bytes, out, iq::iq3_s),
-        GgmlType::IQ1_S => |bytes, out| blocks(bytes, out, iq::iq1_s),
-        GgmlType::IQ1_M => |bytes, out| blocks(bytes, out, iq::iq1_m),
-        GgmlType::TQ1_0 => |bytes, out| blocks(bytes, out, tq1_0),
-        GgmlType::TQ2_0 => |bytes, out| blocks(bytes, out, tq2_0),
-        GgmlType::MXFP4 => |bytes, out| blocks(bytes, out, mxfp4),
-        GgmlType::NVFP4 => |bytes, out| blocks(bytes, out, nvfp4),
-        // Q8_1 and Q8_K hold activations, the others no weights.
-        GgmlType::Q8_1 | GgmlType::Q8_K => return None,
-        GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 => return None,
-    })
+/// An error unless `bytes` can be decoded to `elements` values.
+pub(crate) fn check(dtype: GgmlType, bytes: &[u8], elements: usize) -> Result<()> {
+    if !can_dequantize(dtype) {
+        return Err(Error::unsupported(format_args!("tensor type {dtype}"), "this version cannot decode it"));
+    }
+    if dtype.row_bytes(elements) != Some(bytes.len()) {
+        let given = bytes.len();
+        return Err(Error::invalid(format_args!("{elements} elements of type {dtype} do not take {given} bytes")));
+    }
+    Ok(())
 }
 
-fn each<const N: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn([u8; N]) -> f32) {
+/// Decodes block after block with the function. A macro because a function that is passed as a value would be compiled
+/// without the caller's instruction set.
+macro_rules! blocks {
+    ($bytes:expr, $out:expr, $decode:path) => {{
+        for (block, out) in Block::view($bytes).unwrap_or_default().iter().zip($out.as_chunks_mut().0) {
+            $decode(block, out);
+        }
+        true
+    }};
+}
+
+/// Decodes bytes that passed `check`; false for types without a decoder. All of it is inlined, so that a caller with
+/// vector instructions gets it compiled for them; no operation depends on the instructions.
+#[inline(always)]
+pub(crate) fn decode(dtype: GgmlType, bytes: &[u8], out: &mut [f32]) -> bool {
+    match dtype {
+        GgmlType::F32 => each(bytes, out, f32::from_le_bytes),
+        GgmlType::F16 => halves(bytes, out),
+        GgmlType::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+        GgmlType::Q4_0 => blocks!(bytes, out, q4_0),
+        GgmlType::Q4_1 => blocks!(bytes, out, q4_1),
+        GgmlType::Q5_0 => blocks!(bytes, out, q5_0),
+        GgmlType::Q5_1 => blocks!(bytes, out, q5_1),
+        GgmlType::Q8_0 => blocks!(bytes, out, q8_0),
+        GgmlType::Q2_K => blocks!(bytes, out, q2_k),
+        GgmlType::Q3_K => blocks!(bytes, out, q3_k),
+        GgmlType::Q4_K => blocks!(bytes, out, q4_k),
+        GgmlType::Q5_K => blocks!(bytes, out, q5_k),
+        GgmlType::Q6_K => blocks!(bytes, out, q6_k),
+        GgmlType::IQ4_NL => blocks!(bytes, out, iq4_nl),
+        GgmlType::IQ4_XS => blocks!(bytes, out, iq4_xs),
+        GgmlType::IQ2_XXS => blocks!(bytes, out, iq::iq2_xxs),
+        GgmlType::IQ2_XS => blocks!(bytes, out, iq::iq2_xs),
+        GgmlType::IQ2_S => blocks!(bytes, out, iq::iq2_s),
+        GgmlType::IQ3_XXS => blocks!(bytes, out, iq::iq3_xxs),
+        GgmlType::IQ3_S => blocks!(bytes, out, iq::iq3_s),
+        GgmlType::IQ1_S => blocks!(bytes, out, iq::iq1_s),
+        GgmlType::IQ1_M => blocks!(bytes, out, iq::iq1_m),
+        GgmlType::TQ1_0 => blocks!(bytes, out, tq1_0),
+        GgmlType::TQ2_0 => blocks!(bytes, out, tq2_0),
+        GgmlType::MXFP4 => blocks!(bytes, out, mxfp4),
+        GgmlType::NVFP4 => blocks!(bytes, out, nvfp4),
+        // Q8_1 and Q8_K hold activations, the others no weights.
+        GgmlType::Q8_1 | GgmlType::Q8_K => false,
+        GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 => false,
+    }
+}
+
+#[inline(always)]
+fn each<const N: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn([u8; N]) -> f32) -> bool {
     for (value, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
         *value = decode(*bytes);
     }
+    true
 }
 
-fn blocks<B: Block, const LEN: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn(&B, &mut [f32; LEN])) {
-    const { assert!(LEN == B::LEN) };
-    let blocks = B::view(bytes).unwrap_or_default();
-    for (block, out) in blocks.iter().zip(out.as_chunks_mut().0) {
-        decode(block, out);
+/// F16, many at a time: `half` has the processor's instruction for that.
+fn halves(bytes: &[u8], out: &mut [f32]) -> bool {
+    const LEN: usize = 256;
+    let mut halves = [half::f16::ZERO; LEN];
+    for (out, bytes) in out.chunks_mut(LEN).zip(bytes.chunks(2 * LEN)) {
+        for (half, bytes) in halves.iter_mut().zip(bytes.as_chunks().0) {
+            *half = half::f16::from_le_bytes(*bytes);
+        }
+        halves[..out.len()].convert_to_f32_slice(out);
     }
+    true
 }
 
 /// Quant `i` of the 32 that are stored as two nibbles per byte, the second half of the block in the high ones.
+#[inline(always)]
 fn nibble(qs: &[u8], i: usize) -> u8 {
     qs[i % 16] >> (4 * (i / 16)) & 15
 }
 
 /// The fifth bit of quant `i`, in place.
+#[inline(always)]
 fn fifth_bit(qh: [u8; 4], i: usize) -> u8 {
     ((u32::from_le_bytes(qh) >> i & 1) << 4) as u8
 }
 
+#[inline(always)]
 fn q4_0(b: &BlockQ4_0, out: &mut [f32; 32]) {
     let d = b.d.get();
     for (i, x) in out.iter_mut().enumerate() {
@@ -96,6 +125,7 @@ fn q4_0(b: &BlockQ4_0, out: &mut [f32; 32]) {
     }
 }
 
+#[inline(always)]
 fn q4_1(b: &BlockQ4_1, out: &mut [f32; 32]) {
     let (d, m) = (b.d.get(), b.m.get());
     for (i, x) in out.iter_mut().enumerate() {
@@ -103,6 +133,7 @@ fn q4_1(b: &BlockQ4_1, out: &mut [f32; 32]) {
     }
 }
 
+#[inline(always)]
 fn q5_0(b: &BlockQ5_0, out: &mut [f32; 32]) {
     let d = b.d.get();
     for (i, x) in out.iter_mut().enumerate() {
@@ -110,6 +141,7 @@ fn q5_0(b: &BlockQ5_0, out: &mut [f32; 32]) {
     }
 }
 
+#[inline(always)]
 fn q5_1(b: &BlockQ5_1, out: &mut [f32; 32]) {
     let (d, m) = (b.d.get(), b.m.get());
     for (i, x) in out.iter_mut().enumerate() {
@@ -117,6 +149,7 @@ fn q5_1(b: &BlockQ5_1, out: &mut [f32; 32]) {
     }
 }
 
+#[inline(always)]
 fn q8_0(b: &BlockQ8_0, out: &mut [f32; 32]) {
     let d = b.d.get();
     for (x, &q) in out.iter_mut().zip(&b.qs) {
@@ -125,10 +158,12 @@ fn q8_0(b: &BlockQ8_0, out: &mut [f32; 32]) {
 }
 
 /// Quant `i` of 256 that are stored four to a byte, 32 elements apart.
+#[inline(always)]
 fn two_bits(qs: &[u8; 64], i: usize) -> u8 {
     qs[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3
 }
 
+#[inline(always)]
 fn q2_k(b: &BlockQ2_K, out: &mut [f32; 256]) {
     let (d, dmin) = (b.d.get(), b.dmin.get());
     for (s, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
@@ -140,6 +175,7 @@ fn q2_k(b: &BlockQ2_K, out: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 fn q3_k(b: &BlockQ3_K, out: &mut [f32; 256]) {
     let d = b.d.get();
     for (s, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
@@ -152,6 +188,7 @@ fn q3_k(b: &BlockQ3_K, out: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 fn q4_k(b: &BlockQ4_K, out: &mut [f32; 256]) {
     let (d, dmin) = (b.d.get(), b.dmin.get());
     for (s, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -163,6 +200,7 @@ fn q4_k(b: &BlockQ4_K, out: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 fn q5_k(b: &BlockQ5_K, out: &mut [f32; 256]) {
     let (d, dmin) = (b.d.get(), b.dmin.get());
     for (s, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -175,6 +213,7 @@ fn q5_k(b: &BlockQ5_K, out: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 fn q6_k(b: &BlockQ6_K, out: &mut [f32; 256]) {
     let d = b.d.get();
     for (s, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
@@ -187,6 +226,7 @@ fn q6_k(b: &BlockQ6_K, out: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 fn iq4_nl(b: &BlockIQ4_NL, out: &mut [f32; 32]) {
     let d = b.d.get();
     for (i, x) in out.iter_mut().enumerate() {
@@ -194,6 +234,7 @@ fn iq4_nl(b: &BlockIQ4_NL, out: &mut [f32; 32]) {
     }
 }
 
+#[inline(always)]
 fn iq4_xs(b: &BlockIQ4_XS, out: &mut [f32; 256]) {
     let d = b.d.get();
     for (s, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -205,11 +246,13 @@ fn iq4_xs(b: &BlockIQ4_XS, out: &mut [f32; 256]) {
 }
 
 /// The next base 3 digit of the fraction `b / 256`.
+#[inline(always)]
 fn digit(b: u8, at: usize) -> u8 {
     let rest = b.wrapping_mul([1, 3, 9, 27, 81][at]);
     ((u16::from(rest) * 3) >> 8) as u8
 }
 
+#[inline(always)]
 fn tq1_0(b: &BlockTQ1_0, out: &mut [f32; 256]) {
     let d = b.d.get();
     for (i, x) in out.iter_mut().enumerate() {
@@ -222,6 +265,7 @@ fn tq1_0(b: &BlockTQ1_0, out: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 fn tq2_0(b: &BlockTQ2_0, out: &mut [f32; 256]) {
     let d = b.d.get();
     for (i, x) in out.iter_mut().enumerate() {
@@ -229,6 +273,7 @@ fn tq2_0(b: &BlockTQ2_0, out: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 fn mxfp4(b: &BlockMXFP4, out: &mut [f32; 32]) {
     let d = scale_mxfp4(b.e);
     for (i, x) in out.iter_mut().enumerate() {
@@ -236,6 +281,7 @@ fn mxfp4(b: &BlockMXFP4, out: &mut [f32; 32]) {
     }
 }
 
+#[inline(always)]
 fn nvfp4(b: &BlockNVFP4, out: &mut [f32; 64]) {
     for (s, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         let d = scale_nvfp4(b.d[s]);
