@@ -61,12 +61,16 @@ put() {
 }
 
 # Symbols of Rust's own library in the archive would meet those of another Rust library in the same program: one object
-# is made of all of them, that keeps the names of the interface and no others.
+# is made of all that the interface needs, which keeps the names of the interface and no others.
+# (The compiler's intermediate code, which Rust's own library carries along, is of no use to a linker.)
 static() {
-    local ld=${LD:-ld} objcopy=${OBJCOPY:-objcopy}
-    (cd "$scratch" && "$ld" -r --whole-archive --force-group-allocation "$1" -o mmada.o)
-    "$objcopy" --wildcard --keep-global-symbol='mmada_*' --strip-debug "$scratch/mmada.o"
-    rm -f "$scratch/libmmada.a"
+    local archive=$1 interface roots
+    interface=$("${NM:-nm}" -D --defined-only "$2" | awk '{ print $3 }')
+    roots=$(printf -- '--undefined=%s ' $interface)
+    # shellcheck disable=SC2086 # an option for every name
+    "${LD:-ld}" -r --gc-sections --force-group-allocation $roots "$archive" -o "$scratch/mmada.o"
+    "${OBJCOPY:-objcopy}" --wildcard --keep-global-symbol='mmada_*' --strip-debug \
+        --remove-section=.llvmbc --remove-section=.llvmcmd "$scratch/mmada.o"
     "${AR:-ar}" rcs "$scratch/libmmada.a" "$scratch/mmada.o"
 }
 
@@ -77,7 +81,7 @@ Linux)
     put 755 "$absolute/libmmada.so" "$libdir" "$shared"
     ln -sf "$shared" "$destdir$libdir/libmmada.so.$major"
     ln -sf "libmmada.so.$major" "$destdir$libdir/libmmada.so"
-    static "$absolute/libmmada.a"
+    static "$absolute/libmmada.a" "$absolute/libmmada.so"
     put 644 "$scratch/libmmada.a" "$libdir"
     ;;
 Darwin)
