@@ -53,7 +53,7 @@ pub struct BuildInfo {
 
 /// What this library was built as.
 pub fn build_info() -> BuildInfo {
-    let features = [("cli", cfg!(feature = "cli"))];
+    let features = [("capi", cfg!(feature = "capi")), ("cli", cfg!(feature = "cli"))];
     BuildInfo {
         version: VERSION,
         target: env!("MMADA_TARGET"),

@@ -80,8 +80,11 @@
 //! | [`generate`] | requests and the loop over steps |
 //! | [`context`] | the handles that callers hold |
 //! | [`backend`] | what the library runs on, and was built as |
+//! | `capi` | the C interface: one function per symbol of `include/mmada.h` |
 
 pub mod backend;
+#[cfg(feature = "capi")]
+mod capi;
 pub mod context;
 pub mod error;
 pub mod generate;

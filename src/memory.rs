@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -99,6 +100,29 @@ pub fn try_copy<T: Clone>(from: &[T], what: &str) -> Result<Vec<T>> {
     let mut v = try_with_capacity(from.len(), what)?;
     v.extend_from_slice(from);
     Ok(v)
+}
+
+/// Bytes written to memory that grows as a vector does.
+#[derive(Default)]
+pub struct Growing {
+    pub bytes: Vec<u8>,
+    /// The length for which there was no memory; 0 if there always was.
+    pub refused: usize,
+}
+
+impl Write for Growing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.try_reserve(bytes.len()).is_err() {
+            self.refused = self.bytes.len().saturating_add(bytes.len());
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// How many bytes of buffers a context may have, and has. Clones count together.

@@ -290,6 +290,12 @@ impl Context {
         self.inner.ready()
     }
 
+    /// Runs `work` in a thread of the context: for tests of what happens to its panics.
+    #[cfg(all(debug_assertions, feature = "capi"))]
+    pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.exec(None).run(work)
+    }
+
     fn engine(&self) -> Arc<dyn Engine> {
         self.inner.clone()
     }

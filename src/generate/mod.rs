@@ -359,6 +359,11 @@ impl Generation {
         Ok(Some(thinking.unwrap_or(answer)))
     }
 
+    /// Whether there is text: an answer, or a description before a picture.
+    pub fn has_text(&self) -> bool {
+        self.text.is_some()
+    }
+
     /// How many pictures are drawn; 0 for an answer.
     pub fn pictures(&self) -> usize {
         self.image.as_ref().map_or(0, ImageStage::count)

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::error::{Error, Result};
+use crate::memory::Growing;
+
 /// The numbers that GGUF gives to the types of its metadata values (`enum gguf_metadata_value_type`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u32)]
@@ -127,8 +130,9 @@ impl Value {
     }
 }
 
-/// A value to be written.
-#[derive(Clone, PartialEq, Debug)]
+/// A value to be written. As JSON it is the bare value.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+#[serde(untagged)]
 pub enum MetaValue {
     U8(u8),
     I8(i8),
@@ -146,7 +150,8 @@ pub enum MetaValue {
 }
 
 /// An array to be written.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+#[serde(untagged)]
 pub enum MetaArray {
     U8(Vec<u8>),
     I8(Vec<i8>),
@@ -161,6 +166,26 @@ pub enum MetaArray {
     Bool(Vec<bool>),
     String(Vec<String>),
     Array(Vec<MetaArray>),
+}
+
+impl MetaValue {
+    /// A string as it is, anything else as JSON.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn into_text(self) -> Result<String> {
+        let what = || "the text of a value of the metadata".to_owned();
+        let value = match self {
+            MetaValue::String(text) => return Ok(text),
+            other => other,
+        };
+        let mut out = Growing::default();
+        serde_json::to_writer(&mut out, &value).map_err(|e| match out.refused {
+            0 => Error::Internal(format!("{} cannot be written: {e}", what())),
+            bytes => Error::OutOfMemory { what: what(), bytes },
+        })?;
+        String::from_utf8(out.bytes).map_err(|e| Error::Internal(format!("{} is no text: {e}", what())))
+    }
 }
 
 impl From<&str> for MetaValue {

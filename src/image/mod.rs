@@ -20,7 +20,7 @@ pub use ::image::RgbImage;
 pub use resize::{Fit, bicubic, fit};
 
 use crate::error::{Error, Result};
-use crate::memory::try_with_capacity;
+use crate::memory::{Growing, try_copy, try_with_capacity};
 
 /// Longest side of a picture that is decoded, in pixels.
 pub const MAX_SIDE: u32 = 16384;
@@ -131,27 +131,45 @@ fn encode_bytes(image: &RgbImage, format: Format) -> Result<Vec<u8>> {
     }
 }
 
-/// Bytes written to memory that grows as a vector does.
-#[derive(Default)]
-struct Growing {
-    bytes: Vec<u8>,
-    /// The length for which there was no memory.
-    refused: usize,
+/// Bytes from the first pixel to behind the last one of a picture whose rows are `stride` bytes apart.
+///
+/// # Errors
+/// `Image` for a side of 0 or above [`MAX_SIDE`]; `InvalidArgument` for rows that overlap.
+pub fn rgb_length(width: usize, height: usize, stride: usize) -> Result<usize> {
+    let sides = 1..=MAX_SIDE as usize;
+    if !sides.contains(&width) || !sides.contains(&height) {
+        let reason = format!("is not possible: sides are 1 to {MAX_SIDE} pixels");
+        return Err(Error::image(format!("a picture of {width}x{height} pixels"), reason));
+    }
+    if stride < width * 3 {
+        return Err(Error::invalid(format!("a stride of {stride} bytes is less than {width} pixels of 3 bytes")));
+    }
+    let last = stride.checked_mul(height - 1).and_then(|before| before.checked_add(width * 3));
+    last.ok_or_else(|| Error::invalid(format!("{height} rows of {stride} bytes are more than memory can hold")))
 }
 
-impl Write for Growing {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.bytes.try_reserve(bytes.len()).is_err() {
-            self.refused = self.bytes.len().saturating_add(bytes.len());
-            return Err(std::io::ErrorKind::OutOfMemory.into());
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
+/// A picture of 8-bit RGB pixels, whose rows are `stride` bytes apart; see [`rgb_length`].
+///
+/// # Errors
+/// As that function; `InvalidArgument` for fewer bytes; `OutOfMemory`.
+pub fn from_rgb(pixels: &[u8], width: usize, height: usize, stride: usize) -> Result<RgbImage> {
+    let length = rgb_length(width, height, stride)?;
+    if pixels.len() < length {
+        return Err(Error::invalid(format!("a picture of {width}x{height} pixels needs {length} bytes")));
     }
+    let mut copy = try_with_capacity(width * height * 3, "the pixels of a picture")?;
+    pixels.chunks(stride).take(height).for_each(|row| copy.extend_from_slice(&row[..width * 3]));
+    whole(width as u32, height as u32, copy)
+}
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+/// A copy that says so where there is no memory for it.
+pub fn copy(image: &RgbImage) -> Result<RgbImage> {
+    whole(image.width(), image.height(), try_copy(image.as_raw(), "a copy of a picture")?)
+}
+
+fn whole(width: u32, height: u32, pixels: Vec<u8>) -> Result<RgbImage> {
+    let lost = || Error::Internal(format!("a picture of {width}x{height} pixels lost some of them"));
+    RgbImage::from_raw(width, height, pixels).ok_or_else(lost)
 }
 
 /// A format that pictures are written in.

@@ -140,7 +140,7 @@ impl File<'_> {
                 json!({ "type": "array", "of": a.element.name(), "length": a.len })
             }
             Value::String(s) if s.len() > JSON_STRING_SHOWN => json!({ "type": "string", "bytes": s.len() }),
-            _ => json_of(&self.header.owned(self.bytes, key)?),
+            _ => json!(self.header.owned(self.bytes, key)?),
         })
     }
 }
@@ -195,20 +195,6 @@ fn text_of_array(array: &MetaArray) -> String {
     format!("[{}]", parts.join(", "))
 }
 
-fn json_of(value: &MetaValue) -> Json {
-    scalars!(value, MetaValue, v => json!(v),
-        MetaValue::String(s) => json!(s),
-        MetaValue::Array(a) => json_of_array(a),
-    )
-}
-
-fn json_of_array(array: &MetaArray) -> Json {
-    scalars!(array, MetaArray, v => json!(v),
-        MetaArray::String(v) => json!(v),
-        MetaArray::Array(v) => Json::Array(v.iter().map(json_of_array).collect()),
-    )
-}
-
 /// A number of bytes for people: up to three digits and a binary unit.
 pub fn size(bytes: usize) -> String {
     if bytes < 1000 {
@@ -252,9 +238,9 @@ mod tests {
 
     #[test]
     fn json_values_keep_their_types() {
-        assert_eq!(json_of(&MetaValue::U64(u64::MAX)), json!(u64::MAX));
-        assert_eq!(json_of(&MetaValue::Bool(true)), json!(true));
+        assert_eq!(json!(MetaValue::U64(u64::MAX)), json!(u64::MAX));
+        assert_eq!(json!(MetaValue::Bool(true)), json!(true));
         let nested = MetaValue::Array(MetaArray::Array(vec![MetaArray::I8(vec![-1, 2]), MetaArray::String(vec![])]));
-        assert_eq!(json_of(&nested), json!([[-1, 2], []]));
+        assert_eq!(json!(nested), json!([[-1, 2], []]));
     }
 }

@@ -1,0 +1,103 @@
+//! The library itself: its version, what it was built as, what it runs on.
+
+use std::ffi::{CString, c_char};
+use std::sync::OnceLock;
+
+use super::arguments::{Out, StructOut, Versioned, characters};
+use super::boundary::{guard, guard_status, guard_value};
+use super::error::{Failure, mmada_error, mmada_status};
+use crate::backend;
+
+/// The version of the library that is running, such as "0.1.0" (MMADA_VERSION is that of the header). NUL-terminated,
+/// valid for as long as the library is loaded. Threads: any.
+#[unsafe(no_mangle)]
+pub extern "C" fn mmada_version() -> *const c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}
+
+/// What the library was built as: version, platform, "release" or "debug", optional parts. NUL-terminated, valid for as
+/// long as the library is loaded. Threads: any.
+#[unsafe(no_mangle)]
+pub extern "C" fn mmada_build_info() -> *const c_char {
+    static TEXT: OnceLock<CString> = OnceLock::new();
+    guard_value(c"".as_ptr(), || {
+        Ok(TEXT.get_or_init(|| CString::new(backend::build_info().to_string()).unwrap_or_default()).as_ptr())
+    })
+}
+
+/// A device that the library can run on. Set `struct_size`, or initialize with `mmada_device_info_init`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct mmada_device_info {
+    /// sizeof(mmada_device_info)
+    pub struct_size: usize,
+    /// Bytes of memory that it works in, free or not; 0 where the system does not tell.
+    pub memory_bytes: u64,
+    /// The backend that runs it: "cpu". These texts are NUL-terminated UTF-8, cut where they do not fit.
+    pub backend: [c_char; 16],
+    /// What its maker calls it.
+    pub name: [c_char; 128],
+    /// The instruction sets that there are kernels for, the slowest first, with spaces between: what
+    /// `mmada_context_options.instruction_set` takes.
+    pub instruction_sets: [c_char; 96],
+}
+
+// SAFETY: no padding (tests/abi has the offsets), any bits are valid
+unsafe impl Versioned for mmada_device_info {
+    const NAME: &'static str = "mmada_device_info";
+    const FIRST_SIZE: usize = 256;
+}
+
+/// Fills `*info`, which has `struct_size` bytes (pass sizeof), with zeros and its size.
+///
+/// Threads: any. Fails with MMADA_NULL_POINTER, or MMADA_STRUCT_SIZE for a size that no version has.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmada_device_info_init(info: *mut mmada_device_info, struct_size: usize) -> mmada_status {
+    // SAFETY: the header asks for room of `struct_size` bytes; zeros are a struct of numbers
+    guard_status(|| unsafe {
+        StructOut::uninitialized(info, struct_size)?.put(std::mem::zeroed());
+        Ok(())
+    })
+}
+
+/// How many devices this build of the library finds on this machine, over all backends: `*count`. Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmada_device_count(count: *mut usize, error: *mut *mut mmada_error) -> mmada_status {
+    // SAFETY: the promises are the header's
+    unsafe {
+        guard(error, || {
+            let out = Out::new(count, "the count")?;
+            out.put(backend::backends().iter().map(|b| b.devices.len()).sum());
+            Ok(())
+        })
+    }
+}
+
+/// Fills `*info` with what device `index` is, counted from 0. Threads: any.
+/// Fails with MMADA_NOT_FOUND beyond the last one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmada_device_get_info(
+    index: usize,
+    info: *mut mmada_device_info,
+    error: *mut *mut mmada_error,
+) -> mmada_status {
+    // SAFETY: the promises are the header's
+    unsafe {
+        guard(error, || {
+            let out = StructOut::new(info)?;
+            let backends = backend::backends();
+            let mut devices = backends.iter().flat_map(|b| b.devices.iter().map(|d| (b.name, d)));
+            let (backend, device) = devices.nth(index).ok_or_else(|| {
+                Failure::new(mmada_status::MMADA_NOT_FOUND, format!("there is no device {index}, counted from 0"))
+            })?;
+            out.put(mmada_device_info {
+                struct_size: 0,
+                memory_bytes: device.memory_bytes,
+                backend: characters(backend),
+                name: characters(&device.name),
+                instruction_sets: characters(&device.instruction_sets.join(" ")),
+            });
+            Ok(())
+        })
+    }
+}
