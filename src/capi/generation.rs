@@ -15,7 +15,7 @@ use super::options::{self, mmada_image_options, mmada_message, mmada_text_option
 use crate::error::Error;
 use crate::generate::{Canceller, DrawFromIds, DrawRequest, Generation, Slot, TextRequest};
 use crate::image;
-use crate::memory::{try_copy, try_reserve};
+use crate::memory::{try_copy, try_with_capacity};
 use crate::sampler::Stage;
 
 /// An answer or pictures in the making. Owned by whoever began it; free it with `mmada_generation_free` at any time,
@@ -43,9 +43,13 @@ struct State {
 }
 
 impl Pulled {
-    fn new(generation: Generation) -> Self {
+    /// With room for all that a step can change, so that no step is taken whose changes could not be told.
+    fn new(generation: Generation) -> Result<Self, Failure> {
+        let (columns, rows) = generation.picture_tokens().unwrap_or_default();
+        let pictures = generation.pictures().saturating_mul(columns).saturating_mul(rows);
+        let changes = try_with_capacity(generation.canvas().len().max(pictures), "the changes of a step")?;
         let canceller = generation.canceller();
-        Pulled { state: RwLock::new(State { generation, changes: Vec::new() }), canceller }
+        Ok(Pulled { state: RwLock::new(State { generation, changes }), canceller })
     }
 
     fn read(&self) -> Result<RwLockReadGuard<'_, State>, Failure> {
@@ -154,7 +158,7 @@ pub unsafe extern "C" fn mmada_context_begin_text(
             let text = options::text(options, context.model(), picture.is_some())?;
             let image = picture.map(image::copy).transpose()?;
             let (thinking, squash, options) = (text.thinking, text.squash, text.options);
-            out.give(Pulled::new(context.text(TextRequest { messages, image, squash, thinking, options })?));
+            out.give(Pulled::new(context.text(TextRequest { messages, image, squash, thinking, options })?)?);
             Ok(())
         })
     }
@@ -181,7 +185,7 @@ pub unsafe extern "C" fn mmada_context_begin_text_ids(
             let prompt = vec(prompt, prompt_count, "the prompt")?;
             let text = options::text(options, context.model(), false)?;
             no_thinking(text.thinking)?;
-            out.give(Pulled::new(context.text_from_ids(prompt, text.options)?));
+            out.give(Pulled::new(context.text_from_ids(prompt, text.options)?)?);
             Ok(())
         })
     }
@@ -223,7 +227,7 @@ pub unsafe extern "C" fn mmada_context_begin_image(
                 count: drawing.count,
                 text: options::description(description, context.model())?,
                 image: drawing.options,
-            })?));
+            })?)?);
             Ok(())
         })
     }
@@ -261,7 +265,7 @@ pub unsafe extern "C" fn mmada_context_begin_image_ids(
                 height: drawing.height,
                 count: drawing.count,
                 image: drawing.options,
-            })?));
+            })?)?);
             Ok(())
         })
     }
@@ -298,7 +302,6 @@ pub unsafe extern "C" fn mmada_generation_step(
             }
             let done = generation.step()?;
             changes.clear();
-            try_reserve(changes, done.changed.len(), "the changes of a step")?;
             changes.extend(done.changed.iter().map(|change| mmada_change {
                 sequence: change.sequence,
                 position: change.position,
@@ -636,7 +639,7 @@ pub unsafe extern "C" fn mmada_generation_image_canvas(
 const MASKED: u32 = u32::MAX;
 
 fn canvas(slots: &[Slot]) -> Result<Buffer, Failure> {
-    let mut ids = crate::memory::try_with_capacity(slots.len(), "a canvas")?;
+    let mut ids = try_with_capacity(slots.len(), "a canvas")?;
     ids.extend(slots.iter().map(|slot| match slot {
         Slot::Masked => MASKED,
         Slot::Token(id) => *id,

@@ -376,7 +376,7 @@ pub unsafe extern "C" fn mmada_model_detokenize(
             let model = handle::get(model)?;
             let ids = slice(ids, id_count, "the ids")?;
             let skip = flag(skip_special, "skip_special")?;
-            out.give(Buffer::text(model.tokenizer()?.decode(ids, skip))?);
+            out.give(Buffer::text(model.tokenizer()?.try_decode(ids, skip)?)?);
             Ok(())
         })
     }

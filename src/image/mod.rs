@@ -26,6 +26,8 @@ use crate::memory::{Growing, try_copy, try_with_capacity};
 pub const MAX_SIDE: u32 = 16384;
 /// Most bytes that a decoded picture may take.
 pub const MAX_DECODED_BYTES: u64 = 512 << 20;
+/// More than a decoder takes before the size of the picture is known: windows and tables.
+const DECODER_BYTES: usize = 1 << 20;
 /// Most bytes of a picture file.
 const MAX_FILE_BYTES: u64 = 512 << 20;
 /// Quality of JPEG files written, 1 to 100.
@@ -65,6 +67,8 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
         }
         None => return Err(Error::image(name, "is not a picture in PNG, JPEG or GIF format")),
     }
+    // The decoders do not survive being refused memory: what they begin with is asked for here, the pixels below.
+    drop(try_with_capacity::<u8>(DECODER_BYTES, &format!("decoding {name}"))?);
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
@@ -79,7 +83,6 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     if decoder.total_bytes() > MAX_DECODED_BYTES {
         return Err(Error::image(name, too_large(&format!("decodes to {} bytes", decoder.total_bytes()))));
     }
-    // The decoders do not survive being refused memory, so what the pixels will take is asked for here first.
     let pixels = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
     let rgb = (width as usize).saturating_mul(height as usize).saturating_mul(3);
     drop(try_with_capacity::<u8>(pixels.saturating_add(rgb), &format!("decoding {name}"))?);
@@ -123,6 +126,7 @@ fn encode_bytes(image: &RgbImage, format: Format) -> Result<Vec<u8>> {
     if width == 0 || height == 0 {
         return Err(Error::image(name, "cannot be encoded: it has no pixels"));
     }
+    ask(image)?;
     let mut out = Growing::default();
     match encode(image, format, &mut out) {
         Ok(()) => Ok(out.bytes),
@@ -224,6 +228,7 @@ pub fn save(image: &RgbImage, path: impl AsRef<Path>) -> Result<()> {
         return Err(Error::invalid(format!("{}: a picture without pixels cannot be written", path.display())));
     }
     let format = format_of(path)?;
+    ask(image)?;
     let part = part_name(path);
     let written = write_part(image, format, &part, path)
         .and_then(|()| fs::rename(&part, path).map_err(|e| Error::io(path.display(), e)));
@@ -251,6 +256,14 @@ fn write_part(image: &RgbImage, format: Format, part: &Path, path: &Path) -> Res
     })?;
     let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
     file.sync_all().map_err(failed) // a full disk may speak up only here
+}
+
+/// The encoders do not survive being refused memory, so what they may take (filtered rows, and those compressed) is
+/// asked for beforehand.
+fn ask(image: &RgbImage) -> Result<()> {
+    let bytes = image.as_raw().len().saturating_mul(2);
+    let what = || format!("encoding a picture of {}x{} pixels", image.width(), image.height());
+    try_with_capacity::<u8>(bytes, &what()).map(drop)
 }
 
 fn encode(image: &RgbImage, format: Format, out: &mut impl Write) -> Result<(), ImageError> {
