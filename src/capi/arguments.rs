@@ -53,16 +53,24 @@ pub unsafe fn string(data: *const c_char, length: usize, what: &str) -> Result<S
 /// # Safety
 /// `data` is null or points to `count` elements that any bits are valid for and nobody changes meanwhile.
 pub unsafe fn slice<'a, T: Copy>(data: *const T, count: usize, what: &str) -> Result<&'a [T], Failure> {
+    match is_array(data, count, what)? {
+        // SAFETY: not null, aligned, no larger than an object can be, and there by the caller's promise
+        true => Ok(unsafe { std::slice::from_raw_parts(data, count) }),
+        false => Ok(&[]),
+    }
+}
+
+/// Whether there is an array: false for NULL of no elements. An error for what cannot be one.
+fn is_array<T>(data: *const T, count: usize, what: &str) -> Result<bool, Failure> {
     if data.is_null() {
-        return if count == 0 { Ok(&[]) } else { Err(Failure::null(what)) };
+        return if count == 0 { Ok(false) } else { Err(Failure::null(what)) };
     }
     let invalid = |reason| Failure::new(mmada_status::MMADA_INVALID_ARGUMENT, format!("{what} {reason}"));
     if !data.is_aligned() {
         return Err(invalid("is not aligned".to_owned()));
     }
     match count.checked_mul(size_of::<T>()) {
-        // SAFETY: not null, aligned, no larger than an object can be, and there by the caller's promise
-        Some(size) if size <= isize::MAX as usize => Ok(unsafe { std::slice::from_raw_parts(data, count) }),
+        Some(size) if size <= isize::MAX as usize => Ok(true),
         _ => Err(invalid(format!("of {count} elements is larger than memory can be"))),
     }
 }
@@ -81,15 +89,13 @@ pub unsafe fn vec<T: Copy>(data: *const T, count: usize, what: &str) -> Result<V
 /// # Safety
 /// `data` is null or has room for `count` elements, which any bits are valid for and nobody else uses meanwhile.
 pub unsafe fn slice_mut<'a, T: Copy>(data: *mut T, count: usize, what: &str) -> Result<&'a mut [T], Failure> {
-    // SAFETY: the caller's promise; of the slice only what was checked is used
-    let checked = unsafe { slice(data.cast_const(), count, what)? }.len();
-    if checked == 0 {
+    if !is_array(data, count, what)? {
         return Ok(&mut []);
     }
-    // SAFETY: as above; memory of the caller that was never written must not be read, so it is written first
+    // SAFETY: as for `slice`; memory of the caller that was never written must not be referred to, so it is written first
     unsafe {
-        data.write_bytes(0, checked);
-        Ok(std::slice::from_raw_parts_mut(data, checked))
+        data.write_bytes(0, count);
+        Ok(std::slice::from_raw_parts_mut(data, count))
     }
 }
 
