@@ -22,6 +22,9 @@ pub struct Threads {
     process: u32,
 }
 
+/// What Rust gives its threads, unless the environment says otherwise.
+const STACK_BYTES: usize = 2 << 20;
+
 impl Threads {
     /// `count` 0 means one thread per available core.
     pub fn new(count: usize) -> Result<Self> {
@@ -34,7 +37,7 @@ impl Threads {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(count)
             .spawn_handler(|worker| {
-                let builder = thread::Builder::new().name(format!("mmada-{}", worker.index()));
+                let builder = thread::Builder::new().name(format!("mmada-{}", worker.index())).stack_size(STACK_BYTES);
                 handles.push(builder.spawn(|| worker.run())?);
                 Ok(())
             })

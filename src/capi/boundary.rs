@@ -72,15 +72,18 @@ fn keep_panics_silent() {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             let ours = INSIDE.get() || thread::current().name().is_some_and(|name| name.starts_with("mmada-"));
-            match (ours, info.location()) {
-                (true, Some(place)) => {
-                    PLACE.with_borrow_mut(|kept| *kept = format!("{}:{}", place.file(), place.line()))
-                }
-                (true, None) => PLACE.with_borrow_mut(String::clear),
-                (false, _) => previous(info),
+            match ours {
+                true => note(info.location().map_or_else(String::new, |at| format!("{}:{}", at.file(), at.line()))),
+                false => previous(info),
             }
         }));
     });
+}
+
+/// Keeps the place of a panic. A thread that is ending may have lost its variables already (its host's own destructors
+/// call this interface then): the sentence does without, because a panic in here would end the process.
+fn note(place: String) {
+    let _ = PLACE.try_with(|kept| kept.replace(place));
 }
 
 fn message(payload: Box<dyn Any + Send>) -> String {
@@ -92,8 +95,8 @@ fn message(payload: Box<dyn Any + Send>) -> String {
     // a payload whose destructor panics again must not get through
     let text = text.to_owned();
     std::mem::forget(payload);
-    match PLACE.take() {
-        place if place.is_empty() => text,
-        place => format!("{text} ({place})"),
+    match PLACE.try_with(RefCell::take) {
+        Ok(place) if !place.is_empty() => format!("{text} ({place})"),
+        _ => text,
     }
 }

@@ -66,10 +66,15 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(status: mmada_status, sentence: impl Into<String>) -> Self {
-        // a file's name or a tensor's may hold a NUL, at which C would stop reading
-        let mut sentence = sentence.into().replace('\0', "\u{fffd}").into_bytes();
-        sentence.push(0);
-        Failure { status, sentence }
+        // names of files and tensors may hold a NUL, at which C would stop reading, and what a terminal obeys
+        let printable = |c: char| match c {
+            '\n' => ' ',
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        };
+        let mut sentence: String = sentence.into().chars().map(printable).collect();
+        sentence.push('\0');
+        Failure { status, sentence: sentence.into_bytes() }
     }
 
     pub fn null(what: &str) -> Self {
@@ -116,8 +121,9 @@ pub unsafe extern "C" fn mmada_error_status(error: *const mmada_error) -> mmada_
     })
 }
 
-/// One sentence for a person, in English: it names the file, tensor, option or size at fault. NUL-terminated UTF-8,
-/// borrowed: valid until the error is freed. The empty text for NULL or no error. Threads: any.
+/// One sentence for a person, in English: it names the file, tensor, option or size at fault. One line of NUL-terminated
+/// UTF-8 without control characters, borrowed: valid until the error is freed. The empty text for NULL or no error.
+/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmada_error_message(error: *const mmada_error) -> *const c_char {
     guard_value(c"".as_ptr(), || {

@@ -10,6 +10,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static const char *model_path;
+static mmada_model *end_model;
+
 /* Only debug builds have it. */
 extern mmada_status mmada_debug_panic(const mmada_context *context, mmada_error **error) __attribute__((weak));
 
@@ -271,6 +274,91 @@ static void panics(mmada_model *model, mmada_context *context) {
     (void)model;
 }
 
+/* In a thread that is ending, whose variables are gone (a C++ host's destructors run there), everything can be freed, and
+ * what needs such a variable is a status. */
+static pthread_key_t at_the_end;
+static int was_called;
+
+static void in_the_end(void *value) {
+    mmada_generation *generation = value;
+    mmada_context *context = new_context(end_model, 1);
+    mmada_status status;
+    CHECK(mmada_generation_cancel(generation) == MMADA_OK);
+    FAILS(MMADA_CANCELLED, "cancelled", mmada_generation_step(generation, NULL, &error));
+    mmada_generation_free(generation);
+    if (mmada_debug_panic) {
+        FAILS(MMADA_PANIC, "on purpose, in the caller's thread", mmada_debug_panic(NULL, &error));
+        FAILS(MMADA_PANIC, "on purpose, in a thread of the context", mmada_debug_panic(context, &error));
+    }
+    {
+        mmada_message message = said("What is 17 + 25?");
+        status = mmada_context_begin_text(context, NULL, &message, 1, &generation, NULL);
+    }
+    CHECK(status == MMADA_OK || status == MMADA_PANIC);
+    if (!status) {
+        mmada_generation_free(generation);
+    }
+    mmada_context_free(context);
+    was_called = 1;
+}
+
+static void *end_soon(void *context) {
+    mmada_generation *generation = begin(context, "What is 17 + 25?");
+    OK(mmada_generation_step(generation, NULL, &error));
+    if (mmada_debug_panic) {
+        CHECK(mmada_debug_panic(NULL, NULL) == MMADA_PANIC);
+    }
+    CHECK(pthread_setspecific(at_the_end, generation) == 0);
+    return NULL;
+}
+
+static void ending_threads(mmada_model *model, mmada_context *context) {
+    pthread_t thread;
+    end_model = model;
+    CHECK(pthread_key_create(&at_the_end, in_the_end) == 0);
+    CHECK(pthread_create(&thread, NULL, end_soon, context) == 0 && pthread_join(thread, NULL) == 0);
+    CHECK(was_called && answers(context, "What is 17 + 25?", "42"));
+}
+
+/* Threads with small stacks may call: opening, asking, drawing, asking about the drawing, picture files. */
+static void *with_a_small_stack(void *path) {
+    mmada_model *model = open_model(path);
+    mmada_context *context = new_context(model, 2);
+    mmada_generation *generation = NULL;
+    mmada_image *image = NULL, *again = NULL;
+    mmada_message message = said("What color is the background?");
+    uint32_t format;
+    CHECK(answers(context, "What is 17 + 25?", "42"));
+    OK(mmada_context_begin_image(context, NULL, NULL, "a red circle", Z, &generation, &error));
+    finish(generation);
+    OK(mmada_generation_image(generation, 0, &image, &error));
+    mmada_generation_free(generation);
+    for (format = MMADA_IMAGE_PNG; format <= MMADA_IMAGE_JPEG; format++) {
+        mmada_buffer *file = NULL;
+        OK(mmada_image_encode(image, format, &file, &error));
+        OK(mmada_image_decode(mmada_buffer_bytes(file), mmada_buffer_length(file), &again, &error));
+        mmada_buffer_free(file);
+        mmada_image_free(again);
+    }
+    message.image = image;
+    OK(mmada_context_begin_text(context, NULL, &message, 1, &generation, &error));
+    finish(generation);
+    mmada_generation_free(generation);
+    mmada_image_free(image);
+    mmada_context_free(context);
+    mmada_model_free(model);
+    return NULL;
+}
+
+static void small_stacks(mmada_model *model, mmada_context *context) {
+    pthread_attr_t attributes;
+    pthread_t thread;
+    (void)model, (void)context;
+    CHECK(pthread_attr_init(&attributes) == 0 && pthread_attr_setstacksize(&attributes, 256 << 10) == 0);
+    CHECK(pthread_create(&thread, &attributes, with_a_small_stack, (void *)(size_t)model_path) == 0);
+    CHECK(pthread_join(thread, NULL) == 0);
+}
+
 /* Each context tells its own logger, at the level asked for. */
 struct log {
     char text[1 << 16];
@@ -507,8 +595,6 @@ static int progress(uint64_t done, uint64_t total, void *user_data) {
     return progress_answer;
 }
 
-static const char *model_path;
-
 static void opening(mmada_model *mapped, mmada_context *context) {
     mmada_model *model = NULL;
     mmada_open_options options;
@@ -556,6 +642,8 @@ static void opening(mmada_model *mapped, mmada_context *context) {
     FAILS(MMADA_INVALID_ARGUMENT, "use_mmap is 2", mmada_model_open(model_path, Z, &options, &model, &error));
     FAILS(MMADA_IO_ERROR, "/no/such/file: ", mmada_model_open("/no/such/file/at all", 13, NULL, &model, &error));
     FAILS(MMADA_IO_ERROR, "", mmada_model_open("a\0b", 3, NULL, &model, &error));
+    FAILS(MMADA_IO_ERROR, "/no/such file\xef\xbf\xbd[2J\xef\xbf\xbd: ",
+          mmada_model_open("/no/such\nfile\033[2J\0", 18, NULL, &model, &error));
     FAILS(MMADA_INVALID_ARGUMENT, "-1 is no file descriptor", mmada_model_open_fd(-1, "d", 1, NULL, &model, &error));
     FAILS(MMADA_IO_ERROR, "closed: ", mmada_model_open_fd(fd, "closed", Z, NULL, &model, &error));
     CHECK(model == NULL);
@@ -601,6 +689,7 @@ int main(int argc, char **argv) {
         void (*run)(mmada_model *, mmada_context *);
     } parts[] = {
         {"bad_options", bad_options}, {"bad_times", bad_times},     {"struct_sizes", struct_sizes},
+        {"ending_threads", ending_threads}, {"small_stacks", small_stacks},
         {"panics", panics},           {"loggers", loggers},         {"cancelling", cancelling},
         {"busy", busy},               {"stress", stress},           {"forking", forking},
         {"opening", opening},         {"memory_limits", memory_limits}, {"freed_handles", freed_handles},

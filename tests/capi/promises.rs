@@ -35,6 +35,16 @@ fn a_panic_is_a_status_and_is_not_printed() {
 }
 
 #[test]
+fn the_destructors_of_a_thread_that_is_ending_may_free_and_cancel_and_nothing_crashes() {
+    part("ending_threads");
+}
+
+#[test]
+fn a_quarter_of_a_mebibyte_of_stack_is_enough_for_a_caller() {
+    part("small_stacks");
+}
+
+#[test]
 fn each_context_tells_its_own_logger_and_no_other() {
     part("loggers");
 }
