@@ -493,7 +493,7 @@ fn logger(given: &mmada_context_options) -> Result<Option<Logger>, Failure> {
         if level > least {
             return;
         }
-        let text = CString::new(message.replace('\0', "\u{fffd}")).unwrap_or_default();
+        let text = CString::new(message).unwrap_or_default(); // a message is one line without control characters
         // SAFETY: the header asks for a function of this type that can be called until the context is gone
         unsafe { log(level as u32, text.as_ptr(), text.as_bytes().len(), user_data.pointer()) };
     })))

@@ -42,14 +42,36 @@ impl Logger {
         Logger(Arc::new(sink))
     }
 
-    /// Gives a message to the logger.
+    /// Gives a message to the logger. What would break its line (a file may be called that way) becomes U+FFFD.
     pub fn log(&self, level: LogLevel, message: &str) {
-        (self.0)(level, message);
+        match message.contains(char::is_control) {
+            true => (self.0)(level, &message.replace(char::is_control, "\u{fffd}")),
+            false => (self.0)(level, message),
+        }
     }
 }
 
 impl fmt::Debug for Logger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Logger")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line_whatever_a_file_is_called() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let sink = lines.clone();
+        let logger = Logger::new(move |level, line| sink.lock().unwrap().push((level, line.to_owned())));
+        logger.log(LogLevel::Info, "a\nb\r\u{1b}[31m\0.gguf: a context");
+        logger.log(LogLevel::Warn, "é: plain");
+        let expected =
+            [(LogLevel::Info, "a\u{fffd}b\u{fffd}\u{fffd}[31m\u{fffd}.gguf: a context"), (LogLevel::Warn, "é: plain")];
+        assert_eq!(*lines.lock().unwrap(), expected.map(|(level, line)| (level, line.to_owned())));
     }
 }
