@@ -12,7 +12,7 @@ fail() {
     exit 2
 }
 
-prefix='' libdir='' includedir='' target=''
+prefix='' libdir='' includedir='' target=${CARGO_BUILD_TARGET:-}
 while [ $# -gt 0 ]; do
     case $1 in
     --prefix | --libdir | --includedir | --target)
