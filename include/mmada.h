@@ -76,10 +76,14 @@
  * - Handles carry a mark, so that NULL, another type's handle and (where it can be told) a freed one give a status
  *   instead of a crash. Do not rely on it for freed ones.
  * - The library does not print, does not touch signals, the environment or the locale, has no threads but those of its
- *   contexts, and does nothing when it is loaded. After fork, objects keep working in the parent; in the child contexts
- *   answer MMADA_FORKED, and new ones can be made.
+ *   contexts (and, within a call, one that renders a chat template which a model file brings), and does nothing when it
+ *   is loaded. After fork, objects keep working in the parent; in the child contexts answer MMADA_FORKED, and new ones
+ *   can be made. A call needs less than 256 KiB of its caller's stack.
  * - Allocations that are sized by a model or a request fail with MMADA_OUT_OF_MEMORY. Small ones, and those for building
- *   a model's tokenizer at its first use, cannot be caught: where these fail, the process is ended.
+ *   a model's tokenizer at its first use and for tokenizing a text, cannot be caught: where these fail, the process is
+ *   ended. What reading and writing a picture file takes is asked for first, so that it fails before it begins.
+ *
+ * docs/EMBEDDING.md says why, and what lies beyond a header: memory, files, signals, linking, hostile files.
  */
 
 
@@ -576,8 +580,9 @@ mmada_status mmada_device_get_info(size_t index, mmada_device_info *info, mmada_
 // The status that came with the error; MMADA_INVALID_HANDLE for NULL or no error. Threads: any.
 mmada_status mmada_error_status(const mmada_error *error);
 
-// One sentence for a person, in English: it names the file, tensor, option or size at fault. NUL-terminated UTF-8,
-// borrowed: valid until the error is freed. The empty text for NULL or no error. Threads: any.
+// One sentence for a person, in English: it names the file, tensor, option or size at fault. One line of NUL-terminated
+// UTF-8 without control characters, borrowed: valid until the error is freed. The empty text for NULL or no error.
+// Threads: any.
 const char *mmada_error_message(const mmada_error *error);
 
 // Frees an error. NULL is harmless. Threads: any, once nothing reads its message.

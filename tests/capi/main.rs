@@ -5,6 +5,8 @@
 
 #[cfg(target_os = "linux")]
 mod abi;
+#[cfg(target_os = "linux")]
+mod embedding;
 mod header;
 #[cfg(target_os = "linux")]
 mod nulls;
