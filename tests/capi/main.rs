@@ -13,6 +13,8 @@ mod nulls;
 mod parse;
 #[cfg(target_os = "linux")]
 mod promises;
+#[cfg(target_os = "linux")]
+mod sizes;
 mod support;
 #[cfg(target_os = "linux")]
 mod values;
