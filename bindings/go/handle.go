@@ -21,10 +21,14 @@ type handle[P any] struct {
 	closed bool
 }
 
+// live counts the objects of C's that have not been freed; tests look at it.
+var live atomic.Int64
+
 func newHandle[P any](what string, object P, free func(P), holds ...*shared) *handle[P] {
 	for _, s := range holds {
 		s.refs.Add(1)
 	}
+	live.Add(1)
 	return &handle[P]{what: what, object: object, free: free, holds: holds}
 }
 
@@ -90,6 +94,7 @@ func (h *handle[P]) drop() {
 	for _, s := range h.holds {
 		s.release()
 	}
+	live.Add(-1)
 }
 
 // shared is what several objects of C's keep pointers to. Whoever makes it has the first reference.

@@ -3,7 +3,6 @@
 package mmada
 
 /*
-#cgo pkg-config: mmada
 #include "shim.h"
 #include <stdlib.h>
 */
@@ -13,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"image"
+	"io/fs"
 	"os"
 	"runtime"
 	"runtime/cgo"
@@ -148,8 +148,8 @@ func OpenFile(file *os.File, options *OpenOptions) (*Model, error) {
 			return C.mmada_model_open_fd(C.int(descriptor), name, length, options, model, object)
 		})
 	})
-	if err != nil {
-		return nil, &Error{Status: ErrIO, Message: fmt.Sprintf("%s: %v", file.Name(), err), causes: []error{err}}
+	if err != nil { // the one reason for which no descriptor is given
+		return nil, &Error{Status: ErrIO, Message: fmt.Sprintf("%s: %v", file.Name(), err), causes: []error{err, fs.ErrClosed}}
 	}
 	return model, failed
 }
