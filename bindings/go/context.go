@@ -71,6 +71,12 @@ func (c *Context) Close() error {
 	return nil
 }
 
+// acquire gives the context until c.handle.release is called; see Model.acquire.
+func (c *Context) acquire() (*C.mmada_context, error) {
+	defer runtime.KeepAlive(c)
+	return c.handle.acquire()
+}
+
 // ContextInfo is what a context is.
 type ContextInfo struct {
 	// Threads that it has.
@@ -85,7 +91,7 @@ type ContextInfo struct {
 
 // Info is what the context is.
 func (c *Context) Info() (ContextInfo, error) {
-	p, err := c.handle.acquire()
+	p, err := c.acquire()
 	if err != nil {
 		return ContextInfo{}, err
 	}
@@ -107,7 +113,7 @@ func (c *Context) Info() (ContextInfo, error) {
 // Duration is about how long an estimate takes on the context's threads. It measures a product now, which takes
 // milliseconds on a small model and up to a second on a large one.
 func (c *Context) Duration(estimate Estimate) (time.Duration, error) {
-	p, err := c.handle.acquire()
+	p, err := c.acquire()
 	if err != nil {
 		return 0, err
 	}
@@ -230,7 +236,7 @@ func (c *Context) BeginImageIDs(prompt, unconditional []uint32, options *ImageOp
 type beginning func(*C.mmada_context, **C.mmada_generation, **C.mmada_error) C.mmada_status
 
 func (c *Context) begin(prepare func(*converter) beginning) (*Generation, error) {
-	p, err := c.handle.acquire()
+	p, err := c.acquire()
 	if err != nil {
 		return nil, err
 	}
@@ -350,7 +356,7 @@ func (c *Context) compute(ctx context.Context, call func(*converter, *C.mmada_co
 	if err := checkContext(ctx); err != nil {
 		return err
 	}
-	p, err := c.handle.acquire()
+	p, err := c.acquire()
 	if err != nil {
 		return err
 	}
@@ -387,7 +393,7 @@ func (c *Context) compute(ctx context.Context, call func(*converter, *C.mmada_co
 // It fails with ErrInvalidArgument for other sides, ErrUnsupported for a model without an image tokenizer, ErrBadImage,
 // ErrOutOfMemory.
 func (c *Context) EncodeImage(picture image.Image) ([]uint32, error) {
-	p, err := c.handle.acquire()
+	p, err := c.acquire()
 	if err != nil {
 		return nil, err
 	}
@@ -418,7 +424,7 @@ func (c *Context) EncodeImage(picture image.Image) ([]uint32, error) {
 // It fails with ErrInvalidArgument for codes that fill no rows or one outside the codebook, ErrUnsupported for a model
 // without an image tokenizer, ErrOutOfMemory.
 func (c *Context) DecodeImage(codes []uint32, columns int) (*image.RGBA, error) {
-	p, err := c.handle.acquire()
+	p, err := c.acquire()
 	if err != nil {
 		return nil, err
 	}

@@ -125,11 +125,11 @@ func (g *Generation) compute(ctx context.Context, call func(*C.mmada_generation,
 	if err := checkContext(ctx); err != nil {
 		return err
 	}
-	in := g.in
-	p, err := in.acquire()
+	p, err := g.acquire()
 	if err != nil {
 		return err
 	}
+	in := g.in
 	defer in.handle.release()
 	// AfterFunc has a goroutine of its own, which may be late
 	if causes := causes(ctx); causes != nil {
@@ -147,11 +147,13 @@ func (g *Generation) compute(ctx context.Context, call func(*C.mmada_generation,
 	return because(err, in.causes)
 }
 
-func (in *generation) acquire() (*C.mmada_generation, error) {
-	if in == nil {
+// acquire gives the generation until g.in.handle.release is called; see Model.acquire.
+func (g *Generation) acquire() (*C.mmada_generation, error) {
+	defer runtime.KeepAlive(g)
+	if g.in == nil {
 		return (*handle[*C.mmada_generation])(nil).acquire()
 	}
-	return in.handle.acquire()
+	return g.in.handle.acquire()
 }
 
 // Step runs one step. One that failed changed nothing and can be tried again, except after ErrCancelled and ErrPanic,
@@ -251,7 +253,7 @@ type GenerationInfo struct {
 
 // Info is what the generation is and how far it has come.
 func (g *Generation) Info() (GenerationInfo, error) {
-	p, err := g.in.acquire()
+	p, err := g.acquire()
 	if err != nil {
 		return GenerationInfo{}, err
 	}
@@ -274,7 +276,7 @@ func (g *Generation) Info() (GenerationInfo, error) {
 
 // result asks for a buffer.
 func (g *Generation) result(call func(*C.mmada_generation, **C.mmada_buffer, **C.mmada_error) C.mmada_status) (*C.mmada_buffer, error) {
-	p, err := g.in.acquire()
+	p, err := g.acquire()
 	if err != nil {
 		return nil, err
 	}

@@ -77,27 +77,31 @@ func TestUseAfterCloseIsAnError(t *testing.T) {
 	new(mmada.Model).Close()
 }
 
-// stepping runs steps in a goroutine, and tells of the first and of what they end with.
-func stepping(ctx context.Context, generation *mmada.Generation) (first <-chan struct{}, end <-chan error) {
-	stepped, ended := make(chan struct{}), make(chan error, 1)
+// stepping runs steps in a goroutine, and tells of what they end with. It waits after the first one until goOn is called.
+func stepping(ctx context.Context, generation *mmada.Generation) (goOn func(), end <-chan error) {
+	first, wait, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
 		var once sync.Once
 		ended <- generation.Run(ctx, func(mmada.Step) error {
-			once.Do(func() { close(stepped) })
+			once.Do(func() {
+				close(first)
+				<-wait
+			})
 			return nil
 		})
 	}()
-	return stepped, ended
+	<-first
+	return func() { close(wait) }, ended
 }
 
 func TestAContextCancelsAGenerationInAnotherGoroutine(t *testing.T) {
 	model, c := start(t, nil)
 	ctx, cancel := context.WithCancelCause(background)
 	generation := beginEndless(t, model, c)
-	first, end := stepping(ctx, generation)
-	<-first
+	goOn, end := stepping(ctx, generation)
 	why := errors.New("the user went away")
 	cancel(why)
+	goOn()
 	err := <-end
 	is(t, err, mmada.ErrCancelled, context.Canceled, why)
 	if !strings.Contains(err.Error(), why.Error()) {
@@ -106,6 +110,8 @@ func TestAContextCancelsAGenerationInAnotherGoroutine(t *testing.T) {
 	_, err = generation.Step(background)
 	is(t, err, mmada.ErrCancelled, why)
 	must[string](t)(generation.Text()) // results so far
+	_, err = generation.Image(background, -1)
+	is(t, err, mmada.ErrInvalidArgument)
 	if answer := must[string](t)(c.Ask(background, question, nil)); answer != "42" {
 		t.Errorf("afterwards the context says %q", answer)
 	}
@@ -115,7 +121,10 @@ func TestDeadlinesAndContextsThatHaveEnded(t *testing.T) {
 	model, c := start(t, nil)
 	ctx, cancel := context.WithTimeout(background, 30*time.Millisecond)
 	defer cancel()
-	is(t, beginEndless(t, model, c).Run(ctx, nil), mmada.ErrCancelled, context.DeadlineExceeded)
+	is(t, beginEndless(t, model, c).Run(ctx, func(mmada.Step) error {
+		<-ctx.Done()
+		return nil
+	}), mmada.ErrCancelled, context.DeadlineExceeded)
 	for range 3 {
 		is(t, beginEndless(t, model, c).Run(ctx, nil), mmada.ErrCancelled, context.DeadlineExceeded)
 		_, err := c.Score(ctx, []uint32{1}, []uint32{2}, nil)
@@ -133,41 +142,109 @@ func TestScoresAreCancelled(t *testing.T) {
 	is(t, err, mmada.ErrCancelled, context.Canceled)
 }
 
-func TestCancelAndCloseStopAStepThatRuns(t *testing.T) {
+func TestCancelAndCloseEndARunInAnotherGoroutine(t *testing.T) {
 	model, c := start(t, nil)
 	generation := beginEndless(t, model, c)
-	first, end := stepping(background, generation)
-	<-first
+	goOn, end := stepping(background, generation)
 	generation.Cancel()
+	goOn()
 	is(t, <-end, mmada.ErrCancelled)
 	generation = beginEndless(t, model, c)
-	first, end = stepping(background, generation)
-	<-first
+	goOn, end = stepping(background, generation)
 	generation.Close()
+	goOn()
 	is(t, <-end, mmada.ErrClosed)
 }
 
+// gate is a logger that holds a step in its middle, once it is armed.
+type gate struct {
+	armed            atomic.Bool
+	entered, release chan struct{}
+}
+
+func newGate() *gate { return &gate{entered: make(chan struct{}), release: make(chan struct{})} }
+
+func (g *gate) options() *mmada.ContextOptions {
+	h := &handler{handle: func(context.Context, slog.Record) error {
+		if g.armed.CompareAndSwap(true, false) {
+			close(g.entered)
+			<-g.release
+		}
+		return nil
+	}}
+	h.level.Store(int64(slog.LevelDebug))
+	return &mmada.ContextOptions{Logger: slog.New(h)}
+}
+
+// hold runs a step up to its middle, and gives what it will end with.
+func (g *gate) hold(ctx context.Context, generation *mmada.Generation) <-chan error {
+	g.armed.Store(true)
+	end := make(chan error, 1)
+	go func() { end <- errorOf(generation.Step(ctx)) }()
+	<-g.entered
+	return end
+}
+
 func TestASecondCallMeanwhileIsBusy(t *testing.T) {
-	model, c := start(t, nil)
+	gate := newGate()
+	model, c := start(t, gate.options())
 	generation := beginEndless(t, model, c)
-	first, end := stepping(background, generation)
-	<-first
-	busy := 0
-	for busy == 0 {
-		_, err := generation.Step(background)
-		if err != nil {
-			is(t, err, mmada.ErrBusy)
-			busy++
-		}
-		select {
-		case err := <-end:
-			is(t, err, mmada.ErrBusy) // our step was before its own
-			first, end = stepping(background, generation)
-		default:
-		}
+	end := gate.hold(background, generation)
+	_, err := generation.Step(background)
+	is(t, err, mmada.ErrBusy)
+	_, err = generation.Text()
+	is(t, err, mmada.ErrBusy)
+	_, err = generation.Info()
+	is(t, err, mmada.ErrBusy)
+	close(gate.release)
+	if err := <-end; err != nil {
+		t.Fatal(err)
 	}
-	generation.Cancel()
-	<-end
+	if step := must[mmada.Step](t)(generation.Step(background)); step.Index != 2 {
+		t.Errorf("%+v", step)
+	}
+}
+
+func TestAContextCancelsWhileAStepRuns(t *testing.T) {
+	gate := newGate()
+	model, c := start(t, gate.options())
+	generation := beginEndless(t, model, c)
+	ctx, cancel := context.WithCancel(background)
+	end := gate.hold(ctx, generation)
+	cancel()
+	for !generation.Cancelled() { // by a goroutine, before the step returns
+		time.Sleep(time.Millisecond)
+	}
+	close(gate.release)
+	if err := <-end; err != nil { // what was computed already is not thrown away
+		is(t, err, mmada.ErrCancelled, context.Canceled)
+	}
+	_, err := generation.Step(background)
+	is(t, err, mmada.ErrCancelled, context.Canceled)
+}
+
+func TestClosingInTheMiddleOfAStepLetsItEnd(t *testing.T) {
+	before := mmada.Live()
+	gate := newGate()
+	model := must[*mmada.Model](t)(mmada.Open(modelPath(), nil))
+	c := must[*mmada.Context](t)(model.NewContext(gate.options()))
+	generation := must[*mmada.Generation](t)(c.BeginText([]mmada.Message{mmada.User(question)}, nil))
+	end := gate.hold(background, generation)
+	generation.Close()
+	c.Close()
+	model.Close()
+	if mmada.Live() == before {
+		t.Error("what a step uses was freed")
+	}
+	_, err := generation.Text()
+	is(t, err, mmada.ErrClosed)
+	close(gate.release)
+	if err := <-end; err != nil {
+		is(t, err, mmada.ErrClosed)
+	}
+	if left := mmada.Live(); left != before {
+		t.Errorf("%d objects instead of %d", left, before)
+	}
 }
 
 // Everything at once, with closing in the middle: statuses are all that may come of it.

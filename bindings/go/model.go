@@ -217,6 +217,13 @@ func (m *Model) Close() error {
 	return nil
 }
 
+// acquire gives the model until m.handle.release is called. m itself must live until it does: a model that nobody else
+// keeps would be cleaned up between reading m.handle and using it.
+func (m *Model) acquire() (*C.mmada_model, error) {
+	defer runtime.KeepAlive(m)
+	return m.handle.acquire()
+}
+
 // ModelInfo is what a model is.
 type ModelInfo struct {
 	// FileBytes is the size of the file.
@@ -248,7 +255,7 @@ type ModelInfo struct {
 
 // Info is what the model is.
 func (m *Model) Info() (ModelInfo, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return ModelInfo{}, err
 	}
@@ -284,7 +291,7 @@ func modelInfo(model *C.mmada_model) (ModelInfo, error) {
 
 // MetadataKeys are the keys of the file's metadata, such as "general.name", in the order of the file.
 func (m *Model) MetadataKeys() ([]string, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return nil, err
 	}
@@ -308,7 +315,7 @@ func (m *Model) MetadataKeys() ([]string, error) {
 // Metadata is the value of a metadata key: a string as it is, anything else as JSON (numbers, true and false, arrays).
 // It fails with ErrNotFound for a missing key.
 func (m *Model) Metadata(key string) (string, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return "", err
 	}
@@ -330,7 +337,7 @@ func (m *Model) Metadata(key string) (string, error) {
 //
 // It fails with ErrInvalidArgument for a text above 1 MiB, and with ErrInvalidUTF8.
 func (m *Model) Tokenize(text string, parseSpecial bool) ([]uint32, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return nil, err
 	}
@@ -350,7 +357,7 @@ func (m *Model) Tokenize(text string, parseSpecial bool) ([]uint32, error) {
 // Detokenize gives the text of ids. Ids that are no text (image codes, unused rows) are left out, and with skipSpecial
 // so are special tokens. Bytes that are not UTF-8, such as a character cut in half, become U+FFFD.
 func (m *Model) Detokenize(ids []uint32, skipSpecial bool) (string, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return "", err
 	}
@@ -374,7 +381,7 @@ func (m *Model) Detokenize(ids []uint32, skipSpecial bool) (string, error) {
 // It fails with ErrInvalidArgument for no messages or thinking without a message of the user, ErrUnsupported for a
 // message with a picture, ErrBadFormat if the file's tokenizer or chat template is damaged.
 func (m *Model) PromptIDs(messages []Message, thinking bool) ([]uint32, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return nil, err
 	}
@@ -431,7 +438,7 @@ func (m *Model) EstimateImage(promptTokens int, options *ImageOptions) (Estimate
 }
 
 func (m *Model) estimate(call func(*converter, *C.mmada_model, *C.mmada_estimate, **C.mmada_error) C.mmada_status) (Estimate, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return Estimate{}, err
 	}
@@ -458,7 +465,7 @@ func (m *Model) estimate(call func(*converter, *C.mmada_model, *C.mmada_estimate
 // It fails with ErrInvalidArgument for an instruction set that the processor does not have or more than 1024 threads,
 // ErrInternal if the system starts no more threads.
 func (m *Model) NewContext(options *ContextOptions) (*Context, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return nil, err
 	}

@@ -135,7 +135,7 @@ type ImageOptions struct {
 
 // TextOptions are what the model's file recommends for a text: with thinking or without, about a picture or not.
 func (m *Model) TextOptions(thinking, aboutImage bool) (TextOptions, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return TextOptions{}, err
 	}
@@ -152,7 +152,7 @@ func (m *Model) TextOptions(thinking, aboutImage bool) (TextOptions, error) {
 // DescriptionOptions are what the model's file recommends for the description that is thought out before a picture is
 // drawn: see [ImageOptions].Description.
 func (m *Model) DescriptionOptions() (TextOptions, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return TextOptions{}, err
 	}
@@ -169,7 +169,7 @@ func (m *Model) DescriptionOptions() (TextOptions, error) {
 // ImageOptions are what the model's file recommends for drawing: one picture of the size that the model was trained on,
 // with thinking first or without.
 func (m *Model) ImageOptions(thinking bool) (ImageOptions, error) {
-	model, err := m.handle.acquire()
+	model, err := m.acquire()
 	if err != nil {
 		return ImageOptions{}, err
 	}
