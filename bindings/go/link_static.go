@@ -4,7 +4,8 @@
 
 package mmada
 
-// The file's name comes first, so that nothing is left for the shared library that may lie beside it.
+// The archive is named as a file and comes first, so that nothing is left for the shared library that lies beside it,
+// and the linker leaves that out.
 
 // #cgo LDFLAGS: -l:libmmada.a -Wl,--as-needed
 // #cgo pkg-config: --static mmada
