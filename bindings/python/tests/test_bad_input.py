@@ -68,7 +68,7 @@ def test_a_file_that_is_no_model(tmp_path, picture_path, model_path):
 
 def test_options_that_cannot_be(context):
     for changes, word in [
-        ({"steps": 7}, "steps"),
+        ({"steps": 7, "gen_length": 24, "block_length": 12}, "steps"),
         ({"steps": -1}, "steps"),
         ({"gen_length": 0}, "gen_length|length"),
         ({"temperature": float("nan")}, "temperature"),
@@ -178,7 +178,6 @@ def test_ids_that_cannot_be(context):
         lambda: context.forward([1], rows=[[0]]),
         lambda: context.forward([1], vocab=(3, 2)),
         lambda: context.forward([1], vocab=(0, 10**6)),
-        lambda: context.begin_text_ids([]),
         lambda: context.score("a", ""),
         lambda: context.score("a", [context.model.info.mask_id]),
         lambda: context.model.tokenize("a" * 2_000_000),

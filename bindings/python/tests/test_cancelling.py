@@ -63,7 +63,7 @@ def test_a_canceller_stops_scores_and_forwards(context):
     timer = threading.Timer(0.05, canceller.cancel)
     timer.start()
     with pytest.raises(mmada.CancelledError):
-        context.score("What is 17 + 25?", "42 " * 300, samples=10**9, canceller=canceller)
+        context.score("What is 17 + 25?", "42 " * 300, samples=10**6, canceller=canceller)
     with pytest.raises(mmada.CancelledError):
         context.forward([1, 2, 3], canceller=canceller)
     timer.join()
@@ -88,7 +88,7 @@ def alarm():
 
 
 def test_a_signal_handler_that_raises_ends_a_step_midway(context, alarm):
-    """One step that takes minutes: without an interrupt the test would not end."""
+    """One score that would take hours: without an interrupt the test would not end."""
     info = context.model.info
     masks = [info.mask_id] * 4000
     alarm()
@@ -97,7 +97,7 @@ def test_a_signal_handler_that_raises_ends_a_step_midway(context, alarm):
             context.forward(masks)
     alarm()
     with pytest.raises(Alarm):
-        context.score("What is 17 + 25?", "42 " * 300, samples=10**9)
+        context.score("What is 17 + 25?", "42 " * 300, samples=10**6)
     assert str(context.ask("What is 17 + 25?")) == "42"
 
 
@@ -126,8 +126,8 @@ with mmada.Model(sys.argv[1]) as model, model.context() as context:
     info = model.info
     print("ready", flush=True)
     try:
-        # one call that would take days
-        context.score("What is 17 + 25?", "42 " * 300, samples=10**9)
+        # one call that would take hours
+        context.score("What is 17 + 25?", "42 " * 300, samples=10**6)
     except KeyboardInterrupt:
         print("interrupted", context.ask("What is 17 + 25?"), flush=True)
         raise

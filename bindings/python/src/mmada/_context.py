@@ -23,9 +23,9 @@ Logger = Union[logging.Logger, "logging.LoggerAdapter[Any]"]
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    from typing_extensions import TypedDict
+    from typing_extensions import TypedDict, Unpack
 
-    from ._options import ImageChanges, TextChanges, Unpack
+    from ._options import ImageChanges, TextChanges
 
     class ContextOptions(TypedDict, total=False):
         """The options of a context as keyword arguments."""

@@ -16,8 +16,10 @@ from ._native import (
 from ._options import ImageOptions, Messages, NativeMessages, TextOptions
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ._context import Context, ContextOptions
-    from ._options import ImageChanges, TextChanges, Unpack
+    from ._options import ImageChanges, TextChanges
 
 #: Told how many bytes of a model file have been read, and how many there are. What it raises stops the opening.
 OpenProgress = Callable[[int, int], object]

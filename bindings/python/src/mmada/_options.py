@@ -12,7 +12,7 @@ from ._image import ImageLike, NativeImage
 from ._native import assign, ffi, id_array, invoke, lib
 
 if TYPE_CHECKING:
-    from typing_extensions import Literal, TypedDict, Unpack  # noqa: F401
+    from typing_extensions import TypedDict
 
     class TextChanges(TypedDict, total=False):
         """The options of a text as keyword arguments."""
