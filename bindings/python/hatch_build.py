@@ -84,10 +84,8 @@ class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
         self.scratch = tempfile.TemporaryDirectory()
         module = Path(self.scratch.name) / "_ffi.py"
         generate(header.read_text(), library.name, module)
-        # An editable installation is a link to the sources: there the two stand beside them.
-        key, place = ("force_include_editable", "mmada") if version == "editable" else ("force_include", "mmada")
-        build_data[key][str(module)] = f"{place}/_ffi.py"
-        build_data[key][str(library.resolve())] = f"{place}/{library.name}"
+        added = {str(module): "mmada/_ffi.py", str(library.resolve()): f"mmada/{library.name}"}
+        build_data["force_include"].update(added)
         platform = re.sub(r"[^0-9a-zA-Z_]", "_", sysconfig.get_platform())
         build_data["tag"] = f"py3-none-{platform}"
         build_data["pure_python"] = False

@@ -212,7 +212,7 @@ def test_messages_go_to_the_logger_of_the_context(model, caplog):
     with model.context() as context:
         assert context.draw(long, steps=2).warnings
         assert [record.levelname for record in caplog.records] == ["WARNING"]
-        assert caplog.records[0].name == "mmada" and "cut" in caplog.text
+        assert caplog.records[0].name == "mmada" and "prompt" in caplog.text
         caplog.set_level(logging.DEBUG, logger="mmada")  # levels may change at any time
         context.ask("What is 17 + 25?")
         assert "DEBUG" in {record.levelname for record in caplog.records}

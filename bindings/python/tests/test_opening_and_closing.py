@@ -27,7 +27,7 @@ def test_a_model_is_opened_by_its_descriptor(model_path):
         model = mmada.Model.from_fd(file.fileno(), name="by descriptor")
     with model, model.context() as context:
         assert str(context.ask("What is 17 + 25?")) == "42"
-    with pytest.raises(mmada.FileError):
+    with pytest.raises(mmada.ArgumentError, match="-1"):
         mmada.Model.from_fd(-1)
 
 

@@ -12,13 +12,11 @@ from ._native import ffi, invoke, lib, produce, take_bytes
 if TYPE_CHECKING:
     import PIL.Image
 
-    #: What is taken for a picture: an `Image`, a PIL image, an array of uint8 [height, width, 3], the path of a PNG,
-    #: JPEG or GIF file, or the bytes of one.
-    ImageLike = Union[
-        "Image", "PIL.Image.Image", npt.NDArray[np.uint8], str, "os.PathLike[str]", bytes, bytearray, memoryview
-    ]
-else:
-    ImageLike = Any
+#: What is taken for a picture: an `Image`, a PIL image, an array of uint8 [height, width, 3], the path of a PNG, JPEG or
+#: GIF file, or the bytes of one.
+ImageLike = Union[
+    "Image", "PIL.Image.Image", npt.NDArray[np.uint8], str, "os.PathLike[str]", bytes, bytearray, memoryview
+]
 
 _FORMATS = {"png": lib.MMADA_IMAGE_PNG, "jpeg": lib.MMADA_IMAGE_JPEG, "jpg": lib.MMADA_IMAGE_JPEG}
 
