@@ -6,6 +6,7 @@ only the library inside makes it one for a platform.
 """
 
 import re
+import shutil
 import subprocess
 import sysconfig
 import tempfile
@@ -84,8 +85,12 @@ class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
         self.scratch = tempfile.TemporaryDirectory()
         module = Path(self.scratch.name) / "_ffi.py"
         generate(header.read_text(), library.name, module)
-        added = {str(module): "mmada/_ffi.py", str(library.resolve()): f"mmada/{library.name}"}
-        build_data["force_include"].update(added)
+        if version == "editable":  # such an installation is a link to the sources: the two must stand beside them
+            for added, name in ((module, "_ffi.py"), (library, library.name)):
+                shutil.copyfile(added, Path(self.root) / "src" / "mmada" / name)
+        else:
+            build_data["force_include"][str(module)] = "mmada/_ffi.py"
+            build_data["force_include"][str(library.resolve())] = f"mmada/{library.name}"
         platform = re.sub(r"[^0-9a-zA-Z_]", "_", sysconfig.get_platform())
         build_data["tag"] = f"py3-none-{platform}"
         build_data["pure_python"] = False
