@@ -1,6 +1,9 @@
 //! The commands: arguments to options, progress to the terminal.
 
+pub mod compare;
 pub mod convert;
+pub mod imatrix;
+pub mod export;
 pub mod quantize;
 pub mod synth;
 
@@ -97,10 +100,10 @@ pub fn told(
 }
 
 /// Runs `work` with a flag that Ctrl-C sets and with progress going to the terminal.
-fn watched(
+pub fn watched<T>(
     show: &ShowArgs,
-    work: impl FnOnce(Arc<AtomicBool>, &mut dyn FnMut(Progress)) -> Result<Report>,
-) -> Result<Report> {
+    work: impl FnOnce(Arc<AtomicBool>, &mut dyn FnMut(Progress)) -> Result<T>,
+) -> Result<T> {
     let cancel = Arc::new(AtomicBool::new(false));
     let flag = cancel.clone();
     // Without a handler Ctrl-C still stops the process; only the partial file would stay.
@@ -115,6 +118,16 @@ fn watched(
             bar.set_position(done);
             bar.set_message(tensor.to_owned());
         }
+        Progress::Steps { what, done, total } => {
+            if bar.message() != what {
+                // The time left is that of this kind of work.
+                bar.reset();
+                bar.set_style(style("{bar:30} {pos}/{len} {eta} left  {msg}"));
+                bar.set_message(what.to_owned());
+            }
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        }
     });
     bar.finish_and_clear();
     result
@@ -126,8 +139,11 @@ fn progress_bar(hidden: bool) -> ProgressBar {
     if hidden || !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left  {msg}";
-    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+    bar.with_style(style("{bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left  {msg}"))
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// The totals.
@@ -146,4 +162,27 @@ fn summary(report: &Report) -> String {
         if report.has_images { "" } else { ", no image tokenizer" },
         report.seconds.as_secs_f64()
     )
+}
+
+/// Bytes: a number with M or G, in powers of ten as gguf-split has them.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['G', 'g']) {
+        Some(number) => (number, 1_000_000_000),
+        None => (text.strip_suffix(['M', 'm']).ok_or("expected a number and M or G")?, 1_000_000),
+    };
+    let bytes = number.parse::<u64>().ok().filter(|&n| n > 0).and_then(|n| n.checked_mul(unit));
+    bytes.ok_or_else(|| format!("{number} is no usable number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_a_unit() {
+        assert_eq!((parse_size("500M"), parse_size("4g")), (Ok(500_000_000), Ok(4_000_000_000)));
+        for text in ["", "5", "M", "-1M", "0G", "99999999999999G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
 }
