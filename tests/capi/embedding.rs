@@ -78,3 +78,27 @@ fn the_program_that_draws_draws_what_the_library_does_and_the_one_that_looks_see
     let sentence = String::from_utf8(output.stderr).unwrap();
     assert!(sentence.starts_with("/no/such.png: ") && sentence.lines().count() == 1, "{sentence}");
 }
+
+/// The name by which a heading is linked to.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_matches(['#', ' ']).to_lowercase();
+    kept.chars().filter(|c| c.is_alphanumeric() || " -".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn every_link_of_the_page_leads_to_something() {
+    let page = root().join("docs/EMBEDDING.md");
+    let text = std::fs::read_to_string(&page).unwrap();
+    let links: Vec<&str> = text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    assert!(links.len() > 20, "{links:?}");
+    for link in links {
+        let (path, heading) = link.split_once('#').unwrap_or((link, ""));
+        let target = if path.is_empty() { page.clone() } else { root().join("docs").join(path) };
+        assert!(target.exists(), "{link} leads nowhere");
+        if !heading.is_empty() {
+            let target = std::fs::read_to_string(target).unwrap();
+            let found = target.lines().any(|line| line.starts_with('#') && anchor(line) == heading);
+            assert!(found, "{link} leads to no heading");
+        }
+    }
+}
