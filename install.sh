@@ -64,12 +64,15 @@ put() {
 # is made of all that the interface needs, which keeps the names of the interface and no others.
 # (The compiler's intermediate code, which Rust's own library carries along, is of no use to a linker.)
 static() {
-    local archive=$1 interface roots
+    local archive=$1 interface roots weak
     interface=$("${NM:-nm}" -D --defined-only "$2" | awk '{ print $3 }')
     roots=$(printf -- '--undefined=%s ' $interface)
     # shellcheck disable=SC2086 # an option for every name
     "${LD:-ld}" -r --gc-sections --force-group-allocation $roots "$archive" -o "$scratch/mmada.o"
-    "${OBJCOPY:-objcopy}" --wildcard --keep-global-symbol='mmada_*' --strip-debug \
+    # ld forgets which functions of the system may be missing
+    weak=$("${READELF:-readelf}" -Ws "$archive" | awk '$5 == "WEAK" && $7 == "UND" { print $8 }' | sort -u)
+    # shellcheck disable=SC2046
+    "${OBJCOPY:-objcopy}" --wildcard --keep-global-symbol='mmada_*' --strip-debug $(printf -- '--weaken-symbol=%s ' $weak) \
         --remove-section=.llvmbc --remove-section=.llvmcmd "$scratch/mmada.o"
     "${AR:-ar}" rcs "$scratch/libmmada.a" "$scratch/mmada.o"
 }

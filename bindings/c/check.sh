@@ -32,9 +32,9 @@ expect ask 42 <"$scratch/out"
 say "$folder/ask" "$model" 'What color is the background?' "$scratch/a.png"
 expect 'ask about a picture' black <"$scratch/out"
 
-printf 'What is 17 + 25?\nWhat is 30 + 12?\n' | say "$folder/chat" "$model"
+printf 'What is 17 + 25?\nWhat is 17 + 26?\n' | say "$folder/chat" "$model"
 expect chat '42
-42' <"$scratch/out"
+43' <"$scratch/out"
 
 say "$folder/embed" "$model"
 expect embed 'cancelled

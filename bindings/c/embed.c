@@ -109,7 +109,7 @@ int main(int argc, char **argv) {
         never[1] = info.eot_id;
         slow.forbid = never;
         slow.forbid_count = 2;
-        slow.gen_length = slow.block_length = slow.steps = 512;
+        slow.gen_length = slow.block_length = slow.steps = 128;
         failed = run(context, "Tell me everything.", &slow, 2) != MMADA_CANCELLED ||
                  run(context, "What is 17 + 25?", NULL, (size_t)-1) != MMADA_OK;
     }

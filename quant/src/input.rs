@@ -66,6 +66,11 @@ impl Input {
         self.parts.iter().map(|part| part.path.as_path())
     }
 
+    /// Of all parts.
+    pub fn bytes(&self) -> u64 {
+        self.parts.last().map_or(0, |part| part.range.end as u64)
+    }
+
     pub fn part_count(&self) -> usize {
         self.parts.len()
     }

@@ -3,7 +3,8 @@
 //! - [`convert`] reads the published layout of MMaDA checkpoints (config.json, safetensors or PyTorch shards,
 //!   tokenizer.json, the image tokenizer's folder) and writes one file with everything the runtime needs;
 //! - [`quantize`] makes a GGUF file of other types out of one, split or whole;
-//! - [`synth`] writes models of any shape with random weights.
+//! - [`synth`] writes models of any shape with random weights;
+//! - [`compare`] tells how far quantized models are from the one that they were made of.
 //!
 //! What a tensor is stored as is a [`Recipe`]'s to say, and the user's ([`TypeOptions`]).
 //!
@@ -21,6 +22,7 @@
 
 mod checkpoint;
 mod choice;
+mod compare;
 mod config;
 mod convert;
 mod disk;
@@ -37,6 +39,7 @@ pub mod recipe;
 mod report;
 mod rows;
 mod sampling;
+pub mod states;
 mod synth;
 mod tokenizer;
 mod tokens;
@@ -46,6 +49,10 @@ mod weights;
 mod write;
 
 pub use choice::{TensorRule, TypeOptions, parse_type};
+pub use compare::{
+    CompareOptions, Compared, Comparison, Drawings, ModelFile, RatioSummary, Summary, TaskSummary, View, check_plot,
+    compare, plot,
+};
 pub use convert::{ConvertOptions, convert};
 pub use overrides::Override;
 pub use quantize::{QuantizeOptions, quantize};

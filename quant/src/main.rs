@@ -1,4 +1,5 @@
-//! `mmada-quantize`: the command line over the library. What it says goes to stderr, but for the table of `--dry-run`.
+//! `mmada-quantize`: the command line over the library. What it says goes to stderr, but for the tables of
+//! `--dry-run` and `compare`.
 #![forbid(unsafe_code)]
 
 mod cli;
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use mmada::{Error, Result};
 
+use cli::compare::CompareArgs;
 use cli::convert::ConvertArgs;
 use cli::quantize::QuantizeArgs;
 use cli::say;
@@ -30,6 +32,8 @@ struct Cli {
 enum Command {
     /// Convert a checkpoint folder to one GGUF file of any type
     Convert(ConvertArgs),
+    /// Tell how far quantized models are from the model that they were made of
+    Compare(CompareArgs),
     /// Write a random-weight model of any shape, for benches and tests
     Synth(SynthArgs),
 }
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Some(Command::Convert(args)) => cli::convert::run(args),
+        Some(Command::Compare(args)) => cli::compare::run(args),
         Some(Command::Synth(args)) => cli::synth::run(args),
         None => cli::quantize::run(cli.quantize),
     };

@@ -17,6 +17,8 @@ pub enum Progress<'a> {
     Tensor(&'a TensorLine<'a>),
     /// `done` of `total` bytes of weights are written; `tensor` is being converted.
     Bytes { tensor: &'a str, done: u64, total: u64 },
+    /// `done` of `total` pieces of work, which `what` names, are done.
+    Steps { what: &'a str, done: usize, total: usize },
 }
 
 /// A tensor of the output. Displayed as a line: number, name, shape, types, bits per weight, error.

@@ -46,8 +46,10 @@ impl<I: Isa> Simd for Vectors<I> {
         mul(a, b);
         max(a, b);
         min(a, b);
+        div(a, b);
         round(a);
         zero_if_less(a, b, v);
+        if_less(a, b, x, y);
     }
 }
 

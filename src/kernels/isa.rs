@@ -54,6 +54,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn exp2_int(self, a: Self::F32) -> Self::F32;
     /// `a < b ? 0 : v`
     fn zero_if_less(self, a: Self::F32, b: Self::F32, v: Self::F32) -> Self::F32;
+    /// `a < b ? x : y`
+    fn if_less(self, a: Self::F32, b: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32;
     /// Whole numbers in -128..=127 as bytes with 128 added.
     fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]);
 

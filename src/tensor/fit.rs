@@ -27,23 +27,76 @@ pub(crate) trait Simd: Copy {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// To the nearest whole number, ties to even; |a| < 2^22.
     fn round(self, a: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a < b ? 0 : v`
     fn zero_if_less(self, a: Self::V, b: Self::V, v: Self::V) -> Self::V;
+    /// `a < b ? x : y`
+    fn if_less(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+
+    /// [`inverse`] of every lane.
+    #[inline(always)]
+    fn inverse(self, v: Self::V) -> Self::V {
+        let inverse = self.div(self.splat(1.0), v);
+        let size = self.max(inverse, self.sub(self.splat(0.0), inverse));
+        self.zero_if_less(self.splat(f32::MAX), size, inverse)
+    }
+
+    /// The lanes as an array.
+    #[inline(always)]
+    fn lanes(self, v: Self::V) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        lanes
+    }
+
+    /// Smallest and largest of some values and `start`.
+    #[inline(always)]
+    fn range(self, x: &[f32], start: (f32, f32)) -> (f32, f32) {
+        let (mut low, mut high) = (self.splat(start.0), self.splat(start.1));
+        for x in x.as_chunks().0 {
+            let x = self.load(x);
+            (low, high) = (self.min(x, low), self.max(x, high));
+        }
+        let low = fold(self.lanes(low), |a, b| if b < a { b } else { a });
+        (low, fold(self.lanes(high), |a, b| if b > a { b } else { a }))
+    }
+
+    /// The largest magnitude.
+    #[inline(always)]
+    fn size(self, x: &[f32]) -> f32 {
+        let (low, high) = self.range(x, (0.0, 0.0));
+        if -low > high { -low } else { high }
+    }
 
     /// Sum of the lanes: halves folded onto each other.
     #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {
-        let mut a = [0.0; LANES];
-        self.store(v, &mut a);
-        let mut half = LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                a[i] += a[i + half];
-            }
-            half /= 2;
-        }
-        a[0]
+        fold(self.lanes(v), |a, b| a + b)
     }
+}
+
+/// Halves are folded onto each other.
+#[inline(always)]
+fn fold(mut a: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            a[i] = f(a[i], a[i + half]);
+        }
+        half /= 2;
+    }
+    a[0]
+}
+
+/// Where the first of the smallest is. Without branches: which trial wins cannot be predicted.
+#[inline(always)]
+pub(super) fn least(a: &[f32; LANES]) -> usize {
+    let smallest = fold(*a, |a, b| if b < a { b } else { a });
+    let mut at = 0;
+    for i in (0..LANES).rev() {
+        at = if a[i] == smallest { i } else { at };
+    }
+    at
 }
 
 /// Vectors without instructions of their own.
@@ -101,8 +154,16 @@ impl Simd for Plain {
         lanes!(|i| (a[i] + SHIFT) - SHIFT)
     }
     #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| a[i] / b[i])
+    }
+    #[inline(always)]
     fn zero_if_less(self, a: Self::V, b: Self::V, v: Self::V) -> Self::V {
         lanes!(|i| if a[i] < b[i] { 0.0 } else { v[i] })
+    }
+    #[inline(always)]
+    fn if_less(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
+        lanes!(|i| if a[i] < b[i] { x[i] } else { y[i] })
     }
 }
 
@@ -110,6 +171,8 @@ impl Simd for Plain {
 pub(super) trait Levels {
     const LOW: f32;
     const HIGH: f32;
+    /// Whether finding a level takes many instructions: then trials are better done one by one.
+    const SLOW: bool = false;
     /// The levels next to `v`; NaN, which a value 0 on a vanishing scale may give, becomes the lowest.
     fn nearest<S: Simd>(s: S, v: S::V) -> S::V;
 }
@@ -143,6 +206,7 @@ pub(super) struct Iq4;
 impl Levels for Iq4 {
     const LOW: f32 = -127.0;
     const HIGH: f32 = 113.0;
+    const SLOW: bool = true;
     #[inline(always)]
     fn nearest<S: Simd>(s: S, v: S::V) -> S::V {
         const LEVELS: [f32; 16] = {
@@ -164,6 +228,7 @@ pub(super) struct Fp4;
 impl Levels for Fp4 {
     const LOW: f32 = -12.0;
     const HIGH: f32 = 12.0;
+    const SLOW: bool = true;
     #[inline(always)]
     fn nearest<S: Simd>(s: S, v: S::V) -> S::V {
         const LEVELS: [f32; 15] = [-12.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
@@ -208,17 +273,50 @@ impl<S: Simd, const N: usize> Symmetric<'_, S, N> {
         (s.sum(sqx), s.sum(sqq))
     }
 
-    /// Weighted squared error under `scale`.
+    /// [`Self::moments`] of sixteen trials at once, one in each lane: no sums across lanes, which would cost more than
+    /// the rest.
     #[inline(always)]
-    pub fn error<L: Levels>(&self, scale: f32) -> f32 {
-        let (s, inverse, scale) = (self.s, self.s.splat(inverse(scale)), self.s.splat(scale));
-        let mut sum = s.splat(0.0);
-        for (x, w) in vectors(self.x).iter().zip(vectors(self.w)) {
-            let x = s.load(x);
-            let e = s.sub(s.mul(scale, L::nearest(s, s.mul(x, inverse))), x);
-            sum = s.add(sum, s.mul(s.mul(s.load(w), e), e));
+    fn trials<L: Levels>(&self, inverse: S::V) -> (S::V, S::V) {
+        let s = self.s;
+        let (mut sqx, mut sqq) = (s.splat(0.0), s.splat(0.0));
+        for (&x, &w) in self.x.iter().zip(self.w) {
+            let x = s.splat(x);
+            let q = L::nearest(s, s.mul(x, inverse));
+            let wq = s.mul(s.splat(w), q);
+            sqx = s.add(sqx, s.mul(wq, x));
+            sqq = s.add(sqq, s.mul(wq, q));
         }
-        s.sum(sum)
+        (sqx, sqq)
+    }
+
+    /// Weighted squared errors under some scales, sixteen at most; infinite for the lanes beyond them.
+    #[inline(always)]
+    pub fn errors<L: Levels>(&self, scales: &[f32]) -> [f32; LANES] {
+        let s = self.s;
+        let mut errors = [f32::INFINITY; LANES];
+        if L::SLOW {
+            for (error, &scale) in errors.iter_mut().zip(scales) {
+                let (inverse, scale, mut sum) = (s.splat(inverse(scale)), s.splat(scale), s.splat(0.0));
+                for (x, w) in vectors(self.x).iter().zip(vectors(self.w)) {
+                    let x = s.load(x);
+                    let e = s.sub(s.mul(scale, L::nearest(s, s.mul(x, inverse))), x);
+                    sum = s.add(sum, s.mul(s.mul(s.load(w), e), e));
+                }
+                *error = s.sum(sum);
+            }
+            return errors;
+        }
+        let mut lanes = [0.0; LANES];
+        lanes[..scales.len()].copy_from_slice(scales);
+        let (scale, mut sum) = (s.load(&lanes), s.splat(0.0));
+        let inverse = s.inverse(scale);
+        for (&x, &w) in self.x.iter().zip(self.w) {
+            let x = s.splat(x);
+            let e = s.sub(s.mul(scale, L::nearest(s, s.mul(x, inverse))), x);
+            sum = s.add(sum, s.mul(s.mul(s.splat(w), e), e));
+        }
+        errors[..scales.len()].copy_from_slice(&s.lanes(sum)[..scales.len()]);
+        errors
     }
 
     /// The levels under `scale`.
@@ -233,37 +331,27 @@ impl<S: Simd, const N: usize> Symmetric<'_, S, N> {
     }
 
     /// The best scale, of either sign. `ends` are the tried places of the value with the largest magnitude, as
-    /// parts of the lowest level: above 1 it is cut off.
+    /// parts of the lowest level: above 1 it is cut off, below 0 the sign is the other one. In every pass each trial
+    /// goes to the best scale of its levels.
     #[inline(always)]
-    pub fn fit<L: Levels>(&self, ends: &[f32]) -> f32 {
-        let (mut low, mut high) = (0.0f32, 0.0f32);
-        for &x in self.x {
-            low = if x < low { x } else { low };
-            high = if x > high { x } else { high };
-        }
+    pub fn fit<L: Levels>(&self, ends: &[f32; LANES], passes: usize) -> f32 {
+        let s = self.s;
+        let (low, high) = s.range(self.x, (0.0, 0.0));
         let largest = if -low > high { low } else { high };
-        let unit = inverse(largest) * L::LOW;
-        let (mut best, mut best_gain) = (0.0, 0.0);
-        for end in ends {
-            for inverse in [unit * end, -unit * end] {
-                let (sqx, sqq) = self.moments::<L>(inverse);
-                // With the best scale sqx / sqq the error is less than without levels by this much.
-                let gain = sqx * sqx / sqq;
-                if gain > best_gain {
-                    (best, best_gain) = (sqx / sqq, gain);
-                }
-            }
+        let mut inverse = s.mul(s.splat(inverse(largest) * L::LOW), s.load(ends));
+        // Of each lane; with the best scale the error is less than without levels by the gain.
+        let zero = s.splat(0.0);
+        let (mut best, mut best_gain) = (zero, zero);
+        for _ in 0..passes {
+            let (sqx, sqq) = self.trials::<L>(inverse);
+            let scale = s.div(sqx, sqq);
+            let gain = s.mul(sqx, scale);
+            best = s.if_less(best_gain, gain, scale, best);
+            // NaN is no gain
+            best_gain = s.max(gain, best_gain);
+            inverse = s.inverse(scale);
         }
-        for _ in 0..4 {
-            let (sqx, sqq) = self.moments::<L>(inverse(best));
-            let gain = sqx * sqx / sqq;
-            let better = gain > best_gain * (1.0 + 1e-6);
-            if !better {
-                break;
-            }
-            (best, best_gain) = (sqx / sqq, gain);
-        }
-        best
+        s.lanes(best)[least(&s.lanes(s.sub(zero, best_gain)))]
     }
 }
 
@@ -272,6 +360,25 @@ impl<S: Simd, const N: usize> Symmetric<'_, S, N> {
 pub(super) struct Line {
     pub scale: f32,
     pub offset: f32,
+}
+
+/// Sixteen places of the lowest and the highest level.
+pub(super) struct Ends {
+    low: [f32; LANES],
+    high: [f32; LANES],
+}
+
+impl Ends {
+    /// Every pair of four.
+    pub(super) const fn pairs(low: [f32; 4], high: [f32; 4]) -> Ends {
+        let mut ends = Ends { low: [0.0; LANES], high: [0.0; LANES] };
+        let mut i = 0;
+        while i < LANES {
+            (ends.low[i], ends.high[i]) = (low[i / 4], high[i % 4]);
+            i += 1;
+        }
+        ends
+    }
 }
 
 /// Values that are to be `scale q + offset`, q in `0..=top`.
@@ -323,97 +430,105 @@ impl<'a, S: Simd, const N: usize> Affine<'a, S, N> {
         q
     }
 
+    /// Weighted squared errors under sixteen lines, given as scales and offsets.
     #[inline(always)]
-    pub fn error(&self, line: Line) -> f32 {
+    pub fn errors(&self, scales: &[f32; LANES], offsets: &[f32; LANES]) -> [f32; LANES] {
         let s = self.s;
-        let (inverse, scale, offset) = (s.splat(inverse(line.scale)), s.splat(line.scale), s.splat(line.offset));
-        let mut sum = s.splat(0.0);
-        for (x, w) in vectors(self.x).iter().zip(vectors(self.w)) {
-            let x = s.sub(s.load(x), offset);
+        let (scale, offset, mut sum) = (s.load(scales), s.load(offsets), s.splat(0.0));
+        let inverse = s.inverse(scale);
+        for (&x, &w) in self.x.iter().zip(self.w) {
+            let x = s.sub(s.splat(x), offset);
             let e = s.sub(s.mul(scale, self.level(s.mul(x, inverse))), x);
-            sum = s.add(sum, s.mul(s.mul(s.load(w), e), e));
+            sum = s.add(sum, s.mul(s.mul(s.splat(w), e), e));
         }
-        s.sum(sum)
-    }
-
-    /// Sums of w q, w q q and w q v for values v with the levels under a line.
-    #[inline(always)]
-    fn moments(&self, values: &[f32; N], offset: f32, inverse: f32) -> (f32, f32, f32) {
-        let (s, offset, inverse) = (self.s, self.s.splat(offset), self.s.splat(inverse));
-        let (mut sq, mut sqq, mut sqv) = (s.splat(0.0), s.splat(0.0), s.splat(0.0));
-        for (v, w) in vectors(values).iter().zip(vectors(self.w)) {
-            let v = s.load(v);
-            let q = self.level(s.mul(s.sub(v, offset), inverse));
-            let wq = s.mul(s.load(w), q);
-            sq = s.add(sq, wq);
-            sqq = s.add(sqq, s.mul(wq, q));
-            sqv = s.add(sqv, s.mul(wq, v));
-        }
-        (s.sum(sq), s.sum(sqq), s.sum(sqv))
+        s.lanes(sum)
     }
 
     /// Sums of w, w x, w q, w q q and w q x with the levels under a line.
     #[inline(always)]
     pub fn sums(&self, line: Line) -> [f32; 5] {
-        let (sq, sqq, sqx) = self.moments(self.x, line.offset, inverse(line.scale));
-        [self.sw, self.mean * self.sw, sq, sqq, sqx]
+        let (s, offset, inverse) = (self.s, self.s.splat(line.offset), self.s.splat(inverse(line.scale)));
+        let (mut sq, mut sqq, mut sqx) = (s.splat(0.0), s.splat(0.0), s.splat(0.0));
+        for (x, w) in vectors(self.x).iter().zip(vectors(self.w)) {
+            let x = s.load(x);
+            let q = self.level(s.mul(s.sub(x, offset), inverse));
+            let wq = s.mul(s.load(w), q);
+            sq = s.add(sq, wq);
+            sqq = s.add(sqq, s.mul(wq, q));
+            sqx = s.add(sqx, s.mul(wq, x));
+        }
+        [self.sw, self.mean * self.sw, s.sum(sq), s.sum(sqq), s.sum(sqx)]
     }
 
-    /// The best line for the levels under a guess (an offset from the mean and one over the scale), and by how much
-    /// its error is below that of storing the mean. With `falling`, lines whose offset is above 0 are not allowed.
+    /// The best lines for the levels under sixteen guesses (offsets from the mean, and one over the scale), as scales
+    /// and offsets from the mean, and by how much their errors are below that of storing the mean. With `falling`, lines
+    /// whose offset is above 0 are not allowed.
     #[inline(always)]
-    fn least_squares(&self, offset: f32, inverse: f32, falling: bool) -> (Line, f32) {
-        let (sq, sqq, sqy) = self.moments(&self.y, offset, inverse);
-        let variance = sqq - sq * sq / self.sw;
-        let scale = sqy / variance;
-        let offset = self.mean - scale * sq / self.sw;
-        let falls = offset <= 0.0;
-        if falling && !falls {
-            // the best scale without an offset
-            let sqx = sqy + self.mean * sq;
-            return (Line { scale: sqx / sqq, offset: 0.0 }, sqx * sqx / sqq - self.mean * self.mean * self.sw);
+    fn trials(&self, offset: S::V, inverse: S::V, falling: bool) -> (S::V, S::V, S::V) {
+        let s = self.s;
+        let (mut sq, mut sqq, mut sqy) = (s.splat(0.0), s.splat(0.0), s.splat(0.0));
+        for (&y, &w) in self.y.iter().zip(self.w) {
+            let y = s.splat(y);
+            let q = self.level(s.mul(s.sub(y, offset), inverse));
+            let wq = s.mul(s.splat(w), q);
+            sq = s.add(sq, wq);
+            sqq = s.add(sqq, s.mul(wq, q));
+            sqy = s.add(sqy, s.mul(wq, y));
         }
-        (Line { scale, offset }, sqy * sqy / variance)
+        let (zero, mean) = (s.splat(0.0), s.splat(self.mean));
+        let mean_q = s.mul(sq, s.splat(1.0 / self.sw));
+        let scale = s.div(sqy, s.sub(sqq, s.mul(sq, mean_q)));
+        let offset = s.sub(zero, s.mul(scale, mean_q));
+        let gain = s.mul(sqy, scale);
+        if !falling {
+            return (scale, offset, gain);
+        }
+        // the best scale without an offset
+        let sqx = s.add(sqy, s.mul(mean, sq));
+        let alone = s.div(sqx, sqq);
+        let alone_gain = s.sub(s.mul(sqx, alone), s.splat(self.mean * self.mean * self.sw));
+        let least = s.sub(zero, mean);
+        // NaN, where all levels are the same, counts as above 0
+        let offset = s.min(offset, s.splat(f32::INFINITY));
+        (
+            s.if_less(least, offset, alone, scale),
+            s.if_less(least, offset, least, offset),
+            s.if_less(least, offset, alone_gain, gain),
+        )
     }
 
     /// The best line; no scale above the range is believed, which rounding errors of very unequal weights could give.
-    /// `ends` are the tried places of the lowest and highest level, as parts of the range of values from its end
-    /// inwards.
+    /// `ends` are the tried places of the lowest and highest level, as parts of the range of values from its ends
+    /// inwards. In every pass each trial goes to the best line of its levels.
     #[inline(always)]
-    pub fn fit(&self, ends: &[f32], falling: bool) -> Line {
-        let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
-        for &x in self.x {
-            low = if x < low { x } else { low };
-            high = if x > high { x } else { high };
-        }
+    pub fn fit(&self, ends: &Ends, falling: bool, passes: usize) -> Line {
+        let s = self.s;
+        let (mut low, high) = s.range(self.x, (f32::INFINITY, f32::NEG_INFINITY));
         if falling {
             low = low.min(0.0);
         }
         let range = high - low;
-        let mut best = Line { scale: 0.0, offset: low };
         if range <= 0.0 {
-            return best;
+            return Line { scale: 0.0, offset: low };
         }
-        let mut best_gain = f32::NEG_INFINITY;
-        for a in ends {
-            let low = low - self.mean + a * range;
-            for b in ends {
-                let inverse = inverse(range * (1.0 - a - b)) * self.top;
-                let (line, gain) = self.least_squares(low, inverse, falling);
-                if gain > best_gain && line.scale > 0.0 && line.scale <= range {
-                    (best, best_gain) = (line, gain);
-                }
-            }
+        // Of each lane, offsets from the mean.
+        let (none, range) = (s.splat(f32::NEG_INFINITY), s.splat(range));
+        let start = s.splat(low - self.mean);
+        let (mut best_scale, mut best_offset, mut best_gain) = (s.splat(0.0), start, none);
+        let (a, b) = (s.load(&ends.low), s.load(&ends.high));
+        let mut offset = s.add(start, s.mul(a, range));
+        let part = s.sub(s.sub(s.splat(1.0), a), b);
+        let mut inverse = s.mul(s.inverse(s.mul(part, range)), s.splat(self.top));
+        for _ in 0..passes {
+            let (scale, from_mean, gain) = self.trials(offset, inverse, falling);
+            let gain = s.if_less(s.splat(0.0), scale, s.if_less(range, scale, none, gain), none);
+            best_scale = s.if_less(best_gain, gain, scale, best_scale);
+            best_offset = s.if_less(best_gain, gain, from_mean, best_offset);
+            best_gain = s.max(gain, best_gain);
+            (offset, inverse) = (from_mean, s.inverse(scale));
         }
-        for _ in 0..4 {
-            let (line, gain) = self.least_squares(best.offset - self.mean, inverse(best.scale), falling);
-            let better = gain > best_gain * (1.0 + 1e-6) && line.scale > 0.0 && line.scale <= range;
-            if !better {
-                break;
-            }
-            (best, best_gain) = (line, gain);
-        }
-        best
+        let at = least(&s.lanes(s.sub(s.splat(0.0), best_gain)));
+        Line { scale: s.lanes(best_scale)[at], offset: self.mean + s.lanes(best_offset)[at] }
     }
 
     /// The offset for another scale: the line through the same mean.

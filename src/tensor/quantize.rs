@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 
 use super::GgmlType;
 use super::block::*;
-use super::fit::{Affine, Fp4, Iq4, LANES, Levels, Line, Plain, Simd, Symmetric, Whole};
+use super::fit::{Affine, Ends, Fp4, Iq4, LANES, Levels, Line, Plain, Simd, Symmetric, Whole, least};
 use super::quantize_k::{self, iq4_index};
 use crate::error::{Error, Result};
 
@@ -65,9 +65,10 @@ pub(crate) fn quantize_with(
         return Err(Error::invalid(format_args!("element {i} is {v}, which {dtype} cannot hold")));
     }
     let unit = importance.map(|weights| importance_unit(weights, x.len())).transpose()?;
-    // Weights that are all 0 say as much as none.
     let unit = unit.unwrap_or(0.0);
-    let weights = Weights { importance: importance.filter(|_| unit.is_normal()), unit };
+    // Weights that are all 0, or all the same, say as much as none.
+    let says = |weights: &&[f32]| unit.is_normal() && weights.iter().any(|v| *v != weights[0]);
+    let weights = Weights { importance: importance.filter(says), unit };
     encode(Row { dtype, x, weights, out }).map_err(|TooLarge| {
         let largest = x.iter().filter(|v| v.is_finite()).fold(0.0, |m: f32, v| m.max(v.abs()));
         Error::invalid(format_args!("values as large as {largest:e} do not fit {dtype}"))
@@ -95,6 +96,11 @@ struct Weights<'a> {
 }
 
 impl Weights<'_> {
+    /// Of the search for a scale. One is near the best where all weights are the same, and takes half the time.
+    fn passes(&self) -> usize {
+        if self.importance.is_some() { 2 } else { 1 }
+    }
+
     /// Those of block `b`, divided by their mean over the row. No weight is 0: an element that was never seen still
     /// should be near its value where that costs nothing.
     #[inline(always)]
@@ -116,9 +122,9 @@ impl Weights<'_> {
 /// Encodes block after block with the function. A macro because a function that is passed as a value would be compiled
 /// without the caller's instruction set.
 macro_rules! blocks {
-    ($simd:expr, $x:expr, $weights:expr, $out:expr, $encode:path) => {{
+    ($simd:expr, $x:expr, $weights:expr, $out:expr, $encode:path $(, $more:expr)*) => {{
         for (b, (x, out)) in $x.as_chunks().0.iter().zip(Block::view_mut($out).unwrap_or_default()).enumerate() {
-            *out = $encode($simd, x, &$weights.of(b))?;
+            *out = $encode($simd, x, &$weights.of(b) $(, $more)*)?;
         }
         Ok(())
     }};
@@ -142,17 +148,17 @@ impl Row<'_> {
             GgmlType::F32 => each(x, out, f32::to_le_bytes),
             GgmlType::F16 => f16(x, out),
             GgmlType::BF16 => bf16(x, out),
-            GgmlType::Q4_0 => blocks!(s, x, w, out, q4_0),
-            GgmlType::Q4_1 => blocks!(s, x, w, out, q4_1),
-            GgmlType::Q5_0 => blocks!(s, x, w, out, q5_0),
-            GgmlType::Q5_1 => blocks!(s, x, w, out, q5_1),
+            GgmlType::Q4_0 => blocks!(s, x, w, out, q4_0, w.passes()),
+            GgmlType::Q4_1 => blocks!(s, x, w, out, q4_1, w.passes()),
+            GgmlType::Q5_0 => blocks!(s, x, w, out, q5_0, w.passes()),
+            GgmlType::Q5_1 => blocks!(s, x, w, out, q5_1, w.passes()),
             GgmlType::Q8_0 => blocks!(s, x, w, out, q8_0),
             GgmlType::Q2_K => blocks!(s, x, w, out, quantize_k::q2_k),
             GgmlType::Q3_K => blocks!(s, x, w, out, quantize_k::q3_k),
             GgmlType::Q4_K => blocks!(s, x, w, out, quantize_k::q4_k),
             GgmlType::Q5_K => blocks!(s, x, w, out, quantize_k::q5_k),
             GgmlType::Q6_K => blocks!(s, x, w, out, quantize_k::q6_k),
-            GgmlType::IQ4_NL => blocks!(s, x, w, out, iq4_nl),
+            GgmlType::IQ4_NL => blocks!(s, x, w, out, iq4_nl, w.passes()),
             GgmlType::IQ4_XS => blocks!(s, x, w, out, quantize_k::iq4_xs),
             GgmlType::MXFP4 => blocks!(s, x, w, out, mxfp4),
             _ => unreachable!("`can_quantize` has no such type"),
@@ -202,10 +208,24 @@ pub(super) fn half(v: f32) -> Fallible<Half> {
     if stored.get().is_finite() { Ok(stored) } else { Err(TooLarge) }
 }
 
+/// Levels as whole numbers from 0 on. A loop, as `map` would call a function of its own.
+#[inline(always)]
+fn whole(levels: &[f32; 32], lowest: f32) -> [u8; 32] {
+    let mut q = [0; 32];
+    for (q, level) in q.iter_mut().zip(levels) {
+        *q = (level - lowest + SHIFT).to_bits() as u8;
+    }
+    q
+}
+
 /// Two quants per byte, element l + 16 in the high nibble.
 #[inline(always)]
 fn pack_nibbles(q: &[u8; 32]) -> [u8; 16] {
-    std::array::from_fn(|l| q[l] & 15 | q[l + 16] << 4)
+    let mut bytes = [0; 16];
+    for (l, byte) in bytes.iter_mut().enumerate() {
+        *byte = q[l] & 15 | q[l + 16] << 4;
+    }
+    bytes
 }
 
 #[inline(always)]
@@ -223,24 +243,35 @@ fn halves(v: f32) -> Fallible<impl Iterator<Item = Half>> {
 }
 
 /// Places of the largest value on the levels of Q4_0, Q5_0 and IQ4_NL.
-const ENDS_Q4: [f32; 13] = [0.84, 0.88, 0.92, 0.96, 1.0, 1.03, 1.06, 1.1, 1.15, 1.2, 1.27, 1.35, 1.5];
-const ENDS_Q5: [f32; 13] = [0.94, 0.955, 0.97, 0.985, 1.0, 1.015, 1.03, 1.045, 1.06, 1.09, 1.13, 1.2, 1.3];
+const ENDS_Q4: [f32; LANES] =
+    [0.84, 0.89, 0.94, 1.0, 1.04, 1.09, 1.15, 1.23, 1.33, 1.5, -0.87, -0.94, -1.0, -1.08, -1.18, -1.33];
+const ENDS_Q5: [f32; LANES] =
+    [0.94, 0.96, 0.98, 1.0, 1.015, 1.035, 1.06, 1.1, 1.17, 1.27, -0.95, -0.975, -1.0, -1.03, -1.07, -1.15];
 
 /// Scale and levels of values that are `scale * level`.
 #[inline(always)]
-fn symmetric<S: Simd, L: Levels>(s: S, x: &[f32; 32], w: &[f32; 32], ends: &[f32]) -> Fallible<(Half, [f32; 32])> {
-    if x.iter().any(|v| v.abs() > LIMIT) {
+fn symmetric<S: Simd, L: Levels>(
+    s: S,
+    x: &[f32; 32],
+    w: &[f32; 32],
+    ends: &[f32; LANES],
+    passes: usize,
+) -> Fallible<(Half, [f32; 32])> {
+    if s.size(x) > LIMIT {
         return Err(TooLarge);
     }
     let group = Symmetric { s, x, w };
-    let (mut best, mut least) = (Half::default(), f32::INFINITY);
-    for d in halves(group.fit::<L>(ends))? {
-        let error = group.error::<L>(d.get());
-        if error < least {
-            (best, least) = (d, error);
+    let scale = group.fit::<L>(ends, passes);
+    let mut d = half(scale)?;
+    // The nearest f16 is the best for the levels of the scale, but where they are far apart not for all levels.
+    if !d.to_f16().is_normal() {
+        let mut tried = [0.0; 3];
+        for (tried, d) in tried.iter_mut().zip(halves(scale)?) {
+            *tried = d.get();
         }
+        d = half(tried[least(&group.errors::<L>(&tried))])?;
     }
-    Ok((best, group.levels::<L>(best.get())))
+    Ok((d, group.levels::<L>(d.get())))
 }
 
 /// Larger values overflow every f16 scale; the squares of these do not overflow.
@@ -248,54 +279,65 @@ const LIMIT: f32 = 1e8;
 
 /// Scale, min and quants of values that are `d q + m`, q in `0..=top`.
 #[inline(always)]
-fn ranged<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32], top: f32, ends: &[f32]) -> Fallible<(Half, Half, [u8; 32])> {
-    if x.iter().any(|v| v.abs() > LIMIT) {
+fn ranged<S: Simd>(
+    s: S,
+    x: &[f32; 32],
+    w: &[f32; 32],
+    top: f32,
+    ends: &Ends,
+    passes: usize,
+) -> Fallible<(Half, Half, [f32; 32])> {
+    if s.size(x) > LIMIT {
         return Err(TooLarge);
     }
     let group = Affine::new(s, x, w, top);
-    let fit = group.fit(ends, false);
-    let mut best = (half(fit.scale)?, half(fit.offset)?);
-    let line = |(d, m): (Half, Half)| Line { scale: d.get(), offset: m.get() };
-    let mut least = f32::INFINITY;
-    for d in halves(fit.scale)? {
-        for m in halves(group.through_mean(fit, d.get()))? {
-            let error = group.error(line((d, m)));
-            if error < least {
-                (best, least) = ((d, m), error);
+    let fit = group.fit(ends, false, passes);
+    let mut d = half(fit.scale)?;
+    let mut m = half(group.through_mean(fit, d.get()))?;
+    // As in `symmetric`; a scale of 0 leaves the mean, which the min of the fit need not be.
+    if !d.to_f16().is_normal() || !m.to_f16().is_normal() {
+        let (mut scales, mut offsets, mut i) = ([d.get(); LANES], [m.get(); LANES], 0);
+        for d in halves(fit.scale)? {
+            for m in halves(group.through_mean(fit, d.get()))? {
+                (scales[i], offsets[i]) = (d.get(), m.get());
+                i += 1;
             }
         }
+        let at = least(&group.errors(&scales, &offsets));
+        (d, m) = (half(scales[at])?, half(offsets[at])?);
     }
-    Ok((best.0, best.1, group.levels(line(best)).map(|q| q as u8)))
+    Ok((d, m, group.levels(Line { scale: d.get(), offset: m.get() })))
 }
 
 #[inline(always)]
-fn q4_0<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_0> {
-    let (d, q) = symmetric::<S, Whole<-8, 7>>(s, x, w, &ENDS_Q4)?;
-    Ok(BlockQ4_0 { d, qs: pack_nibbles(&q.map(|q| (q + 8.0) as u8)) })
+fn q4_0<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32], passes: usize) -> Fallible<BlockQ4_0> {
+    let (d, q) = symmetric::<S, Whole<-8, 7>>(s, x, w, &ENDS_Q4, passes)?;
+    Ok(BlockQ4_0 { d, qs: pack_nibbles(&whole(&q, -8.0)) })
 }
 
 #[inline(always)]
-fn q4_1<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ4_1> {
-    let (d, m, q) = ranged(s, x, w, 15.0, &quantize_k::ENDS4)?;
-    Ok(BlockQ4_1 { d, m, qs: pack_nibbles(&q) })
+fn q4_1<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32], passes: usize) -> Fallible<BlockQ4_1> {
+    let (d, m, q) = ranged(s, x, w, 15.0, &quantize_k::ENDS4, passes)?;
+    Ok(BlockQ4_1 { d, m, qs: pack_nibbles(&whole(&q, 0.0)) })
 }
 
 #[inline(always)]
-fn q5_0<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_0> {
-    let (d, q) = symmetric::<S, Whole<-16, 15>>(s, x, w, &ENDS_Q5)?;
-    let q = q.map(|q| (q + 16.0) as u8);
+fn q5_0<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32], passes: usize) -> Fallible<BlockQ5_0> {
+    let (d, q) = symmetric::<S, Whole<-16, 15>>(s, x, w, &ENDS_Q5, passes)?;
+    let q = whole(&q, -16.0);
     Ok(BlockQ5_0 { d, qh: pack_fifth_bits(&q), qs: pack_nibbles(&q) })
 }
 
 #[inline(always)]
-fn q5_1<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockQ5_1> {
-    let (d, m, q) = ranged(s, x, w, 31.0, &quantize_k::ENDS5)?;
+fn q5_1<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32], passes: usize) -> Fallible<BlockQ5_1> {
+    let (d, m, q) = ranged(s, x, w, 31.0, &quantize_k::ENDS5, passes)?;
+    let q = whole(&q, 0.0);
     Ok(BlockQ5_1 { d, m, qh: pack_fifth_bits(&q), qs: pack_nibbles(&q) })
 }
 
 #[inline(always)]
-fn iq4_nl<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockIQ4_NL> {
-    let (d, q) = symmetric::<S, Iq4>(s, x, w, &quantize_k::ENDS_IQ4)?;
+fn iq4_nl<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32], passes: usize) -> Fallible<BlockIQ4_NL> {
+    let (d, q) = symmetric::<S, Iq4>(s, x, w, &quantize_k::ENDS_IQ4, passes)?;
     Ok(BlockIQ4_NL { d, qs: pack_nibbles(&q.map(|q| iq4_index(q as i32 as u8))) })
 }
 
@@ -303,7 +345,7 @@ fn iq4_nl<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockIQ4_NL> 
 /// that holds it; half of that cuts it off, double and four times waste levels, but may fit the others.
 #[inline(always)]
 fn mxfp4<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
-    let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let largest = s.size(x);
     // Beyond this the next level may be infinite.
     if largest > 2f32.powi(127) {
         return Err(TooLarge);
@@ -312,13 +354,10 @@ fn mxfp4<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
     let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { -127 };
     let down = x.map(|v| (f64::from(v) * 2f64.powi(-exponent)) as f32);
     let group = Symmetric { s, x: &down, w };
-    let (mut best, mut least) = (0, f32::INFINITY);
-    for e in exponent - 6..=exponent {
-        let error = group.error::<Fp4>(2f32.powi(e - exponent));
-        if error < least && (0..=254).contains(&(e + 128)) {
-            (best, least) = (e + 128, error);
-        }
-    }
+    // In the place of exponents that cannot be stored the last that can is tried again.
+    let exponents: [i32; 7] = std::array::from_fn(|i| (exponent - 6 + i as i32).clamp(-128, 126));
+    let scales = exponents.map(|e| 2f32.powi(e - exponent));
+    let best = exponents[least(&group.errors::<Fp4>(&scales))] + 128;
     let q = group.levels::<Fp4>(2f32.powi(best - 128 - exponent));
     Ok(BlockMXFP4 { e: best as u8, qs: pack_nibbles(&q.map(fp4_index)) })
 }
@@ -332,7 +371,7 @@ fn fp4_index(level: f32) -> u8 {
 
 #[inline(always)]
 fn q8_0<S: Simd>(s: S, x: &[f32; 32], _: &[f32; 32]) -> Fallible<BlockQ8_0> {
-    let d = largest(s, x) / 127.0;
+    let d = s.size(x) / 127.0;
     let stored = half(d)?;
     // ggml divides by the scale before it was rounded to f16, which is followed here for equal bits; but below f16's
     // normal numbers the two scales differ grossly, and the stored one counts.
@@ -364,16 +403,6 @@ fn q8_0<S: Simd>(s: S, x: &[f32; 32], _: &[f32; 32]) -> Fallible<BlockQ8_0> {
 /// 1.5 * 2^23: a float that a whole number was added to has that number in its lowest bits, without the care that a cast
 /// takes of NaN and of numbers that are too large.
 const SHIFT: f32 = 12582912.0;
-
-/// The largest magnitude.
-#[inline(always)]
-fn largest<S: Simd>(s: S, x: &[f32; 32]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let vectors = x.as_chunks().0.iter().map(|x| s.load(x));
-    let most = vectors.fold(s.splat(0.0), |most, v| s.max(most, s.max(v, s.sub(s.splat(0.0), v))));
-    s.store(most, &mut lanes);
-    lanes.iter().fold(0.0, |m, v| m.max(*v))
-}
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,7 @@
 //! numbers and levels the units are a least squares problem; the two steps alternate until the error stays.
 
 use super::block::*;
-use super::fit::{Affine, Iq4, Levels, Line, Simd, Symmetric, Whole, inverse};
+use super::fit::{Affine, Ends, Iq4, LANES, Levels, Line, Simd, Symmetric, Whole, inverse, least};
 use super::quantize::{Fallible, TooLarge, half};
 
 /// No K type reaches this (`65504 * 128 * 32` is the most); below it no square overflows.
@@ -36,16 +36,16 @@ impl<const G: usize> Scaled<G> {
         w: &[f32; QK_K],
         low: i32,
         radius: i32,
-        ends: &[f32],
+        ends: &[f32; LANES],
     ) -> Fallible<Self> {
         const { assert!(G * N == QK_K) };
-        if x.iter().any(|v| v.abs() > LIMIT) {
+        if s.size(x) > LIMIT {
             return Err(TooLarge);
         }
         let (x, w) = (x.as_chunks::<N>().0, w.as_chunks::<N>().0);
         let mut scales = [0.0; G];
         for g in 0..G {
-            scales[g] = Symmetric { s, x: &x[g], w: &w[g] }.fit::<L>(ends);
+            scales[g] = Symmetric { s, x: &x[g], w: &w[g] }.fit::<L>(ends, 2);
         }
         let largest = scales.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
         let mut best = Scaled { d: half(largest / low as f32)?, sc: [0; G] };
@@ -57,19 +57,20 @@ impl<const G: usize> Scaled<G> {
             let (mut sax, mut saa) = (0.0, 0.0);
             for g in 0..G {
                 let group = Symmetric { s, x: &x[g], w: &w[g] };
-                let mut least = f32::INFINITY;
                 let center = scales[g] * inverse(d.get());
+                let (mut numbers, mut tried, mut count) = ([0; LANES], [0.0; LANES], 0);
                 for at in around(center, radius, low, -low - 1) {
-                    let e = group.error::<L>(d.get() * at as f32);
-                    if e < least {
-                        (sc[g], least) = (at as i8, e);
-                    }
+                    (numbers[count], tried[count]) = (at, d.get() * at as f32);
+                    count += 1;
                 }
+                let errors = group.errors::<L>(&tried[..count]);
+                let at = least(&errors);
+                sc[g] = numbers[at] as i8;
                 let scale = f32::from(sc[g]);
                 let (sqx, sqq) = group.moments::<L>(inverse(d.get() * scale));
                 sax += scale * sqx;
                 saa += scale * scale * sqq;
-                error += least;
+                error += errors[at];
                 scales[g] = d.get() * scale;
             }
             let better = error < best_error;
@@ -123,10 +124,10 @@ impl<const G: usize> Ranged<G> {
         top: f32,
         most: i32,
         radius: i32,
-        ends: &[f32],
+        ends: &Ends,
     ) -> Fallible<Self> {
         const { assert!(G * N == QK_K) };
-        if x.iter().any(|v| v.abs() > LIMIT) {
+        if s.size(x) > LIMIT {
             return Err(TooLarge);
         }
         // Loops rather than closures: those would be compiled without the instruction set.
@@ -137,7 +138,7 @@ impl<const G: usize> Ranged<G> {
         }
         let mut lines = [Line { scale: 0.0, offset: 0.0 }; G];
         for (line, group) in lines.iter_mut().zip(&groups) {
-            *line = group.fit(ends, true);
+            *line = group.fit(ends, true, 2);
         }
         let d = half(lines.iter().fold(0.0f32, |m, f| m.max(f.scale)) / most as f32)?;
         let dmin = half(lines.iter().fold(0.0f32, |m, f| m.max(-f.offset)) / most as f32)?;
@@ -177,17 +178,24 @@ impl<const G: usize> Ranged<G> {
         radius: i32,
     ) -> f32 {
         let (per_d, per_dmin) = (inverse(self.d.get()), inverse(self.dmin.get()));
-        let mut least = f32::INFINITY;
+        let (mut numbers, mut scales, mut offsets) = ([(0, 0); LANES], [0.0; LANES], [0.0; LANES]);
+        let mut count = 0;
         for sc in around(near.scale * per_d, radius, 0, most) {
             let scale = self.d.get() * sc as f32;
             for m in around(-group.through_mean(near, scale) * per_dmin, 1, 0, most) {
-                let error = group.error(Line { scale, offset: -(self.dmin.get() * m as f32) });
-                if error < least {
-                    (self.sc[g], self.m[g], least) = (sc as u8, m as u8, error);
-                }
+                (numbers[count], scales[count]) = ((sc as u8, m as u8), scale);
+                offsets[count] = -(self.dmin.get() * m as f32);
+                count += 1;
             }
         }
-        least
+        // The lanes beyond the last repeat it.
+        for i in count..LANES {
+            (numbers[i], scales[i], offsets[i]) = (numbers[count - 1], scales[count - 1], offsets[count - 1]);
+        }
+        let errors = group.errors(&scales, &offsets);
+        let at = least(&errors);
+        (self.sc[g], self.m[g]) = numbers[at];
+        errors[at]
     }
 
     #[inline(always)]
@@ -258,9 +266,9 @@ fn pack_two_bits(q: &[u8; QK_K]) -> [u8; 64] {
 }
 
 /// Places of the ends for 2, 4 and 5 bits.
-const ENDS2: [f32; 4] = [0.0, 0.08, 0.17, 0.27];
-pub(super) const ENDS4: [f32; 6] = [-0.03, 0.0, 0.03, 0.06, 0.1, 0.16];
-pub(super) const ENDS5: [f32; 6] = [-0.015, 0.0, 0.015, 0.03, 0.06, 0.1];
+const ENDS2: Ends = Ends::pairs([0.0, 0.08, 0.17, 0.27], [0.0, 0.08, 0.17, 0.27]);
+pub(super) const ENDS4: Ends = Ends::pairs([-0.02, 0.0, 0.05, 0.11], [-0.02, 0.0, 0.05, 0.11]);
+pub(super) const ENDS5: Ends = Ends::pairs([-0.01, 0.0, 0.025, 0.06], [-0.01, 0.0, 0.025, 0.06]);
 
 #[inline(always)]
 pub(super) fn q2_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
@@ -285,11 +293,14 @@ pub(super) fn q5_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<
     Ok(BlockQ5_K { d: fit.d, dmin: fit.dmin, scales, qh, qs: pack_nibbles(&q) })
 }
 
-/// Places of the end for 3 bits and for those of IQ4_XS.
-const ENDS3: [f32; 12] = [0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.2, 1.3, 1.45];
-pub(super) const ENDS_IQ4: [f32; 12] = [0.84, 0.87, 0.9, 0.93, 0.96, 1.0, 1.03, 1.07, 1.12, 1.18, 1.27, 1.4];
+/// Places of the end for 3 bits and for those of IQ4_XS; see [`Symmetric::fit`].
+const ENDS3: [f32; LANES] =
+    [0.7, 0.77, 0.84, 0.92, 1.0, 1.07, 1.15, 1.25, 1.4, -0.7, -0.78, -0.87, -0.96, -1.06, -1.18, -1.33];
+pub(super) const ENDS_IQ4: [f32; LANES] =
+    [0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08, 1.14, 1.22, 1.35, -0.85, -0.91, -0.97, -1.03, -1.12, -1.27];
 /// And for 6 bits.
-const ENDS6: [f32; 7] = [0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.04];
+const ENDS6: [f32; LANES] =
+    [0.965, 0.975, 0.985, 0.993, 1.0, 1.007, 1.015, 1.025, 1.04, 1.06, -0.97, -0.985, -0.995, -1.005, -1.015, -1.03];
 
 #[inline(always)]
 pub(super) fn q3_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {

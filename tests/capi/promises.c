@@ -10,7 +10,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-extern mmada_status mmada_debug_panic(const mmada_context *context, mmada_error **error);
+/* Only debug builds have it. */
+extern mmada_status mmada_debug_panic(const mmada_context *context, mmada_error **error) __attribute__((weak));
 
 /* Statuses and sentences for what cannot be. */
 static void bad_options(mmada_model *model, mmada_context *context) {
@@ -144,6 +145,7 @@ static void bad_times(mmada_model *model, mmada_context *context) {
     mmada_generation *generation = begin(context, "What is 17 + 25?"), *drawing = NULL;
     mmada_generation_info info;
     mmada_device_info device;
+    mmada_model_info facts;
     size_t count = 0;
 
     FAILS(MMADA_INVALID_ARGUMENT, "there is no picture 0", mmada_generation_image(generation, 0, &picture, &error));
@@ -171,6 +173,15 @@ static void bad_times(mmada_model *model, mmada_context *context) {
     OK(mmada_model_metadata(model, "general.architecture and more", 20, &buffer, &error));
     CHECK(strcmp(mmada_buffer_text(buffer), "mmada") == 0 && mmada_buffer_length(buffer) == 5);
     CHECK(mmada_buffer_ids(buffer) == NULL && mmada_buffer_bytes(buffer) == NULL);
+    mmada_buffer_free(buffer);
+    CHECK(mmada_model_info_init(&facts, sizeof facts) == MMADA_OK);
+    OK(mmada_model_get_info(model, &facts, &error));
+    CHECK(facts.has_images && facts.image_size == 64 && facts.image_downsampling == 8 && facts.mask_id < facts.vocabulary);
+    OK(mmada_model_metadata(model, "mmada.block_count", Z, &buffer, &error));
+    CHECK(strtoull(mmada_buffer_text(buffer), NULL, 10) == facts.layers && facts.layers > 0);
+    mmada_buffer_free(buffer);
+    OK(mmada_model_metadata(model, "tokenizer.ggml.tokens", Z, &buffer, &error));
+    CHECK(strncmp(mmada_buffer_text(buffer), "[\"", 2) == 0 && mmada_buffer_length(buffer) > 1000);
     mmada_buffer_free(buffer);
     OK(mmada_model_metadata_key(model, count - 1, &buffer, &error));
     CHECK(mmada_buffer_length(buffer) > 0);

@@ -1,5 +1,6 @@
 //! The commands: arguments to options, progress to the terminal.
 
+pub mod compare;
 pub mod convert;
 pub mod quantize;
 pub mod synth;
@@ -97,10 +98,10 @@ pub fn told(
 }
 
 /// Runs `work` with a flag that Ctrl-C sets and with progress going to the terminal.
-fn watched(
+pub fn watched<T>(
     show: &ShowArgs,
-    work: impl FnOnce(Arc<AtomicBool>, &mut dyn FnMut(Progress)) -> Result<Report>,
-) -> Result<Report> {
+    work: impl FnOnce(Arc<AtomicBool>, &mut dyn FnMut(Progress)) -> Result<T>,
+) -> Result<T> {
     let cancel = Arc::new(AtomicBool::new(false));
     let flag = cancel.clone();
     // Without a handler Ctrl-C still stops the process; only the partial file would stay.
@@ -115,6 +116,16 @@ fn watched(
             bar.set_position(done);
             bar.set_message(tensor.to_owned());
         }
+        Progress::Steps { what, done, total } => {
+            if bar.message() != what {
+                // The time left is that of this kind of work.
+                bar.reset();
+                bar.set_style(style("{bar:30} {pos}/{len} {eta} left  {msg}"));
+                bar.set_message(what.to_owned());
+            }
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        }
     });
     bar.finish_and_clear();
     result
@@ -126,8 +137,11 @@ fn progress_bar(hidden: bool) -> ProgressBar {
     if hidden || !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left  {msg}";
-    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+    bar.with_style(style("{bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left  {msg}"))
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// The totals.

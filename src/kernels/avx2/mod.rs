@@ -126,6 +126,14 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
+    fn if_less(self, a: Self::F32, b: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32 {
+        // SAFETY: `self` proves AVX2
+        unsafe {
+            let less = [_mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0]), _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1])];
+            [_mm256_blendv_ps(y[0], x[0], less[0]), _mm256_blendv_ps(y[1], x[1], less[1])]
+        }
+    }
+    #[inline(always)]
     fn reduce_add(self, v: Self::F32) -> f32 {
         // SAFETY: `self` proves AVX2
         unsafe { fold_add(_mm256_add_ps(v[0], v[1])) }

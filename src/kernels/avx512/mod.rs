@@ -123,6 +123,11 @@ impl Isa for Avx512 {
         unsafe { _mm512_maskz_mov_ps(!_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), v) }
     }
     #[inline(always)]
+    fn if_less(self, a: Self::F32, b: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32 {
+        // SAFETY: `self` proves AVX-512
+        unsafe { _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), x) }
+    }
+    #[inline(always)]
     fn reduce_add(self, v: Self::F32) -> f32 {
         // SAFETY: `self` proves AVX-512 (DQ) and AVX2
         unsafe { super::avx2::fold_add(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }

@@ -89,6 +89,10 @@ impl Isa for Portable {
         lanes!(|i| if a[i] < b[i] { 0.0 } else { v[i] })
     }
     #[inline(always)]
+    fn if_less(self, a: Self::F32, b: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32 {
+        lanes!(|i| if a[i] < b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
     fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]) {
         *to = lanes!(|i| (v[i] as i32 + 128) as u8);
     }
