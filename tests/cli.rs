@@ -576,3 +576,20 @@ fn an_interrupted_chat_exits_with_130_while_it_waits() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     drop(input);
 }
+
+#[test]
+fn a_llada_file_is_described_and_answers_but_sees_and_draws_nothing() {
+    let folder = Folder::new();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llada/grouped.gguf");
+    let info = folder.good(&["info", file]);
+    assert!(info.out.contains("llada.attention.head_count_kv") && info.out.contains("  answer "), "{}", info.out);
+    assert!(!info.out.contains("drawing") && info.err.is_empty(), "{}", info.err);
+    folder.good(&["ask", "What?", "-m", file, "--gen-length", "8", "--block-length", "8", "--steps", "2"]);
+    image::RgbImage::new(8, 8).save(folder.path("in.png")).unwrap();
+    for args in [&["draw", "a ring", "-m", file][..], &["ask", "What?", "--image", "in.png", "-m", file]] {
+        let refused = folder.run(args);
+        assert_eq!((refused.code, refused.out.as_str()), (Some(2), ""));
+        assert!(refused.err.contains("no image tokenizer"), "{}", refused.err);
+    }
+    assert_eq!(folder.files(), ["in.png"]);
+}

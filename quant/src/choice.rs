@@ -97,7 +97,7 @@ impl TypeOptions {
     /// Where rows do not fit what was wanted, `fallbacks` gets to know.
     ///
     /// # Errors
-    /// `InvalidArgument` for an image tokenizer in a block type and for types that cannot be written.
+    /// `InvalidArgument` for an image tokenizer in a block type other than Q8_0 and for types that cannot be written.
     pub fn choose(
         &self,
         name: &str,
@@ -108,9 +108,9 @@ impl TypeOptions {
     ) -> Result<GgmlType> {
         let place = place(name);
         let wanted = self.wanted(name, place, layers, source);
-        if place == Place::ImageTokenizer && !wanted.is_float() {
+        if place == Place::ImageTokenizer && !wanted.is_float() && wanted != GgmlType::Q8_0 {
             return Err(Error::invalid(format!(
-                "tensor {name} cannot be {wanted}: the image tokenizer is computed from F32, F16 or BF16"
+                "tensor {name} cannot be {wanted}: the image tokenizer is computed from F32, F16, BF16 or Q8_0"
             )));
         }
         if source == Some(wanted) {
@@ -194,6 +194,13 @@ mod tests {
     }
 
     #[test]
+    fn the_image_tokenizer_is_stored_in_8_bits_where_its_rows_fit_if_asked_for() {
+        let o = TypeOptions { tensor_types: vec![TensorRule::parse(r"^vq\.=q8_0").unwrap()], ..options() };
+        let choose = |cols| o.choose("vq.decoder.conv_out.weight", 32, cols, None, &mut Fallbacks::default()).unwrap();
+        assert_eq!((choose(288), choose(27)), (Q8_0, F16));
+    }
+
+    #[test]
     fn rows_that_do_not_fit_are_noted_once_for_each_kind() {
         let mut fallbacks = Fallbacks::default();
         for (name, cols, dtype) in [
@@ -220,7 +227,7 @@ mod tests {
             let error = TensorRule::parse(rule).unwrap_err().to_string();
             assert!(error.contains(word) && error.contains(rule) && !error.contains('\n'), "{error}");
         }
-        let o = TypeOptions { tensor_types: vec![TensorRule::parse("conv=q8_0").unwrap()], ..options() };
+        let o = TypeOptions { tensor_types: vec![TensorRule::parse("conv=q6_k").unwrap()], ..options() };
         let error =
             o.choose("vq.encoder.conv_in.weight", 2, 64, None, &mut Fallbacks::default()).unwrap_err().to_string();
         assert!(error.contains("vq.encoder.conv_in.weight") && error.contains("F16"), "{error}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use mmada::gguf::{MetaValue, TensorSpec, Writer};
+use mmada::gguf::{MetaValue, SplitWriter, TensorSpec};
 use mmada::{Error, Result};
 
 use crate::checkpoint::Checkpoint;
@@ -23,7 +23,7 @@ use crate::tokenizer::{TextTokenizer, read_template};
 use crate::tokens::Roles;
 use crate::vq::Layout;
 use crate::weights::CheckpointRows;
-use crate::write::{encode_tensor, spec_bytes, thread_pool};
+use crate::write::{by_size, encode_tensor, name_parts, spec_bytes, thread_pool};
 
 /// What to convert, and how.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct ConvertOptions {
     /// The file to write; `None`: named by the GGUF naming convention, in the working directory. What has this name is
     /// replaced once the new file is whole.
     pub output: Option<PathBuf>,
+    /// Split so that no part has more bytes of tensors, but for tensors larger than that.
+    pub split_max_size: Option<u64>,
     /// What the tensors are stored as.
     pub types: TypeOptions,
     /// An importance matrix: a GGUF file that names the tensors as the output does.
@@ -59,6 +61,7 @@ impl ConvertOptions {
         ConvertOptions {
             checkpoint: checkpoint.into(),
             output: Some(output.into()),
+            split_max_size: None,
             types: types.into(),
             imatrix: None,
             allow_nonfinite: false,
@@ -93,13 +96,16 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> 
         }
         None => None,
     };
-    let output = output(options, &metadata, &planned);
-    source.guard_inputs(options, &output)?;
-    let pool = thread_pool(options.threads)?;
     let specs: Vec<TensorSpec> = planned.iter().map(|t| t.spec.clone()).collect();
     let total: u64 = specs.iter().map(spec_bytes).sum();
-    disk::require(&output, Writer::size(&output, &metadata, &specs)?)?;
-    let mut writer = Writer::create(&output, &metadata, &specs)?;
+    let groups = by_size(specs, options.split_max_size.unwrap_or(u64::MAX));
+    let parts = name_parts(output(options, &metadata, &planned), groups);
+    let files: Vec<PathBuf> = parts.iter().map(|(path, _)| path.clone()).collect();
+    files.iter().try_for_each(|file| source.guard_inputs(options, file))?;
+    let pool = thread_pool(options.threads)?;
+    let file_bytes = SplitWriter::sizes(&metadata, &parts)?.iter().sum();
+    files.first().map_or(Ok(()), |file| disk::require(file, file_bytes))?;
+    let mut writer = SplitWriter::create(&metadata, &parts)?;
     // Only now: whoever asked for what cannot be should read one sentence.
     notes.iter().for_each(|note| progress(Progress::Note(note)));
     let mut done = 0;
@@ -127,13 +133,12 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> 
         encode_tensor(&pool, &rows, &job, line, &mut writer, options.cancel.as_deref(), (&mut done, total), progress)?;
     }
     writer.finish()?;
-    let written = std::fs::metadata(&output).map_err(|e| Error::io(output.display(), e))?;
     Ok(Report {
         tensors: planned.len(),
         weights: planned.iter().map(|t| t.rows as u64 * t.cols as u64).sum(),
         weight_bytes: total,
-        file_bytes: written.len(),
-        files: vec![output],
+        file_bytes,
+        files,
         seconds: started.elapsed(),
         has_images: source.vq.is_some(),
     })
@@ -230,7 +235,6 @@ impl Source {
 
     /// The output must not replace what it is made from.
     fn guard_inputs(&self, options: &ConvertOptions, output: &Path) -> Result<()> {
-        let Ok(output) = output.canonicalize() else { return Ok(()) };
         let json =
             ["config.json", "tokenizer.json", "tokenizer_config.json", "mmada_tokens.json", "mmada_sampling.json"];
         let mut inputs: Vec<PathBuf> = json.map(|name| self.dir.join(name)).into();
@@ -241,12 +245,7 @@ impl Source {
             inputs.push(checkpoint.origin().into());
             inputs.extend(checkpoint.files().map(Path::to_owned));
         }
-        match inputs.iter().find(|input| input.canonicalize().is_ok_and(|input| input == output)) {
-            Some(input) => {
-                Err(Error::invalid(format!("the output would replace {}, which it is made from", input.display())))
-            }
-            None => Ok(()),
-        }
+        disk::keep_inputs(output, inputs.iter().map(PathBuf::as_path))
     }
 }
 

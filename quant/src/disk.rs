@@ -1,4 +1,4 @@
-//! Room on the disk, asked for before an hour of work.
+//! What is asked of the disk before an hour of work: room, and that nothing is lost.
 
 use std::io;
 use std::path::Path;
@@ -22,6 +22,20 @@ pub fn require(output: &Path, bytes: u64) -> Result<()> {
             Err(Error::io(output.display(), io::Error::new(io::ErrorKind::StorageFull, reason)))
         }
         _ => Ok(()),
+    }
+}
+
+/// The output must not replace what it is made from.
+///
+/// # Errors
+/// `InvalidArgument` names the input.
+pub fn keep_inputs<'a>(output: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> Result<()> {
+    let Ok(output) = output.canonicalize() else { return Ok(()) };
+    match inputs.find(|input| input.canonicalize().is_ok_and(|input| input == output)) {
+        Some(input) => {
+            Err(Error::invalid(format!("the output would replace {}, which it is made from", input.display())))
+        }
+        None => Ok(()),
     }
 }
 

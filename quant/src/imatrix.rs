@@ -10,11 +10,11 @@ use mmada::parallel::try_vec;
 use mmada::tensor::dequantize;
 use mmada::{Error, Result};
 
-const SUMS: &str = ".in_sum2";
-const COUNTS: &str = ".counts";
+pub(crate) const SUMS: &str = ".in_sum2";
+pub(crate) const COUNTS: &str = ".counts";
 
 /// Ours says which states of the sampler it was collected on; llama.cpp's knows only of text read from left to right.
-const OWN_KEY_PREFIX: &str = "mmada.imatrix.";
+pub(crate) const OWN_KEY_PREFIX: &str = "mmada.imatrix.";
 
 /// How much an error counts, by tensor and column.
 pub struct Imatrix {

@@ -3,6 +3,8 @@
 //! - [`convert`] reads the published layout of MMaDA checkpoints (config.json, safetensors or PyTorch shards,
 //!   tokenizer.json, the image tokenizer's folder) and writes one file with everything the runtime needs;
 //! - [`quantize`] makes a GGUF file of other types out of one, split or whole;
+//! - [`imatrix`](fn@imatrix) measures which columns of its matrices matter;
+//! - [`export`] writes the text part of one as llama.cpp reads it;
 //! - [`synth`] writes models of any shape with random weights;
 //! - [`compare`] tells how far quantized models are from the one that they were made of.
 //!
@@ -22,10 +24,12 @@
 
 mod checkpoint;
 mod choice;
+mod collect;
 mod compare;
 mod config;
 mod convert;
 mod disk;
+mod export;
 mod imatrix;
 mod input;
 mod json;
@@ -49,11 +53,13 @@ mod weights;
 mod write;
 
 pub use choice::{TensorRule, TypeOptions, parse_type};
+pub use collect::{ImatrixOptions, ImatrixReport, imatrix};
 pub use compare::{
     CompareOptions, Compared, Comparison, Drawings, ModelFile, RatioSummary, Summary, TaskSummary, View, check_plot,
     compare, plot,
 };
 pub use convert::{ConvertOptions, convert};
+pub use export::{ExportOptions, export};
 pub use overrides::Override;
 pub use quantize::{QuantizeOptions, quantize};
 pub use recipe::Recipe;

@@ -12,11 +12,14 @@ use mmada::{Error, Result};
 
 use cli::compare::CompareArgs;
 use cli::convert::ConvertArgs;
+use cli::imatrix::ImatrixArgs;
+use cli::export::ExportArgs;
 use cli::quantize::QuantizeArgs;
 use cli::say;
 use cli::synth::SynthArgs;
 
-/// Makes GGUF files for libmmada: quantizes them, converts MMaDA checkpoints, makes random models for tests.
+/// Makes GGUF files for libmmada: quantizes them, converts MMaDA checkpoints, exports their text part to llama.cpp,
+/// makes random models for tests.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(override_usage = "mmada-quantize [OPTIONS] IN.gguf [OUT.gguf] TYPE [THREADS]
@@ -32,6 +35,10 @@ struct Cli {
 enum Command {
     /// Convert a checkpoint folder to one GGUF file of any type
     Convert(ConvertArgs),
+    /// Measure which columns of the matrices matter, on real states of the sampler
+    Imatrix(ImatrixArgs),
+    /// Write the text part of a model file as another program reads it
+    Export(ExportArgs),
     /// Tell how far quantized models are from the model that they were made of
     Compare(CompareArgs),
     /// Write a random-weight model of any shape, for benches and tests
@@ -42,6 +49,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Some(Command::Convert(args)) => cli::convert::run(args),
+        Some(Command::Imatrix(args)) => cli::imatrix::run(args),
+        Some(Command::Export(args)) => cli::export::run(args),
         Some(Command::Compare(args)) => cli::compare::run(args),
         Some(Command::Synth(args)) => cli::synth::run(args),
         None => cli::quantize::run(cli.quantize),

@@ -131,6 +131,7 @@ pub fn image_tokenizer(
         }
     }
     let (mut planned, notes) = (plan.out, plan.notes);
+    notes.extend(plan.fallbacks.notes());
     planned.iter_mut().for_each(|tensor| tensor.vq = true);
     let refuse = |name: &str| {
         let ours = name.starts_with("encoder.") || name.starts_with("decoder.");

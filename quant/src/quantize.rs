@@ -1,12 +1,11 @@
 //! A GGUF file to another one of other types.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use mmada::gguf::{GgmlType, MetaValue, SplitWriter, TensorInfo, TensorSpec, parse_split_path, split_path};
+use mmada::gguf::{GgmlType, MetaValue, SplitWriter, TensorInfo, TensorSpec, parse_split_path};
 use mmada::tensor::can_dequantize;
 use mmada::{Error, Result};
 
@@ -19,7 +18,7 @@ use crate::overrides::Override;
 use crate::recipe::{Place, Recipe, place};
 use crate::report::{Progress, Report, TensorLine};
 use crate::rows::Job;
-use crate::write::{encode_tensor, spec_bytes, thread_pool};
+use crate::write::{by_size, encode_tensor, name_parts, spec_bytes, thread_pool};
 
 /// What to quantize, and how.
 #[derive(Clone, Debug)]
@@ -228,33 +227,7 @@ fn parts(
     } else {
         by_size(specs, options.split_max_size.unwrap_or(u64::MAX))
     };
-    let output = output(options, input, metadata);
-    if groups.len() == 1 {
-        return Ok(groups.into_iter().map(|specs| (output.clone(), specs)).collect());
-    }
-    let prefix = match parse_split_path(&output) {
-        Some((prefix, ..)) => prefix,
-        None if output.extension().is_some_and(|e| e == "gguf") => output.with_extension(""),
-        None => output,
-    };
-    let count = groups.len();
-    Ok(groups.into_iter().enumerate().map(|(i, specs)| (split_path(&prefix, i + 1, count), specs)).collect())
-}
-
-/// As many in a group, in order, as take no more than `limit` bytes, and one at least.
-fn by_size(specs: Vec<TensorSpec>, limit: u64) -> Vec<Vec<TensorSpec>> {
-    let (mut groups, mut group, mut used) = (Vec::new(), Vec::new(), 0u64);
-    for spec in specs {
-        let bytes = spec_bytes(&spec);
-        if !group.is_empty() && used.saturating_add(bytes) > limit {
-            groups.push(std::mem::take(&mut group));
-            used = 0;
-        }
-        used = used.saturating_add(bytes);
-        group.push(spec);
-    }
-    groups.push(group);
-    groups
+    Ok(name_parts(output(options, input, metadata), groups))
 }
 
 fn output(options: &QuantizeOptions, input: &Input, metadata: &[(String, MetaValue)]) -> PathBuf {
@@ -279,12 +252,6 @@ fn output(options: &QuantizeOptions, input: &Input, metadata: &[(String, MetaVal
 
 /// The output must not replace what it is made from.
 fn guard_inputs(options: &QuantizeOptions, input: &Input, parts: &[(PathBuf, Vec<TensorSpec>)]) -> Result<()> {
-    let real = |path: &Path| path.canonicalize().ok();
-    let read: HashSet<PathBuf> = input.paths().chain(options.imatrix.as_deref()).filter_map(real).collect();
-    match parts.iter().find(|(path, _)| real(path).is_some_and(|path| read.contains(&path))) {
-        Some((path, _)) => {
-            Err(Error::invalid(format!("the output would replace {}, which it is made from", path.display())))
-        }
-        None => Ok(()),
-    }
+    let read: Vec<&Path> = input.paths().chain(options.imatrix.as_deref()).collect();
+    parts.iter().try_for_each(|(path, _)| disk::keep_inputs(path, read.iter().copied()))
 }

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use mmada::gguf::{MetaArray, MetaValue};
+use mmada::gguf::MetaValue;
 use mmada::prompt::{ChatTemplate, MMADA_CHAT_TEMPLATE};
-use mmada::tokenizer::Tokenizer;
+use mmada::tokenizer::{Tokenizer, split_name, split_names};
 use mmada::{Error, Result};
 use serde_json::{Value, json};
 
@@ -38,7 +38,10 @@ pub struct TextTokenizer {
     tokens: BTreeMap<u32, Token>,
     ids: HashMap<String, u32>,
     merges: Vec<String>,
-    pre: &'static str,
+    /// llama.cpp's name for how text is split before the merges, where it has one.
+    split: Option<&'static str>,
+    /// Texts are changed before they are split.
+    normalizes: bool,
     config: Option<Object>,
 }
 
@@ -77,13 +80,15 @@ impl TextTokenizer {
                 return Err(Error::unsupported(file, reason));
             }
         }
+        let ignore_merges = model.bool("ignore_merges")?.unwrap_or(false);
         let mut tokenizer = TextTokenizer {
             file: file.to_owned(),
             json: String::new(),
             tokens: BTreeMap::new(),
             ids: HashMap::new(),
             merges: merges(&model)?,
-            pre: pre_tokenizer_name(root.get("pre_tokenizer")),
+            split: root.get("pre_tokenizer").and_then(|pre| split_name(&pre.to_string(), ignore_merges)),
+            normalizes: root.get("normalizer").is_some(),
             config: None,
         };
         let vocab = model.required("vocab", model.object("vocab")?)?;
@@ -207,32 +212,69 @@ impl TextTokenizer {
         Ok(Some(template.to_owned()))
     }
 
+    /// llama.cpp's name for how text is split before the merges, or the name that was `given`.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is none, or where the tokenizer does more to a text than split and merge;
+    /// `InvalidArgument` for a name that the runtime does not know.
+    pub fn ggml_split(&self, given: Option<&str>) -> Result<&'static str> {
+        let fail = |reason: &str| Err(Error::unsupported(&self.file, reason));
+        if self.normalizes {
+            return fail("the tokenizer normalizes texts, which llama.cpp's keys cannot say");
+        }
+        match (given, self.split) {
+            (Some(name), _) => split_names().find(|known| *known == name).ok_or_else(|| {
+                let known: Vec<&str> = split_names().collect();
+                Error::invalid(format!("--pre {name:?} is not one of {}", known.join(", ")))
+            }),
+            (None, Some(name)) => Ok(name),
+            (None, None) => fail("the tokenizer splits texts in a way that llama.cpp has no name for (see --pre)"),
+        }
+    }
+
     /// `tokenizer.*` metadata. `mask` is the id of the mask token.
     pub fn metadata(&self, chat_template: Option<String>, bos: u32, eos: u32, mask: u32) -> Vec<(String, MetaValue)> {
+        let mut out = vec![("tokenizer.huggingface.json".to_owned(), MetaValue::String(self.json.clone()))];
+        out.extend(chat_template.map(|t| ("tokenizer.chat_template".to_owned(), MetaValue::String(t))));
+        out.extend(self.ggml_lists(self.split.unwrap_or("default")));
+        let mut put = |key: &str, value: MetaValue| out.push((format!("tokenizer.ggml.{key}"), value));
+        put("bos_token_id", bos.into());
+        put("eos_token_id", eos.into());
+        put("mask_token_id", mask.into());
+        put("padding_token_id", self.configured("pad_token").unwrap_or(eos).into());
+        put("add_bos_token", false.into());
+        out
+    }
+
+    /// The vocabulary in `tokenizer.ggml.*`, `pre` being the name of the split.
+    pub fn ggml_lists(&self, pre: &str) -> Vec<(String, MetaValue)> {
         let mut tokens = Vec::with_capacity(self.len() as usize);
         let mut kinds = Vec::with_capacity(self.len() as usize);
         for id in 0..self.len() {
             let (text, kind) = match self.tokens.get(&id) {
                 Some(token) => (token.text.clone(), token.kind),
-                None => (format!("[PAD{id}]"), UNUSED),
+                None => (self.unused_name(id), UNUSED),
             };
             tokens.push(text);
             kinds.push(kind);
         }
-        let mut out = vec![("tokenizer.huggingface.json", MetaValue::String(self.json.clone()))];
-        out.extend(chat_template.map(|t| ("tokenizer.chat_template", MetaValue::String(t))));
-        out.push(("tokenizer.ggml.model", "gpt2".into()));
-        out.push(("tokenizer.ggml.pre", self.pre.into()));
-        out.push(("tokenizer.ggml.tokens", MetaValue::Array(MetaArray::String(tokens))));
-        out.push(("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(kinds))));
-        out.push(("tokenizer.ggml.merges", MetaValue::Array(MetaArray::String(self.merges.clone()))));
-        out.push(("tokenizer.ggml.bos_token_id", MetaValue::U32(bos)));
-        out.push(("tokenizer.ggml.eos_token_id", MetaValue::U32(eos)));
-        out.push(("tokenizer.ggml.mask_token_id", MetaValue::U32(mask)));
-        let padding = self.configured("pad_token").unwrap_or(eos);
-        out.push(("tokenizer.ggml.padding_token_id", MetaValue::U32(padding)));
-        out.push(("tokenizer.ggml.add_bos_token", MetaValue::Bool(false)));
-        out.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+        let lists = [
+            ("model", "gpt2".into()),
+            ("pre", pre.into()),
+            ("tokens", MetaValue::from(tokens)),
+            ("token_type", MetaValue::from(kinds)),
+            ("merges", MetaValue::from(self.merges.clone())),
+        ];
+        lists.map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).into()
+    }
+
+    /// The name that llama.cpp's converter gives to an id without a token; no two ids may have one name.
+    fn unused_name(&self, id: u32) -> String {
+        let mut name = format!("[PAD{id}]");
+        while self.ids.contains_key(&name) {
+            name.push('_');
+        }
+        name
     }
 }
 
@@ -258,26 +300,14 @@ fn merges(model: &Object) -> Result<Vec<String>> {
     list.as_array().ok_or_else(wrong)?.iter().map(merge).collect()
 }
 
-/// llama.cpp's name for how text is split before the merges. Its "llada-moe" is the split of LLaDA's tokenizer, whose
-/// mark is that digits stand alone; "llama-bpe" takes up to three of them.
-fn pre_tokenizer_name(pre: Option<&Value>) -> &'static str {
-    let text = pre.map(Value::to_string).unwrap_or_default();
-    if text.contains("\\\\p{N}{1,3}") {
-        "llama-bpe"
-    } else if text.contains("|\\\\p{N}|") {
-        "llada-moe"
-    } else {
-        "default"
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mmada::gguf::MetaArray;
 
     fn tokenizer(added: Value) -> Result<TextTokenizer> {
         let json = json!({
-            "added_tokens": added, "pre_tokenizer": {"pattern": {"Regex": " ?\\p{L}+|\\p{N}|\\s+"}},
+            "added_tokens": added, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},
             "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "ba": 4}, "merges": [["a", "b"], "b a"]},
         });
         TextTokenizer::parse(json.to_string(), "tokenizer.json")
@@ -307,7 +337,12 @@ mod tests {
         assert_eq!(strings("tokenizer.ggml.tokens"), "a,b,ab,[PAD3],ba,[PAD5],<u>");
         assert_eq!(strings("tokenizer.ggml.merges"), "a b,b a");
         assert_eq!(metadata["tokenizer.ggml.token_type"], MetaValue::Array(MetaArray::I32(vec![1, 1, 1, 5, 1, 5, 4])));
-        assert_eq!(metadata["tokenizer.ggml.pre"], MetaValue::String("llada-moe".into()));
+        assert_eq!(metadata["tokenizer.ggml.pre"], MetaValue::String("gpt-2".into()));
+        let clash = tokenizer(json!([{"id": 6, "content": "[PAD5]", "special": true}])).unwrap();
+        assert_eq!(
+            clash.ggml_lists("gpt-2")[2].1,
+            MetaValue::from(["a", "b", "ab", "[PAD3]", "ba", "[PAD5]_", "[PAD5]"].map(str::to_owned).to_vec())
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What every command that writes a model does with a tensor.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mmada::gguf::{SplitWriter, TensorSpec, Writer};
+use mmada::gguf::{SplitWriter, TensorSpec, Writer, parse_split_path, split_path};
 use mmada::{Error, Result};
 use rayon::ThreadPool;
 
@@ -40,6 +41,36 @@ pub fn spec_bytes(spec: &TensorSpec) -> u64 {
     let cols = spec.dims.first().copied().unwrap_or(1);
     let rows: usize = spec.dims.iter().skip(1).product();
     rows as u64 * spec.dtype.row_bytes(cols).unwrap_or(0) as u64
+}
+
+/// As many in a group, in order, as take no more than `limit` bytes, and one at least.
+pub fn by_size(specs: Vec<TensorSpec>, limit: u64) -> Vec<Vec<TensorSpec>> {
+    let (mut groups, mut group, mut used) = (Vec::new(), Vec::new(), 0u64);
+    for spec in specs {
+        let bytes = spec_bytes(&spec);
+        if !group.is_empty() && used.saturating_add(bytes) > limit {
+            groups.push(std::mem::take(&mut group));
+            used = 0;
+        }
+        used = used.saturating_add(bytes);
+        group.push(spec);
+    }
+    groups.push(group);
+    groups
+}
+
+/// The files of an output with some tensors in each: the output itself if it is one, else numbered parts.
+pub fn name_parts(output: PathBuf, groups: Vec<Vec<TensorSpec>>) -> Vec<(PathBuf, Vec<TensorSpec>)> {
+    if groups.len() == 1 {
+        return groups.into_iter().map(|specs| (output.clone(), specs)).collect();
+    }
+    let prefix = match parse_split_path(&output) {
+        Some((prefix, ..)) => prefix,
+        None if output.extension().is_some_and(|e| e == "gguf") => output.with_extension(""),
+        None => output,
+    };
+    let count = groups.len();
+    groups.into_iter().enumerate().map(|(i, specs)| (split_path(&prefix, i + 1, count), specs)).collect()
 }
 
 /// Encodes one tensor into `out` and tells of it. `done` counts the bytes written, of a total.

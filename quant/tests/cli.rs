@@ -158,3 +158,50 @@ fn a_write_that_fails_leaves_nothing_behind() {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }
+
+#[test]
+fn an_importance_matrix_is_measured_and_used_in_two_commands() {
+    let fixture = Fixture::tiny();
+    fixture.convert(mmada::gguf::GgmlType::F16);
+    fixture.write("data.jsonl", "{\"prompt\": \"Why?\", \"answer\": \"Because.\"}\n");
+    let (model, data) = (fixture.output(), fixture.path("data.jsonl"));
+    let (model, data) = (model.to_str().unwrap(), data.to_str().unwrap());
+    let (matrix, out) = (fixture.path("imatrix.gguf"), fixture.path("q.gguf"));
+    let (matrix, out) = (matrix.to_str().unwrap(), out.to_str().unwrap());
+    let output = run(&["imatrix", model, "--data", data, "-o", matrix, "--states", "3", "-t", "2"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("15 matrices, 3 states (3 chat)") && said.lines().count() == 1, "{said}");
+    let output = run(&["--imatrix", matrix, model, out, "Q4_0"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("left to right"), "{}", stderr(&output));
+    for args in [&["imatrix", model, "--data", matrix][..], &["imatrix", "nowhere.gguf", "-o", out]] {
+        let output = run(args);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.starts_with("error: ") && said.lines().count() == 1, "{said}");
+    }
+}
+
+#[test]
+fn a_text_part_is_exported_with_a_note_and_only_to_what_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/mmada-shapes.gguf");
+    let out = folder.path().join("llada.gguf");
+    let out = out.to_str().unwrap();
+    let output = run(&["export", "--arch", "llada", demo, out]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(output.stdout.is_empty() && said.starts_with("note: left out: the image tokenizer"), "{said}");
+    assert_eq!(said.lines().count(), 1 + 48 + 1, "{said}");
+    let again = run(&["export", "--arch", "llada", out, "x.gguf"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(stderr(&again).contains("llada already") && stderr(&again).lines().count() == 1, "{}", stderr(&again));
+    for args in
+        [&["export", "--arch", "llama", demo, out][..], &["export", demo, out], &["export", "--arch", "llada", demo]]
+    {
+        assert_eq!(run(args).status.code(), Some(2), "{args:?}");
+    }
+    assert!(stderr(&run(&["export", "--arch", "llama", demo, out])).contains("possible values: llada"));
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+}

@@ -4,6 +4,8 @@ mod support;
 
 use mmada::gguf::GgmlType;
 use mmada::tensor::quantize;
+use mmada::{Context, ContextOptions, Model};
+use mmada_quantize::{ConvertOptions, Progress, TensorRule, convert};
 use support::{Fixture, Sizes, TYPES, Tensors, backbone_name, golden, read_tensors};
 
 /// The type of a backbone matrix of the golden checkpoint, whose rows fill every kind of block.
@@ -260,4 +262,40 @@ fn a_text_only_checkpoint_keeps_its_own_chat_template() {
         serde_json::from_slice(&std::fs::read(golden().join("tokenizer_config.json")).unwrap()).unwrap();
     assert_eq!(out.header.str("tokenizer.chat_template").unwrap(), config["chat_template"].as_str().unwrap());
     assert!(out.notes.is_empty(), "{:?}", out.notes);
+}
+
+#[test]
+fn a_checkpoint_converted_to_parts_with_an_8_bit_image_tokenizer_sees_and_draws_nearly_as_the_whole_one() {
+    let shapes = golden().with_file_name("mmada-shapes");
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole.gguf");
+    convert(&ConvertOptions::new(&shapes, &whole, GgmlType::F16), &mut |_| {}).unwrap();
+    let mut options = ConvertOptions::new(&shapes, folder.path().join("split.gguf"), GgmlType::F16);
+    options.split_max_size = Some(4_000_000);
+    options.types.tensor_types = vec![TensorRule::parse(r"^vq\.=q8_0").unwrap()];
+    let mut notes = Vec::new();
+    let report = convert(&options, &mut |progress| {
+        if let Progress::Note(note) = progress {
+            notes.push(note.to_owned());
+        }
+    });
+    let report = report.unwrap();
+    assert!(report.files.len() > 2 && report.files.iter().all(|file| file.is_file()), "{report:?}");
+    let sizes: u64 = report.files.iter().map(|file| file.metadata().unwrap().len()).sum();
+    assert_eq!(sizes, report.file_bytes);
+    assert!(notes.iter().any(|note| note.contains("vq.encoder.conv_in.weight is stored as F16")), "{notes:?}");
+
+    let contexts = [&whole, &report.files[1]]
+        .map(|file| Context::new(&Model::open(file).unwrap(), ContextOptions::default()).unwrap());
+    let small = contexts[1].model().header().tensors.iter().filter(|t| t.name.starts_with("vq."));
+    assert!(small.filter(|t| t.dtype == GgmlType::Q8_0).count() > 20);
+    let codes: Vec<u32> = (0..64u32).map(|i| i.wrapping_mul(2_654_435_761) >> 7 & 255).collect();
+    let [exact, rounded] = [0, 1].map(|i| contexts[i].decode_image(&codes, 8, 8).unwrap());
+    let difference: i64 =
+        exact.as_raw().iter().zip(rounded.as_raw()).map(|(a, b)| (i64::from(*a) - i64::from(*b)).abs()).sum();
+    let mean = difference as f64 / exact.as_raw().len() as f64;
+    assert!(mean > 0.0 && mean < 2.0, "the pixels differ by {mean} of 255");
+    let [exact, rounded] = [0, 1].map(|i| contexts[i].encode_image(&exact).unwrap());
+    let same = exact.iter().zip(&rounded).filter(|(a, b)| a == b).count();
+    assert!(same >= 60, "{same} of 64 codes are the same");
 }

@@ -18,9 +18,9 @@ use crate::generate::{
 };
 use crate::image::{self, Fit, RgbImage};
 use crate::kernels::Kernels;
-use crate::memory::{Budget, Charge, try_copy, try_vec};
+use crate::memory::{Budget, Charge, try_collect, try_copy, try_vec};
 pub use crate::mmap::Progress;
-use crate::model::{Compute, Run, SequenceRequest, State};
+use crate::model::{Compute, InputObserver, Observers, Run, SequenceRequest, State};
 use crate::parallel::{Exec, Threads};
 use crate::prompt::{ChatTemplate, Message, Vocabulary};
 use crate::tokenizer::Tokenizer;
@@ -228,12 +228,28 @@ impl Context {
                 }
             }
         };
+        let observers = Observers { layers: Some(&mut keep), inputs: None };
         let batch = [SequenceRequest { ids, rows: &[], vocab: 0..0 }];
         let mut state = self.inner.lock()?;
         let (model, exec) = (self.model(), self.exec(None));
         let run = Run::new(&exec, model.bytes(), self.compute());
-        model.transformer().forward(&run, &mut state, &batch, &mut [], Some(&mut keep))?;
+        model.transformer().forward(&run, &mut state, &batch, &mut [], observers)?;
         states
+    }
+
+    /// Runs the network on a batch and shows what each of its matrices is multiplied with, in the order of products:
+    /// statistics for quantizing. Logits are not computed, but the output head's input is shown for the wanted rows.
+    ///
+    /// # Errors
+    /// As [`Context::logits`].
+    pub fn observe_inputs(&self, batch: &[SequenceRequest], observe: InputObserver) -> Result<()> {
+        let without = batch.iter().map(|s| SequenceRequest { vocab: 0..0, ..s.clone() });
+        let batch = try_collect(without, "a batch of sequences")?;
+        let mut state = self.inner.lock()?;
+        let (model, exec) = (self.model(), self.exec(None));
+        let run = Run::new(&exec, model.bytes(), self.compute());
+        let observers = Observers { layers: None, inputs: Some(observe) };
+        model.transformer().forward(&run, &mut state, &batch, &mut [], observers)
     }
 
     /// The codes of a picture, row by row. Its sides are multiples of [`Model::downsampling`].
@@ -348,7 +364,7 @@ impl Engine for Inner {
         let mut state = self.lock()?;
         let exec = Engine::exec(self, cancel);
         let run = Run::new(&exec, self.model.bytes(), self.compute);
-        self.model.transformer().forward(&run, &mut state, batch, out, None)
+        self.model.transformer().forward(&run, &mut state, batch, out, Observers::default())
     }
     fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>> {
         let (images, bytes) = self.images()?;

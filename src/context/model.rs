@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::generate::{Defaults, ImageOptions, TextOptions};
-use crate::gguf::{Header, parse_split_path};
+use crate::gguf::{Architecture, Header, parse_split_path};
 use crate::mmap::{Mapping, Progress};
 use crate::model::{Config, Transformer};
 use crate::prompt::{self, ChatTemplate, Message, Vocabulary};
@@ -59,7 +59,8 @@ struct Inner {
 /// Built when first used: a vocabulary of 126 thousand entries takes longer to index than the file to open.
 struct Text {
     tokenizer: Tokenizer,
-    template: ChatTemplate,
+    /// `None` in a `llada` file without one: models that answer no questions.
+    template: Option<ChatTemplate>,
 }
 
 impl Model {
@@ -117,7 +118,7 @@ impl Model {
 
     fn from_parts(file: Mapping, header: Header) -> Result<Self> {
         let transformer = Transformer::from_header(&header)?;
-        let vocabulary = Vocabulary::from_header(&header)?;
+        let vocabulary = Vocabulary::from_header(&header, file.bytes())?;
         let defaults = Defaults::from_header(&header)?;
         let images = ImageTokenizer::from_header(&header, file.bytes())?;
         let image_size = image_size(&header, &vocabulary, images.as_ref())?;
@@ -192,8 +193,14 @@ impl Model {
     }
 
     /// The layout of conversations.
+    ///
+    /// # Errors
+    /// `Unsupported` for a model of text that came without one.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
-        Ok(&self.text()?.template)
+        self.text()?.template.as_ref().ok_or_else(|| {
+            let reason = "the model has no chat template (tokenizer.chat_template), so it cannot be asked questions";
+            Error::unsupported(self.file(), reason)
+        })
     }
 
     /// The ids of a chat, up to where the answer begins: what [`Context::text`](super::Context::text) puts before it.
@@ -220,11 +227,15 @@ impl Model {
             return Ok(text);
         }
         let h = &self.inner.header;
-        let tokenizer = Tokenizer::from_json(h.str("tokenizer.huggingface.json")?, h.file())?;
+        let architecture = h.architecture()?;
+        let tokenizer = match architecture {
+            Architecture::Mmada => Tokenizer::from_json(h.str("tokenizer.huggingface.json")?, h.file())?,
+            Architecture::Llada => Tokenizer::from_ggml(h, self.bytes())?,
+        };
         self.inner.vocabulary.check_tokenizer(&tokenizer, h.file())?;
         let template = match h.opt_str("tokenizer.chat_template")? {
-            Some(source) => ChatTemplate::new(source, h.file())?,
-            None => ChatTemplate::mmada(),
+            Some(source) => Some(ChatTemplate::new(source, h.file())?),
+            None => (architecture == Architecture::Mmada).then(ChatTemplate::mmada),
         };
         // two threads may build it at once; one of the two is kept
         Ok(self.inner.text.get_or_init(|| Text { tokenizer, template }))

@@ -3,7 +3,7 @@
 
 use super::{ImageOptions, TextOptions};
 use crate::error::{Error, Result};
-use crate::gguf::Header;
+use crate::gguf::{Architecture, Header};
 use crate::sampler::Schedule;
 
 /// Defaults of an answer or a description (`mmada.sampling.TASK.*`).
@@ -60,14 +60,24 @@ impl Default for Defaults {
 }
 
 impl Defaults {
-    /// Reads `mmada.sampling.*`; what the file leaves out is the 8B's.
+    /// Those of LLaDA's `generate.py`, for its models of text.
+    fn llada() -> Self {
+        let text = TextDefaults { gen_length: 128, steps: 128, block_length: 32, temperature: 0.0 };
+        Defaults { text, text_think: text, ..Self::default() }
+    }
+
+    /// Reads `mmada.sampling.*`; what the file leaves out is the 8B's, or LLaDA's in a
+    /// `llada` file.
     ///
     /// # Errors
     /// `Format` for a value of the wrong type, or that no request could have (a length of 0, steps that do not
     /// divide, a temperature below 0, an unknown schedule).
     pub fn from_header(header: &Header) -> Result<Self> {
         let reader = Reader { header };
-        let d = Self::default();
+        let d = match header.architecture()? {
+            Architecture::Mmada => Self::default(),
+            Architecture::Llada => Self::llada(),
+        };
         Ok(Defaults {
             text: reader.text("text", d.text)?,
             text_think: reader.text("text_think", d.text_think)?,
@@ -190,8 +200,9 @@ mod tests {
     fn header(metadata: &[(&str, MetaValue)]) -> Header {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.gguf");
+        let keys = metadata.iter().map(|(k, v)| (format!("mmada.sampling.{k}"), v.clone()));
         let metadata: Vec<(String, MetaValue)> =
-            metadata.iter().map(|(k, v)| (format!("mmada.sampling.{k}"), v.clone())).collect();
+            std::iter::once(("general.architecture".to_owned(), "mmada".into())).chain(keys).collect();
         Writer::create(&path, &metadata, &[]).unwrap().finish().unwrap();
         Header::parse(&std::fs::read(path).unwrap(), "m.gguf").unwrap()
     }

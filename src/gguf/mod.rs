@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod architecture;
 mod header;
 mod reader;
 mod split;
@@ -16,6 +17,7 @@ mod writer;
 #[cfg(test)]
 mod malformed;
 
+pub use architecture::Architecture;
 pub use header::{Header, TensorInfo};
 pub use split::{SplitWriter, is_split_key, parse_split_path, split_path};
 pub use types::GgmlType;

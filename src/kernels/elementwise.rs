@@ -35,16 +35,32 @@ pub fn silu_mul(exec: &Exec, gate: &mut [f32], up: &[f32]) {
     });
 }
 
+/// Which elements of a head of q and k are rotated with each other. Whoever orders the rows of the two matrices
+/// chooses it; it does not change what is computed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Pairs {
+    /// Element i and i + head_dim / 2 ("NeoX"): LLaDA's checkpoints.
+    #[default]
+    Halves,
+    /// Elements 2 i and 2 i + 1 (ggml's `GGML_ROPE_TYPE_NORMAL`): what llama.cpp's converter makes of them.
+    Neighbours,
+}
+
+/// The largest head that [`Pairs::Neighbours`] takes.
+pub const MAX_NEIGHBOURS_HEAD: usize = 1024;
+
 /// Angles of rotary position embedding (Su et al. 2021): cosine and sine of `position * theta^(-2 i / head_dim)`,
 /// computed in f32, [positions][head_dim / 2].
 pub struct Rope {
     half: usize,
+    pairs: Pairs,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
 impl Rope {
-    pub fn new(positions: usize, head_dim: usize, theta: f32) -> crate::error::Result<Self> {
+    pub fn new(positions: usize, head_dim: usize, theta: f32, pairs: Pairs) -> crate::error::Result<Self> {
+        assert!(pairs == Pairs::Halves || head_dim <= MAX_NEIGHBOURS_HEAD, "a head of {head_dim} elements");
         let half = head_dim / 2;
         const WHAT: &str = "rotary angles";
         let mut cos = try_vec(positions.saturating_mul(half), WHAT)?;
@@ -58,11 +74,12 @@ impl Rope {
                 sin[p * half + i] = s;
             }
         }
-        Ok(Rope { half, cos, sin })
+        Ok(Rope { half, pairs, cos, sin })
     }
 
-    /// Rotates every head of every row of `x`, [positions.len(), heads * head_dim], in place. Element i of a head is
-    /// paired with i + head_dim / 2 ("NeoX" pairing).
+    /// Rotates every head of every row of `x`, [positions.len(), heads * head_dim], in place. Afterwards element i of
+    /// a head and i + head_dim / 2 are a pair, whatever the order was before: so attention adds in one order, and a
+    /// model's numbers do not depend on how its file orders rows.
     pub fn apply(&self, exec: &Exec, x: &mut [f32], positions: &[u32]) {
         if positions.is_empty() {
             return;
@@ -73,6 +90,9 @@ impl Rope {
                 let at = p as usize * self.half;
                 let (cos, sin) = (&self.cos[at..at + self.half], &self.sin[at..at + self.half]);
                 for head in row.chunks_exact_mut(2 * self.half) {
+                    if self.pairs == Pairs::Neighbours {
+                        split_pairs(head);
+                    }
                     let (a, b) = head.split_at_mut(self.half);
                     for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                         (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
@@ -81,6 +101,17 @@ impl Rope {
             });
         });
     }
+}
+
+/// The first of all pairs of neighbours, then the second of all. Up to [`MAX_NEIGHBOURS_HEAD`] elements.
+fn split_pairs(head: &mut [f32]) {
+    let mut seconds = [0.0; MAX_NEIGHBOURS_HEAD / 2];
+    let half = head.len() / 2;
+    for i in 0..half {
+        seconds[i] = head[2 * i + 1];
+        head[i] = head[2 * i];
+    }
+    head[half..].copy_from_slice(&seconds[..half]);
 }
 
 /// `x = exp(x * scale - max)/sum` for every row of `x`, [n, d].

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::attention::Attention;
+use super::elementwise::Pairs;
 use super::isa::{self, Isa, LANES, Op};
 use super::*;
 use crate::parallel::{Exec, Threads};
@@ -482,7 +483,7 @@ fn rotary_positions_rotate_pairs_half_a_head_apart() {
     let threads = threads(2);
     let exec = Exec::new(&threads, Kernels::best(), None);
     let (heads, dim, positions) = (3, 10, [0u32, 1, 7, 40]);
-    let rope = elementwise::Rope::new(41, dim, 500_000.0).unwrap();
+    let rope = elementwise::Rope::new(41, dim, 500_000.0, Pairs::Halves).unwrap();
     let x = rng.floats(positions.len() * heads * dim);
     let mut y = x.clone();
     rope.apply(&exec, &mut y, &positions);
@@ -494,5 +495,21 @@ fn rotary_positions_rotate_pairs_half_a_head_apart() {
             assert!((f64::from(y[at]) - (a * angle.cos() - b * angle.sin())).abs() < 1e-4);
             assert!((f64::from(y[at + dim / 2]) - (b * angle.cos() + a * angle.sin())).abs() < 1e-4);
         }
+    }
+}
+
+#[test]
+fn a_file_s_order_of_rows_does_not_change_what_rotation_gives() {
+    let threads = threads(2);
+    let exec = Exec::new(&threads, Kernels::best(), None);
+    for (heads, dim) in [(3, 10), (1, 2), (2, elementwise::MAX_NEIGHBOURS_HEAD)] {
+        let positions = [3u32, 0, 39];
+        let mut halves = Random(10).floats(positions.len() * heads * dim);
+        let pair = |head: &[f32]| (0..dim).map(|i| head[i / 2 + i % 2 * (dim / 2)]).collect::<Vec<_>>();
+        let mut neighbours: Vec<f32> = halves.chunks_exact(dim).flat_map(pair).collect();
+        for (pairs, x) in [(Pairs::Halves, &mut halves), (Pairs::Neighbours, &mut neighbours)] {
+            elementwise::Rope::new(40, dim, 500_000.0, pairs).unwrap().apply(&exec, x, &positions);
+        }
+        assert_eq!(halves, neighbours, "{heads} heads of {dim}");
     }
 }

@@ -5,10 +5,10 @@ mod state;
 mod transformer;
 mod weights;
 
-pub use config::{ARCHITECTURE, Config};
+pub use config::Config;
 pub use state::State;
-pub use transformer::{LayerObserver, Run, SequenceRequest, Transformer};
-pub use weights::{TensorRef, Weights};
+pub use transformer::{InputObserver, LayerObserver, MatrixInput, Observers, Run, SequenceRequest, Transformer};
+pub use weights::{TensorRef, Weights, is_backbone};
 
 /// How products with F32, F16 and BF16 weights are computed. Quantized weights always take int8 activations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Compute;
 use super::config::Config;
 use super::state::State;
-use super::weights::{Layer, Weights};
+use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::kernels::attention::Attention;
@@ -36,6 +36,53 @@ impl SequenceRequest<'_> {
 /// Sees the residual stream [tokens, d_model] that enters each layer, and the final norm's output after the last.
 pub type LayerObserver<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
 
+/// Sees what every matrix is multiplied with.
+pub type InputObserver<'a> = &'a mut (dyn FnMut(&MatrixInput) + Send);
+
+/// What some matrices of the backbone are about to be multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub struct MatrixInput<'a> {
+    /// The block that they are in; `None` for the output head.
+    pub layer: Option<usize>,
+    /// Their names within it. Those that share an input come together: `attn_q`, `attn_k` and `attn_v`.
+    pub matrices: &'static [&'static str],
+    /// Row-major [rows, width]: a row for every token of the batch, one sequence after the other. At the output head
+    /// there is one for every wanted row instead; requests that follow each other with the same `vocab` come together.
+    pub x: &'a [f32],
+    pub width: usize,
+}
+
+impl MatrixInput<'_> {
+    /// The full name of one of the matrices, as the model file has it.
+    pub fn tensor(&self, matrix: &str) -> String {
+        match self.layer {
+            Some(layer) => format!("blk.{layer}.{matrix}.weight"),
+            None => format!("{matrix}.weight"),
+        }
+    }
+}
+
+/// Who looks on while the network runs; usually nobody.
+#[derive(Default)]
+pub struct Observers<'a> {
+    pub layers: Option<LayerObserver<'a>>,
+    pub inputs: Option<InputObserver<'a>>,
+}
+
+impl Observers<'_> {
+    fn layer(&mut self, layer: usize, x: &[f32]) {
+        if let Some(observe) = &mut self.layers {
+            observe(layer, x);
+        }
+    }
+
+    fn input(&mut self, layer: Option<usize>, matrices: &'static [&'static str], x: &[f32], width: usize) {
+        if let Some(observe) = &mut self.inputs {
+            observe(&MatrixInput { layer, matrices, x, width });
+        }
+    }
+}
+
 /// The backbone over a mapped file.
 pub struct Transformer {
     pub config: Config,
@@ -48,7 +95,8 @@ impl Transformer {
         let config = Config::from_header(h)?;
         let weights = Weights::from_header(h, &config)?;
         // a file may claim any context; the angles are only as many as can be used
-        let rope = Rope::new(config.context.min(MAX_POSITIONS), config.head_dim, config.rope_theta)?;
+        let positions = config.context.min(MAX_POSITIONS);
+        let rope = Rope::new(positions, config.head_dim, config.rope_theta, config.rope_pairs)?;
         Ok(Transformer { config, weights, rope })
     }
 
@@ -67,7 +115,7 @@ impl Transformer {
         state: &mut State,
         batch: &[SequenceRequest],
         logits: &mut [f32],
-        mut observe: Option<LayerObserver>,
+        mut observers: Observers,
     ) -> Result<()> {
         let tokens = self.check(batch, logits.len())?;
         let Run { exec, file, .. } = *run;
@@ -75,21 +123,17 @@ impl Transformer {
         exec.run(|| {
             self.embed(file, state, batch)?;
             let d = self.config.d_model;
-            for (n, layer) in self.weights.layers.iter().enumerate() {
+            for layer in 0..self.config.layers {
                 exec.check()?;
-                if let Some(observe) = &mut observe {
-                    observe(n, &state.x[..tokens * d]);
-                }
-                self.attention(run, layer, state, tokens)?;
-                self.feed_forward(run, layer, state, tokens)?;
+                observers.layer(layer, &state.x[..tokens * d]);
+                self.attention(run, layer, state, tokens, &mut observers)?;
+                self.feed_forward(run, layer, state, tokens, &mut observers)?;
             }
             exec.check()?;
             let norm = self.weights.output_norm.floats(file);
             rms_norm(exec, &state.x[..tokens * d], norm, self.config.rms_eps, &mut state.h[..tokens * d]);
-            if let Some(observe) = &mut observe {
-                observe(self.config.layers, &state.h[..tokens * d]);
-            }
-            self.output(run, state, batch, logits)?;
+            observers.layer(self.config.layers, &state.h[..tokens * d]);
+            self.output(run, state, batch, logits, &mut observers)?;
             exec.check()
         })
     }
@@ -144,11 +188,12 @@ impl Transformer {
     }
 
     /// `x += attn_output(attention(norm(x)))`
-    fn attention(&self, run: &Run, layer: &Layer, s: &mut State, tokens: usize) -> Result<()> {
-        let c = &self.config;
+    fn attention(&self, run: &Run, n: usize, s: &mut State, tokens: usize, observers: &mut Observers) -> Result<()> {
+        let (c, layer) = (&self.config, &self.weights.layers[n]);
         let (d, kv) = (tokens * c.d_model, tokens * c.kv_dim());
         let (q, k, v) = (&mut s.q[..d], &mut s.k[..kv], &mut s.v[..kv]);
         rms_norm(run.exec, &s.x[..d], layer.attn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
+        observers.input(Some(n), &["attn_q", "attn_k", "attn_v"], &s.h[..d], c.d_model);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.q.view(run.file), q, Epilogue::Store)?;
         run.project(&mut input, &layer.k.view(run.file), k, Epilogue::Store)?;
@@ -157,28 +202,39 @@ impl Transformer {
         self.rope.apply(run.exec, k, &s.positions[..tokens]);
         let shape = Attention { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, sequences: &s.sequences };
         shape.run(run.exec, q, k, v, &mut s.h[..d])?;
+        observers.input(Some(n), &["attn_output"], &s.h[..d], c.d_model);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add)
     }
 
     /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
-    fn feed_forward(&self, run: &Run, layer: &Layer, s: &mut State, tokens: usize) -> Result<()> {
-        let c = &self.config;
+    fn feed_forward(&self, run: &Run, n: usize, s: &mut State, tokens: usize, observers: &mut Observers) -> Result<()> {
+        let (c, layer) = (&self.config, &self.weights.layers[n]);
         let (d, ff) = (tokens * c.d_model, tokens * c.d_ff);
         rms_norm(run.exec, &s.x[..d], layer.ffn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
+        observers.input(Some(n), &["ffn_gate", "ffn_up"], &s.h[..d], c.d_model);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.gate.view(run.file), &mut s.gate[..ff], Epilogue::Store)?;
         run.project(&mut input, &layer.up.view(run.file), &mut s.up[..ff], Epilogue::Store)?;
         silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
+        observers.input(Some(n), &["ffn_down"], &s.gate[..ff], c.d_ff);
         let mut input = Input::new(&s.gate[..ff], c.d_ff, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.down.view(run.file), &mut s.x[..d], Epilogue::Add)
     }
 
     /// Logits of the wanted rows: they are gathered first (into `q`, free by now), then multiplied once per run of
     /// sequences that want the same part of the vocabulary.
-    fn output(&self, run: &Run, s: &mut State, batch: &[SequenceRequest], mut logits: &mut [f32]) -> Result<()> {
+    fn output(
+        &self,
+        run: &Run,
+        s: &mut State,
+        batch: &[SequenceRequest],
+        mut logits: &mut [f32],
+        observers: &mut Observers,
+    ) -> Result<()> {
         let d = self.config.d_model;
         let output = self.weights.output.view(run.file);
+        let name: &[&str] = if self.weights.is_tied() { &["token_embd"] } else { &["output"] };
         let mut first = 0;
         while first < batch.len() {
             let vocab = batch[first].vocab.clone();
@@ -193,6 +249,7 @@ impl Transformer {
                     to.copy_from_slice(&s.h[(place.start + row) * d..][..d]);
                 }
             }
+            observers.input(None, name, &s.q[..rows * d], d);
             let (y, later) = std::mem::take(&mut logits).split_at_mut(rows * vocab.len());
             logits = later;
             if !y.is_empty() {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::config::Config;
 use crate::error::{Error, Result};
-use crate::gguf::{GgmlType, Header};
+use crate::gguf::{Architecture, GgmlType, Header};
 use crate::kernels::has_int8;
 use crate::memory::try_push;
 use crate::tensor::{self, Matrix};
@@ -87,11 +87,23 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Whether the embedding is the output head too.
+    pub fn is_tied(&self) -> bool {
+        self.output.range == self.token_embd.range
+    }
+
     pub fn from_header(h: &Header, c: &Config) -> Result<Self> {
         let (d, kv, ff) = (c.d_model, c.kv_dim(), c.d_ff);
         let token_embd = TensorRef::matrix(h, "token_embd.weight", c.vocab, d)?;
         // Said by a flag: a file that lost its output matrix must not be taken for one that needs none.
-        let output = match h.opt_bool("mmada.weight_tying")?.unwrap_or(false) {
+        let tied = match h.architecture()? {
+            Architecture::Mmada => h.opt_bool("mmada.weight_tying")?.unwrap_or(false),
+            Architecture::Llada => {
+                check_names(h, c.layers)?;
+                h.tensor("output.weight").is_none() // its files have no such flag
+            }
+        };
+        let output = match tied {
             false => TensorRef::matrix(h, "output.weight", c.vocab, d)?,
             true => token_embd.clone(),
         };
@@ -115,5 +127,29 @@ impl Weights {
         }
         let output_norm = TensorRef::vector(h, "output_norm.weight", d)?;
         Ok(Weights { token_embd, layers, output_norm, output })
+    }
+}
+
+/// The matrices and norms of a block, as [`Weights::from_header`] names them.
+const LAYER: [&str; 9] =
+    ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"];
+
+/// Whether `name` is a tensor of a backbone of so many layers.
+pub fn is_backbone(name: &str, layers: usize) -> bool {
+    let Some(name) = name.strip_suffix(".weight") else { return false };
+    match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((n, what)) => n.parse().is_ok_and(|n: usize| n < layers) && LAYER.contains(&what),
+        None => ["token_embd", "output_norm", "output"].contains(&name),
+    }
+}
+
+/// An error where the file holds a tensor that would go unused: a bias, fused matrices, factors of the rotation.
+/// llama.cpp computes with all of them, and nothing but their names says that they are there.
+fn check_names(h: &Header, layers: usize) -> Result<()> {
+    match h.tensors.iter().find(|t| !is_backbone(&t.name, layers)) {
+        None => Ok(()),
+        Some(t) => {
+            Err(Error::unsupported(h.file(), format!("tensor {} is not one that this version computes", t.name)))
+        }
     }
 }

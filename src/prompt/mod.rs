@@ -3,6 +3,7 @@
 //! Special tokens come from templates and from the vocabulary's roles. Whatever a user supplies is plain text: a
 //! message that holds `<|eot_id|>` holds ten characters.
 
+mod llada;
 mod template;
 mod vocabulary;
 

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::gguf::{Header, Value};
+use crate::gguf::{Architecture, Header, Value};
 use crate::tokenizer::Tokenizer;
 
 /// Which ids are text, which are image codes, and which have a role in prompts.
@@ -52,18 +52,24 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Reads the partition from a model file's metadata (`mmada.vocab_size`, `mmada.image.*`, `mmada.token.*`).
+    /// Reads the partition from a model file's metadata: `mmada.vocab_size`, `mmada.image.*`, `mmada.token.*`, or
+    /// `tokenizer.ggml.*` in `llada` files. `bytes` is the file that was parsed.
     ///
     /// # Errors
     /// [`Error::Format`] where a key is missing, a role has an id beyond the embedding or among the image codes, or
     /// the image codes do not fit.
-    pub fn from_header(header: &Header) -> Result<Self> {
-        let rows = header.u32("mmada.vocab_size")?;
+    pub fn from_header(header: &Header, bytes: &[u8]) -> Result<Self> {
+        match header.architecture()? {
+            Architecture::Mmada => Self::mmada(header),
+            Architecture::Llada => super::llada::vocabulary(header, bytes),
+        }
+    }
+
+    fn mmada(header: &Header) -> Result<Self> {
+        let rows = header.vocabulary_rows()?;
         let codes = image_codes(header, rows)?;
-        let role = |name: &str| role(header, name, rows, &codes);
-        let need = |name: &str| {
-            role(name)?.ok_or_else(|| Error::format(header.file(), format!("metadata key {} is missing", key(name))))
-        };
+        let role = |name: &str| role(header, &key(name), rows, &codes);
+        let need = |name: &str| role(name)?.ok_or_else(|| missing(header, &key(name)));
         // A list of tokens may be padded to all rows, with names for image codes: text ends where the codes begin.
         let listed = match header.get("tokenizer.ggml.tokens") {
             Some(Value::Array(tokens)) => u32::try_from(tokens.len).unwrap_or(u32::MAX),
@@ -162,9 +168,13 @@ fn image_codes(header: &Header, rows: u32) -> Result<Range<u32>> {
     }
 }
 
-fn role(header: &Header, name: &str, rows: u32, codes: &Range<u32>) -> Result<Option<u32>> {
-    let key = key(name);
-    let Some(id) = header.opt_u32(&key)? else { return Ok(None) };
+pub(super) fn missing(header: &Header, key: &str) -> Error {
+    Error::format(header.file(), format!("metadata key {key} is missing"))
+}
+
+/// The id that `key` gives, if it is there: one of the vocabulary and no image code.
+pub(super) fn role(header: &Header, key: &str, rows: u32, codes: &Range<u32>) -> Result<Option<u32>> {
+    let Some(id) = header.opt_u32(key)? else { return Ok(None) };
     if id >= rows {
         return Err(Error::format(header.file(), format!("{key} is {id} but the vocabulary has {rows} ids")));
     }
@@ -181,8 +191,8 @@ mod tests {
     use crate::gguf::{MetaArray, MetaValue, Writer};
 
     fn header(keys: &[(&str, u32)], tokens: Option<usize>) -> Header {
-        let mut metadata: Vec<(String, MetaValue)> =
-            keys.iter().map(|&(key, value)| (key.to_owned(), MetaValue::U32(value))).collect();
+        let mut metadata: Vec<(String, MetaValue)> = vec![("general.architecture".to_owned(), "mmada".into())];
+        metadata.extend(keys.iter().map(|&(key, value)| (key.to_owned(), MetaValue::U32(value))));
         if let Some(count) = tokens {
             let names = (0..count).map(|i| format!("t{i}")).collect();
             metadata.push(("tokenizer.ggml.tokens".to_owned(), MetaValue::Array(MetaArray::String(names))));
@@ -207,7 +217,7 @@ mod tests {
     fn with(key: &str, value: Option<u32>) -> Result<Vocabulary> {
         let mut keys: Vec<_> = TINY.into_iter().filter(|k| k.0 != key).collect();
         keys.extend(value.map(|v| (key, v)));
-        Vocabulary::from_header(&header(&keys, None))
+        Vocabulary::from_header(&header(&keys, None), &[])
     }
 
     #[test]
@@ -221,10 +231,10 @@ mod tests {
 
     #[test]
     fn text_ends_with_the_list_of_tokens_or_at_the_codes() {
-        let text = |tokens| Vocabulary::from_header(&header(&TINY, Some(tokens))).unwrap().text;
+        let text = |tokens| Vocabulary::from_header(&header(&TINY, Some(tokens)), &[]).unwrap().text;
         assert_eq!((text(490), text(498), text(768)), (490, 498, 498));
         let no_images: Vec<_> = TINY.into_iter().filter(|k| !k.0.contains("image")).collect();
-        let v = Vocabulary::from_header(&header(&no_images, Some(600))).unwrap();
+        let v = Vocabulary::from_header(&header(&no_images, Some(600)), &[]).unwrap();
         assert_eq!((v.text, v.codes, v.image_ids().len()), (600, 0, 0));
     }
 

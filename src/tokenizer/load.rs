@@ -16,10 +16,23 @@ pub(super) type PlainBpe =
 
 type Merge = (String, String);
 
+/// What a tokenizer is made of, checked part by part.
+#[derive(Default)]
+pub(super) struct Parts {
+    /// Tokens in the byte alphabet; added tokens may be among them.
+    pub vocab: HashMap<String, u32>,
+    pub merges: Vec<Merge>,
+    pub ignore_merges: bool,
+    /// With them, whether each is special.
+    pub added: Vec<(AddedToken, bool)>,
+    pub pre_tokenizer: Option<PreTokenizerWrapper>,
+    pub normalizer: Option<NormalizerWrapper>,
+}
+
 /// The largest published vocabularies take 33 MB.
 const MAX_JSON_BYTES: usize = 48 << 20;
 /// Ids index a table.
-const MAX_IDS: u64 = 1 << 22;
+pub(super) const MAX_IDS: u64 = 1 << 22;
 const MAX_PATTERN_BYTES: usize = 4096;
 
 pub(super) fn tokenizer(json: &str, file: &str) -> Result<Tokenizer> {
@@ -33,30 +46,17 @@ pub(super) fn tokenizer(json: &str, file: &str) -> Result<Tokenizer> {
 
     loader.check_decoder(root.get("decoder"))?;
     loader.check_model(&model)?;
-    let mut vocab = loader.vocab(model.remove("vocab"))?;
-    let merges = loader.merges(model.remove("merges"), &vocab)?;
-    let added = loader.added_tokens(root.remove("added_tokens"))?;
-    loader.check_ids(&vocab, &added)?;
-    let entries = entries(&vocab, &added)?;
-
-    // Plain text never gives an added token, also where whole words are looked up before merging.
-    for name in not_mergeable(&added, &merges) {
-        vocab.remove(name);
-    }
-    let ignore_merges = model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false);
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), merges)
-        .ignore_merges(ignore_merges)
-        .cache_capacity(0) // it would live in the caller's threads for good, and prompts are short
-        .build()
-        .map_err(|e| loader.bad(format!("cannot be built: {e}")))?;
-    let mut bpe = PlainBpe::new(bpe);
-    bpe.with_pre_tokenizer(Some(loader.pre_tokenizer(root.remove("pre_tokenizer"))?));
-    bpe.with_normalizer(loader.normalizer(root.remove("normalizer"))?)
-        .map_err(|e| loader.bad(format!("cannot be built: {e}")))?;
-    let added: Vec<AddedToken> = added.into_iter().map(|(token, _)| token).collect();
-    let added_ids = added.iter().map(|token| (token.content.clone(), token.id)).collect();
-    Ok(Tokenizer { bpe, entries, added: AddedTokens::new(added), added_ids })
+    let vocab = loader.vocab(model.remove("vocab"))?;
+    loader.check_bytes(&vocab)?;
+    let Some(Value::Array(merges)) = model.remove("merges") else { return Err(loader.bad("has no merges")) };
+    loader.build(Parts {
+        merges: loader.merges(merges.into_iter().map(pair), &vocab)?,
+        ignore_merges: model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false),
+        added: loader.added_tokens(root.remove("added_tokens"))?,
+        pre_tokenizer: Some(loader.pre_tokenizer(root.remove("pre_tokenizer"))?),
+        normalizer: loader.normalizer(root.remove("normalizer"))?,
+        vocab,
+    })
 }
 
 /// The added tokens that no merge needs. A single character is needed: it may be a byte.
@@ -87,16 +87,43 @@ fn entries(vocab: &HashMap<String, u32>, added: &[(AddedToken, bool)]) -> Result
 }
 
 /// The file's name, and the checks of each part.
-struct Loader<'a> {
+pub(super) struct Loader<'a> {
     file: &'a str,
 }
 
-impl Loader<'_> {
-    fn bad(&self, reason: impl Display) -> Error {
+impl<'a> Loader<'a> {
+    pub(super) fn new(file: &'a str) -> Self {
+        Loader { file }
+    }
+
+    /// What the parts make together.
+    pub(super) fn build(&self, parts: Parts) -> Result<Tokenizer> {
+        let Parts { mut vocab, merges, ignore_merges, added, pre_tokenizer, normalizer } = parts;
+        self.check_ids(&vocab, &added)?;
+        let entries = entries(&vocab, &added)?;
+        // Plain text never gives an added token, also where whole words are looked up before merging.
+        for name in not_mergeable(&added, &merges) {
+            vocab.remove(name);
+        }
+        let bpe = BPE::builder()
+            .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), merges)
+            .ignore_merges(ignore_merges)
+            .cache_capacity(0) // it would live in the caller's threads for good, and prompts are short
+            .build()
+            .map_err(|e| self.bad(format!("cannot be built: {e}")))?;
+        let mut bpe = PlainBpe::new(bpe);
+        bpe.with_pre_tokenizer(pre_tokenizer);
+        bpe.with_normalizer(normalizer).map_err(|e| self.bad(format!("cannot be built: {e}")))?;
+        let added: Vec<AddedToken> = added.into_iter().map(|(token, _)| token).collect();
+        let added_ids = added.iter().map(|token| (token.content.clone(), token.id)).collect();
+        Ok(Tokenizer { bpe, entries, added: AddedTokens::new(added), added_ids })
+    }
+
+    pub(super) fn bad(&self, reason: impl Display) -> Error {
         Error::format(self.file, format!("the tokenizer {reason}"))
     }
 
-    fn unsupported(&self, reason: impl Display) -> Error {
+    pub(super) fn unsupported(&self, reason: impl Display) -> Error {
         Error::unsupported(self.file, format!("the tokenizer {reason}, which is not supported"))
     }
 
@@ -127,28 +154,42 @@ impl Loader<'_> {
 
     fn vocab(&self, vocab: Option<Value>) -> Result<HashMap<String, u32>> {
         let Some(Value::Object(vocab)) = vocab else { return Err(self.bad("has no vocab")) };
-        let mut ids = HashMap::new();
-        ids.try_reserve(vocab.len()).map_err(|_| Error::OutOfMemory {
-            what: "the tokenizer's vocabulary".to_owned(),
-            bytes: vocab.len().saturating_mul(size_of::<(String, u32)>()),
-        })?;
+        let mut ids = self.names(vocab.len())?;
         for (name, id) in vocab {
             let id = self.id(&name, &id)?;
             ids.insert(name, id);
         }
+        Ok(ids)
+    }
+
+    /// Room for the ids of `count` names.
+    pub(super) fn names(&self, count: usize) -> Result<HashMap<String, u32>> {
+        let mut ids = HashMap::new();
+        ids.try_reserve(count).map_err(|_| Error::OutOfMemory {
+            what: "the tokenizer's vocabulary".to_owned(),
+            bytes: count.saturating_mul(size_of::<(String, u32)>()),
+        })?;
+        Ok(ids)
+    }
+
+    /// Every text can be written with the vocabulary.
+    pub(super) fn check_bytes(&self, ids: &HashMap<String, u32>) -> Result<()> {
         let missing = (0..256).find(|&b| !ids.contains_key(bytes::ALPHABET[b].encode_utf8(&mut [0; 4]) as &str));
         match missing {
-            None => Ok(ids),
+            None => Ok(()),
             Some(byte) => Err(self.unsupported(format!("has no token for the byte 0x{byte:02x}"))),
         }
     }
 
-    /// Pairs of tokens, both written ways: `["a", "b"]` and `"a b"`.
-    fn merges(&self, merges: Option<Value>, vocab: &HashMap<String, u32>) -> Result<Vec<Merge>> {
-        let Some(Value::Array(merges)) = merges else { return Err(self.bad("has no merges")) };
+    /// Pairs of tokens; `None` stands for what is no pair.
+    pub(super) fn merges(
+        &self,
+        merges: impl Iterator<Item = Option<Merge>>,
+        vocab: &HashMap<String, u32>,
+    ) -> Result<Vec<Merge>> {
         let mut pairs = Vec::new();
-        for (i, merge) in merges.into_iter().enumerate() {
-            let Some((a, b)) = pair(merge) else { return Err(self.bad(format!("has a merge {i} that is no pair"))) };
+        for (i, merge) in merges.enumerate() {
+            let Some((a, b)) = merge else { return Err(self.bad(format!("has a merge {i} that is no pair"))) };
             let merged = format!("{a}{b}");
             if let Some(unknown) = [&a, &b, &merged].into_iter().find(|t| !vocab.contains_key(*t)) {
                 return Err(self.bad(format!("has a merge {i} with {}, which is no token", quoted(unknown))));
@@ -219,7 +260,7 @@ impl Loader<'_> {
         serde_json::from_value(normalizer).map(Some).map_err(|e| self.bad(format!("has a bad normalizer: {e}")))
     }
 
-    fn pre_tokenizer(&self, pre_tokenizer: Option<Value>) -> Result<PreTokenizerWrapper> {
+    pub(super) fn pre_tokenizer(&self, pre_tokenizer: Option<Value>) -> Result<PreTokenizerWrapper> {
         let value = pre_tokenizer.unwrap_or(Value::Null);
         let known = ["Split", "ByteLevel", "Digits", "Punctuation"];
         let steps = self.check_steps(&value, "pre_tokenizer", "pretokenizers", &known)?;
@@ -248,6 +289,7 @@ impl Loader<'_> {
     }
 }
 
+/// Both written ways: `["a", "b"]` and `"a b"`.
 fn pair(merge: Value) -> Option<Merge> {
     match merge {
         Value::String(merge) => {
@@ -267,7 +309,7 @@ fn kind(value: &Value) -> &str {
 }
 
 /// A string of the file inside a message: quoted, and not its megabytes.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{:?}...", &text[..end]),
         None => format!("{text:?}"),

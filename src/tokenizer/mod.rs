@@ -5,14 +5,20 @@
 //! it is ten harmless characters.
 
 mod bytes;
+mod ggml;
 mod load;
+mod split;
 
 use std::collections::HashMap;
 use std::str::Utf8Chunk;
 
 use tokenizers::Model;
 
+pub(crate) use ggml::{TOKEN_TYPES, UNUSED};
+pub use split::{split_name, split_names};
+
 use crate::error::{Error, Result};
+use crate::gguf::Header;
 use crate::memory::{try_copy, try_extend, try_grow, try_with_capacity};
 
 /// What to do with text that looks like a special token.
@@ -58,6 +64,16 @@ impl Tokenizer {
     /// [`Error::Unsupported`] for another kind of tokenizer.
     pub fn from_json(json: &str, file: &str) -> Result<Self> {
         load::tokenizer(json, file)
+    }
+
+    /// Builds the tokenizer from the keys `tokenizer.ggml.*` that llama.cpp's converter writes. `bytes` is the file
+    /// that was parsed.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_json`]; [`Error::Unsupported`] also for a split (`tokenizer.ggml.pre`) that is not one of
+    /// [`split_names`].
+    pub fn from_ggml(header: &Header, bytes: &[u8]) -> Result<Self> {
+        ggml::tokenizer(header, bytes)
     }
 
     /// The ids of a text. No token is added at either end.

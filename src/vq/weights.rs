@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, Header, TensorInfo};
 use crate::parallel::try_vec;
-use crate::tensor::Matrix;
+use crate::tensor::{self, Matrix};
 
 /// A vector of f32, one per channel.
 #[derive(Clone, Debug)]
@@ -53,8 +53,8 @@ impl ConvWeights {
     pub fn find(header: &Header, name: &str, kernel: usize, inputs: usize, outputs: usize) -> Result<ConvWeights> {
         let weight = format!("vq.{name}.weight");
         let info = find(header, &weight, &[kernel * kernel * inputs, outputs])?;
-        if !info.dtype.is_float() {
-            let reason = format!("tensor {weight} is {}; F32, F16 and BF16 are supported here", info.dtype);
+        if !info.dtype.is_float() && info.dtype != GgmlType::Q8_0 {
+            let reason = format!("tensor {weight} is {}; F32, F16, BF16 and Q8_0 are supported here", info.dtype);
             return Err(Error::unsupported(header.file(), reason));
         }
         let bias = Floats::find(header, format!("vq.{name}.bias"), outputs)?;
@@ -69,17 +69,9 @@ impl ConvWeights {
 
     /// The weights as f32.
     pub fn dense(&self, bytes: &[u8]) -> Result<Vec<f32>> {
-        let data = self.matrix(bytes)?.data();
-        let width = self.dtype.block_bytes();
-        let mut out = try_vec::<f32>(data.len() / width, &self.name)?;
-        for (o, b) in out.iter_mut().zip(data.chunks_exact(width)) {
-            *o = match *b {
-                [a, b] if self.dtype == GgmlType::F16 => half::f16::from_le_bytes([a, b]).to_f32(),
-                [a, b] => half::bf16::from_le_bytes([a, b]).to_f32(),
-                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-                _ => return Err(Error::Internal(format!("tensor {} is no float matrix", self.name))),
-            };
-        }
+        let matrix = self.matrix(bytes)?;
+        let mut out = try_vec::<f32>(matrix.rows() * matrix.cols(), &self.name)?;
+        tensor::dequantize(self.dtype, matrix.data(), &mut out)?;
         Ok(out)
     }
 

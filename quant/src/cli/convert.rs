@@ -6,7 +6,7 @@ use clap::Args;
 use mmada::Result;
 use mmada_quantize::{ConvertOptions, Recipe, convert};
 
-use super::{ShowArgs, TYPES_HELP, TypeArgs, told};
+use super::{ShowArgs, TYPES_HELP, TypeArgs, parse_size, told};
 
 #[derive(Args)]
 #[command(after_help = TYPES_HELP)]
@@ -17,6 +17,9 @@ pub struct ConvertArgs {
     /// The file to write [default: named by the GGUF naming convention, in the working directory]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Split the output in parts of up to so many bytes, as in 500M or 4G
+    #[arg(long, value_name = "N(M|G)", value_parser = parse_size)]
+    split_max_size: Option<u64>,
     /// What the tensors are stored as; norms stay F32, the image tokenizer is F16
     #[arg(long = "type", value_name = "TYPE", value_parser = Recipe::from_name)]
     recipe: Recipe,
@@ -46,6 +49,7 @@ pub fn run(args: ConvertArgs) -> Result<()> {
         let options = ConvertOptions {
             checkpoint: args.checkpoint,
             output: args.output,
+            split_max_size: args.split_max_size,
             types: args.types.options(args.recipe),
             imatrix: args.types.imatrix,
             allow_nonfinite: args.types.allow_nonfinite,

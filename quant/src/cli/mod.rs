@@ -2,6 +2,8 @@
 
 pub mod compare;
 pub mod convert;
+pub mod imatrix;
+pub mod export;
 pub mod quantize;
 pub mod synth;
 
@@ -160,4 +162,27 @@ fn summary(report: &Report) -> String {
         if report.has_images { "" } else { ", no image tokenizer" },
         report.seconds.as_secs_f64()
     )
+}
+
+/// Bytes: a number with M or G, in powers of ten as gguf-split has them.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['G', 'g']) {
+        Some(number) => (number, 1_000_000_000),
+        None => (text.strip_suffix(['M', 'm']).ok_or("expected a number and M or G")?, 1_000_000),
+    };
+    let bytes = number.parse::<u64>().ok().filter(|&n| n > 0).and_then(|n| n.checked_mul(unit));
+    bytes.ok_or_else(|| format!("{number} is no usable number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_a_unit() {
+        assert_eq!((parse_size("500M"), parse_size("4g")), (Ok(500_000_000), Ok(4_000_000_000)));
+        for text in ["", "5", "M", "-1M", "0G", "99999999999999G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
 }

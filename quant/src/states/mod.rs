@@ -174,6 +174,16 @@ impl Default for StateOptions {
     }
 }
 
+impl StateOptions {
+    /// `Cancelled` once the flag is set.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &self.cancel {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// States of the samples in `files`, or of the model's own life if there is none. `progress` is told how many of how
 /// many samples are done; an error of its own ends the work.
 ///
@@ -209,7 +219,7 @@ pub fn sample_states(context: &Context, sample: &Sample, index: usize, options: 
         return Err(Error::invalid(format!("{}: needs pictures, but {file} has no image tokenizer", sample.origin)));
     }
     let seed = options.seed.wrapping_add(index as u64);
-    let maker = Maker { context, sample, seed, cancel: options.cancel.as_deref() };
+    let maker = Maker { context, sample, seed, options };
     let ratios = ratios(options, index);
     let mut states = match sample.task {
         Task::Draw => draw::states(&maker, &ratios),
@@ -237,26 +247,19 @@ struct Maker<'a> {
     sample: &'a Sample,
     /// Of all random numbers of this sample.
     seed: u64,
-    cancel: Option<&'a AtomicBool>,
+    options: &'a StateOptions,
 }
 
 impl Maker<'_> {
-    fn check(&self) -> Result<()> {
-        match self.cancel {
-            Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Cancelled),
-            _ => Ok(()),
-        }
-    }
-
     /// One step of what the model generates.
     fn step(&self, generation: &mut Generation) -> Result<Step> {
-        self.check()?;
+        self.options.check()?;
         generation.step()
     }
 
     /// The logits of each sequence of a batch.
     fn logits(&self, batch: &[SequenceRequest]) -> Result<Vec<Vec<f32>>> {
-        self.check()?;
+        self.options.check()?;
         self.context.logits(batch)
     }
 
