@@ -2,8 +2,8 @@
 
 pub mod compare;
 pub mod convert;
-pub mod imatrix;
 pub mod export;
+pub mod imatrix;
 pub mod quantize;
 pub mod synth;
 
