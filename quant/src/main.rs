@@ -12,8 +12,8 @@ use mmada::{Error, Result};
 
 use cli::compare::CompareArgs;
 use cli::convert::ConvertArgs;
-use cli::imatrix::ImatrixArgs;
 use cli::export::ExportArgs;
+use cli::imatrix::ImatrixArgs;
 use cli::quantize::QuantizeArgs;
 use cli::say;
 use cli::synth::SynthArgs;

@@ -95,6 +95,21 @@ fn quantizing_is_called_as_llama_quantize_is() {
 }
 
 #[test]
+fn options_may_stand_anywhere() {
+    let (folder, file) = synthetic();
+    let out = folder.path().join("out.gguf").to_str().unwrap().to_owned();
+    for args in [
+        &[&file, "--pure", &out, "Q4_K_M", "2"][..],
+        &[&file, &out, "--pure", "Q4_K_M", "-q", "2"],
+        &[&file, "--dry-run", "Q4_K_M"],
+        &[&file, &out, "Q4_K_M", "--tensor-type", "attn_q=q8_0"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
 fn a_dry_run_prints_its_table_to_stdout() {
     let (folder, file) = synthetic();
     let output = run(&["--dry-run", &file, "Q5_K_M"]);
@@ -115,6 +130,9 @@ fn what_cannot_be_quantized_ends_with_exit_code_2_and_one_sentence() {
         &[&file, &out, "Q9_K"][..],
         &[&file, &out],
         &[&file, &out, "Q8_0", "many"],
+        &[&file, &out, "Q8_0", "1000000000"],
+        &[&file, &out, "COPY", "--pure"],
+        &[&file, &out, "COPY", "--tensor-type", "attn_q=q8_0"],
         &[&file, &file, "Q8_0"],
         &["nowhere.gguf", &out, "Q8_0"],
         &["--imatrix", "nowhere", &file, &out, "Q4_K_M"],
