@@ -1,0 +1,31 @@
+// Asks a question about a picture: look MODEL.gguf PICTURE QUESTION
+package main
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+
+	"github.com/libmmada/libmmada/bindings/go"
+)
+
+func main() {
+	model, err := mmada.Open(os.Args[1], nil)
+	check(err)
+	defer model.Close()
+	c, err := model.NewContext(nil)
+	check(err)
+	defer c.Close()
+	picture, err := mmada.ReadImage(os.Args[2])
+	check(err)
+	answer, err := c.Ask(context.Background(), os.Args[3], picture)
+	check(err)
+	fmt.Println(answer)
+}
+
+func check(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}

@@ -1,0 +1,3 @@
+module github.com/libmmada/libmmada/bindings/go
+
+go 1.24
