@@ -110,6 +110,17 @@ fn options_may_stand_anywhere() {
 }
 
 #[test]
+fn a_rule_that_no_matrix_matches_is_remarked_on() {
+    let (_folder, file) = synthetic();
+    let rules = ["attn_q=Q5_0", "atn_v=Q8_0", "attn_norm=F16"].map(|rule| ["--tensor-type", rule]);
+    let output = run(&[&["-q", &file, "Q4_K_M"], rules.as_flattened()].concat());
+    let said = stderr(&output);
+    let idle: Vec<&str> = said.lines().filter(|line| line.contains("does nothing")).collect();
+    assert!(output.status.success() && idle.len() == 2, "{said}");
+    assert!(idle[0].contains("atn_v=Q8_0") && idle[1].contains("attn_norm=F16"), "{said}");
+}
+
+#[test]
 fn a_dry_run_prints_its_table_to_stdout() {
     let (folder, file) = synthetic();
     let output = run(&["--dry-run", &file, "Q5_K_M"]);
@@ -193,7 +204,11 @@ fn an_importance_matrix_is_measured_and_used_in_two_commands() {
     let output = run(&["--imatrix", matrix, model, out, "Q4_0"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(!stderr(&output).contains("left to right"), "{}", stderr(&output));
-    for args in [&["imatrix", model, "--data", matrix][..], &["imatrix", "nowhere.gguf", "-o", out]] {
+    for args in [
+        &["imatrix", model, "--data", matrix][..],
+        &["imatrix", "nowhere.gguf", "-o", out],
+        &["--imatrix", matrix, model, out, "COPY"],
+    ] {
         let output = run(args);
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{said}");

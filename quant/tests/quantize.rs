@@ -424,26 +424,6 @@ fn the_output_is_never_one_of_the_inputs() {
 }
 
 #[test]
-fn a_rule_that_no_matrix_matches_is_remarked_on() {
-    let fixture = Fixture::deep();
-    let mut options = fixture.options("Q4_K_M");
-    let rules = ["attn_q=Q5_0", r"atn_v=Q8_0", "attn_norm=F16"].map(|rule| TensorRule::parse(rule).unwrap());
-    options.types = Some(TypeOptions { tensor_types: rules.into(), ..Recipe::from_name("Q4_K_M").unwrap().into() });
-    let (_, notes) = run(&options).unwrap();
-    let idle: Vec<&String> = notes.iter().filter(|n| n.contains("does nothing")).collect();
-    assert_eq!(idle.len(), 2, "{notes:?}");
-    assert!(idle[0].contains("atn_v=Q8_0") && idle[1].contains("attn_norm=F16"), "{notes:?}");
-}
-
-#[test]
-fn a_copy_takes_no_importance() {
-    let fixture = Fixture::tiny();
-    write_imatrix(&fixture.path("i.gguf"), &[("blk.0.attn_q.weight", importance(256))], 3.0, true);
-    let options = QuantizeOptions { types: None, imatrix: Some(fixture.path("i.gguf")), ..fixture.options("Q8_0") };
-    assert!(fixture.refusal(&options).contains("copying needs no importance"));
-}
-
-#[test]
 fn without_a_name_the_file_is_named_by_the_convention() {
     let fixture = Fixture::tiny();
     let mut options = fixture.options("Q5_0");
