@@ -9,6 +9,21 @@ use crate::kernels::Kernels;
 pub use crate::memory::try_vec;
 use crate::memory::{Budget, Charge};
 
+/// Far more than help, and so few that starting them does no harm.
+const MAX_THREADS: usize = 1024;
+
+/// The number of threads that `count` asks for: 0 means one per available core.
+///
+/// # Errors
+/// `InvalidArgument` for so many that starting them could exhaust the machine.
+pub fn thread_count(count: usize) -> Result<usize> {
+    match count {
+        0 => Ok(thread::available_parallelism().map_or(1, |n| n.get())),
+        n if n > MAX_THREADS => Err(Error::invalid(format!("{n} threads were asked for, the limit is {MAX_THREADS}"))),
+        n => Ok(n),
+    }
+}
+
 /// A thread pool. Results never depend on how many threads it has: work is split over outputs, never over
 /// the terms of a sum.
 ///
@@ -28,11 +43,7 @@ const STACK_BYTES: usize = 2 << 20;
 impl Threads {
     /// `count` 0 means one thread per available core.
     pub fn new(count: usize) -> Result<Self> {
-        let count = match count {
-            0 => thread::available_parallelism().map_or(1, |n| n.get()),
-            n if n > 1024 => return Err(Error::invalid(format!("{n} threads were asked for, the limit is 1024"))),
-            n => n,
-        };
+        let count = thread_count(count)?;
         let mut handles = Vec::new();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(count)

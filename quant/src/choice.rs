@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mmada::gguf::GgmlType;
+use mmada::gguf::{GgmlType, TensorSpec};
 use mmada::tensor::can_quantize;
 use mmada::{Error, Result};
 use regex::Regex;
@@ -124,6 +124,16 @@ impl TypeOptions {
             fallbacks.0.entry((wanted.name(), chosen.name(), cols)).or_default().push(name.to_owned());
         }
         Ok(chosen)
+    }
+
+    /// A sentence for every rule that matches no matrix of a model: most likely a slip.
+    pub fn idle<'a>(&'a self, specs: &'a [TensorSpec]) -> impl Iterator<Item = String> + 'a {
+        let used = |rule: &TensorRule| specs.iter().any(|t| t.dims.len() > 1 && rule.pattern.is_match(&t.name));
+        let idle = self.tensor_types.iter().filter(move |rule| !used(rule));
+        idle.map(|rule| {
+            let (pattern, dtype) = (&rule.pattern, rule.dtype);
+            format!("--tensor-type {pattern}={dtype} does nothing: no matrix has a name that matches")
+        })
     }
 
     fn wanted(&self, name: &str, place: Place, layers: usize, source: Option<GgmlType>) -> GgmlType {

@@ -97,6 +97,7 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> 
         None => None,
     };
     let specs: Vec<TensorSpec> = planned.iter().map(|t| t.spec.clone()).collect();
+    notes.extend(options.types.idle(&specs));
     let total: u64 = specs.iter().map(spec_bytes).sum();
     let groups = by_size(specs, options.split_max_size.unwrap_or(u64::MAX));
     let parts = name_parts(output(options, &metadata, &planned), groups);

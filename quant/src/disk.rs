@@ -1,8 +1,9 @@
 //! What is asked of the disk before an hour of work: room, and that nothing is lost.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use mmada::gguf::part_path;
 use mmada::{Error, Result};
 
 /// Fails if the file system of `output`'s folder has less than `bytes` left. A folder that does not exist is left to
@@ -25,13 +26,14 @@ pub fn require(output: &Path, bytes: u64) -> Result<()> {
     }
 }
 
-/// The output must not replace what it is made from.
+/// The output must not replace what it is made from, and neither must the file that it is until it is whole.
 ///
 /// # Errors
 /// `InvalidArgument` names the input.
 pub fn keep_inputs<'a>(output: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> Result<()> {
-    let Ok(output) = output.canonicalize() else { return Ok(()) };
-    match inputs.find(|input| input.canonicalize().is_ok_and(|input| input == output)) {
+    let replaced: Vec<PathBuf> =
+        [output, &part_path(output)].iter().filter_map(|path| path.canonicalize().ok()).collect();
+    match inputs.find(|input| input.canonicalize().is_ok_and(|input| replaced.contains(&input))) {
         Some(input) => {
             Err(Error::invalid(format!("the output would replace {}, which it is made from", input.display())))
         }

@@ -153,6 +153,7 @@ fn plan(options: &QuantizeOptions, input: &Input, notes: &mut Vec<String>) -> Re
         specs.push(TensorSpec { name: info.name.clone(), dtype, dims: info.dims.clone() });
     }
     notes.extend(fallbacks.notes());
+    notes.extend(options.types.iter().flat_map(|types| types.idle(&specs)));
     Ok(specs)
 }
 
@@ -185,6 +186,9 @@ fn check_source(options: &QuantizeOptions, file: &str, info: &TensorInfo, dtype:
 
 fn importance(options: &QuantizeOptions, input: &Input, notes: &mut Vec<String>) -> Result<Option<Imatrix>> {
     let Some(file) = &options.imatrix else { return Ok(None) };
+    if options.types.is_none() {
+        return Err(Error::invalid(format!("{}: copying needs no importance matrix", file.display())));
+    }
     let imatrix = Imatrix::read(file)?;
     let matrices = input.header.tensors.iter().filter(|info| info.dims.len() > 1);
     imatrix.check(matrices.map(|info| (info.name.as_str(), info.cols())), notes)?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mmada::gguf::{SplitWriter, TensorSpec, Writer, parse_split_path, split_path};
+use mmada::parallel::thread_count;
 use mmada::{Error, Result};
 use rayon::ThreadPool;
 
@@ -28,7 +29,11 @@ impl Sink for SplitWriter {
 }
 
 /// A pool of its own; 0 threads are one per core.
+///
+/// # Errors
+/// `InvalidArgument` for too many threads; `Internal` if they cannot be started.
 pub fn thread_pool(threads: usize) -> Result<ThreadPool> {
+    let threads = thread_count(threads)?;
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|i| format!("quantize-{i}"))

@@ -95,6 +95,32 @@ fn quantizing_is_called_as_llama_quantize_is() {
 }
 
 #[test]
+fn options_may_stand_anywhere() {
+    let (folder, file) = synthetic();
+    let out = folder.path().join("out.gguf").to_str().unwrap().to_owned();
+    for args in [
+        &[&file, "--pure", &out, "Q4_K_M", "2"][..],
+        &[&file, &out, "--pure", "Q4_K_M", "-q", "2"],
+        &[&file, "--dry-run", "Q4_K_M"],
+        &[&file, &out, "Q4_K_M", "--tensor-type", "attn_q=q8_0"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_rule_that_no_matrix_matches_is_remarked_on() {
+    let (_folder, file) = synthetic();
+    let rules = ["attn_q=Q5_0", "atn_v=Q8_0", "attn_norm=F16"].map(|rule| ["--tensor-type", rule]);
+    let output = run(&[&["-q", &file, "Q4_K_M"], rules.as_flattened()].concat());
+    let said = stderr(&output);
+    let idle: Vec<&str> = said.lines().filter(|line| line.contains("does nothing")).collect();
+    assert!(output.status.success() && idle.len() == 2, "{said}");
+    assert!(idle[0].contains("atn_v=Q8_0") && idle[1].contains("attn_norm=F16"), "{said}");
+}
+
+#[test]
 fn a_dry_run_prints_its_table_to_stdout() {
     let (folder, file) = synthetic();
     let output = run(&["--dry-run", &file, "Q5_K_M"]);
@@ -115,6 +141,9 @@ fn what_cannot_be_quantized_ends_with_exit_code_2_and_one_sentence() {
         &[&file, &out, "Q9_K"][..],
         &[&file, &out],
         &[&file, &out, "Q8_0", "many"],
+        &[&file, &out, "Q8_0", "1000000000"],
+        &[&file, &out, "COPY", "--pure"],
+        &[&file, &out, "COPY", "--tensor-type", "attn_q=q8_0"],
         &[&file, &file, "Q8_0"],
         &["nowhere.gguf", &out, "Q8_0"],
         &["--imatrix", "nowhere", &file, &out, "Q4_K_M"],
@@ -175,7 +204,11 @@ fn an_importance_matrix_is_measured_and_used_in_two_commands() {
     let output = run(&["--imatrix", matrix, model, out, "Q4_0"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(!stderr(&output).contains("left to right"), "{}", stderr(&output));
-    for args in [&["imatrix", model, "--data", matrix][..], &["imatrix", "nowhere.gguf", "-o", out]] {
+    for args in [
+        &["imatrix", model, "--data", matrix][..],
+        &["imatrix", "nowhere.gguf", "-o", out],
+        &["--imatrix", matrix, model, out, "COPY"],
+    ] {
         let output = run(args);
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{said}");

@@ -414,6 +414,13 @@ fn the_output_is_never_one_of_the_inputs() {
         options.output = Some(fixture.path("link.gguf"));
         assert!(fixture.refusal(&options).contains("would replace"));
     }
+    // Until it is whole the output has this name, which downloads that were not renamed have too.
+    fs::copy(fixture.path("in.gguf"), fixture.path("out.gguf.part")).unwrap();
+    options.input = fixture.path("out.gguf.part");
+    options.output = Some(fixture.path("out.gguf"));
+    let error = fixture.refusal(&options);
+    assert!(error.contains("would replace") && error.contains("out.gguf.part"), "{error}");
+    assert!(fs::read(fixture.path("in.gguf")).unwrap() == fs::read(fixture.path("out.gguf.part")).unwrap());
 }
 
 #[test]

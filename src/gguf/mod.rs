@@ -22,7 +22,7 @@ pub use header::{Header, TensorInfo};
 pub use split::{SplitWriter, is_split_key, parse_split_path, split_path};
 pub use types::GgmlType;
 pub use value::{ArrayRef, MetaArray, MetaValue, Value, ValueType};
-pub use writer::{TensorSpec, Writer};
+pub use writer::{TensorSpec, Writer, part_path};
 
 const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: usize = 32;

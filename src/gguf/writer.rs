@@ -1,6 +1,6 @@
 //! Writes GGUF v3 files: the header at once, the tensors' bytes as they come, under a temporary name until whole.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -240,6 +240,17 @@ fn unique<'a>(names: impl Iterator<Item = &'a str>) -> std::result::Result<(), &
     Ok(())
 }
 
+/// The name of the file that `Writer` writes before `target` gets its name. What has it is replaced.
+pub fn part_path(target: &Path) -> PathBuf {
+    target.with_file_name(part_name(target.file_name().unwrap_or_default()))
+}
+
+fn part_name(name: &OsStr) -> OsString {
+    let mut part = name.to_owned();
+    part.push(".part");
+    part
+}
+
 /// Creates and locks `NAME.part`. One that a killed process left is replaced; one that is being written is not.
 fn create_part(target: &Path) -> Result<(PathBuf, File)> {
     let shown = target.display();
@@ -256,9 +267,7 @@ fn create_part(target: &Path) -> Result<(PathBuf, File)> {
     if std::fs::metadata(target).is_ok_and(|old| !old.is_file()) {
         return Err(Error::invalid(format!("{shown}: this is a device or a pipe, not the name of a file")));
     }
-    let mut part_name = OsString::from(name);
-    part_name.push(".part");
-    let part = folder.join(part_name);
+    let part = folder.join(part_name(name));
     let refused = |e| Error::io(part.display(), e);
     if let Ok(old) = OpenOptions::new().write(true).open(&part) {
         if let Err(TryLockError::WouldBlock) = old.try_lock() {

@@ -49,6 +49,12 @@ pub struct TypeArgs {
 }
 
 impl TypeArgs {
+    /// Whether any type was chosen.
+    pub fn given(&self) -> bool {
+        let of_place = self.token_embedding_type.or(self.output_tensor_type).is_some();
+        self.pure || self.leave_output_tensor || of_place || !self.tensor_types.is_empty()
+    }
+
     pub fn options(&self, recipe: Recipe) -> TypeOptions {
         TypeOptions {
             pure: self.pure,

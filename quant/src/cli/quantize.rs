@@ -11,10 +11,18 @@ use super::{ShowArgs, TYPES_HELP, TypeArgs, parse_size, told};
 #[derive(Args)]
 #[command(after_help = TYPES_HELP)]
 pub struct QuantizeArgs {
-    /// A GGUF file or any part of a split one; the file to write [default: named by the GGUF naming convention, beside
-    /// it]; a type, or COPY; threads [default: one per core]
-    #[arg(value_name = "ARGS", required = true, num_args = 2..=4)]
-    what: Vec<String>,
+    /// A GGUF file, or any part of a split one
+    #[arg(value_name = "IN.gguf", required = true)]
+    input: Option<String>,
+    /// The file to write [default: named by the GGUF naming convention, beside the input]
+    #[arg(value_name = "OUT.gguf", required = true)]
+    second: Option<String>,
+    /// One of the types below, or COPY to keep all types (to split and to join files)
+    #[arg(value_name = "TYPE")]
+    third: Option<String>,
+    /// [default: one per core]
+    #[arg(value_name = "THREADS")]
+    fourth: Option<String>,
     #[command(flatten)]
     types: TypeArgs,
     /// Encode tensors anew that are in block types already
@@ -65,7 +73,12 @@ impl What {
 }
 
 pub fn run(args: QuantizeArgs) -> Result<()> {
-    let What { input, output, recipe, threads } = What::parse(&args.what)?;
+    // Single arguments rather than a list, which options could not stand between.
+    let words: Vec<String> = [args.input, args.second, args.third, args.fourth].into_iter().flatten().collect();
+    let What { input, output, recipe, threads } = What::parse(&words)?;
+    if recipe.is_none() && args.types.given() {
+        return Err(Error::invalid("COPY keeps all types: options that choose types do not go with it"));
+    }
     told(&args.show, args.dry_run, |cancel, progress| {
         let options = QuantizeOptions {
             input,

@@ -13,15 +13,19 @@ pub struct SynthArgs {
     /// The shape that the options below change
     #[arg(long, value_enum, default_value = "tiny")]
     preset: Preset,
+    /// Layers
     #[arg(long, value_name = "L")]
     layers: Option<usize>,
+    /// Width of the hidden state
     #[arg(long, value_name = "D")]
     d_model: Option<usize>,
+    /// Attention heads
     #[arg(long, value_name = "H")]
     heads: Option<usize>,
-    /// [default: as many as heads, where heads are given]
+    /// Heads of keys and values [default: as many as heads, where heads are given]
     #[arg(long, value_name = "K")]
     kv_heads: Option<usize>,
+    /// Width of the MLP
     #[arg(long, value_name = "F")]
     d_ff: Option<usize>,
     /// Rows of the embedding: text tokens, then image codes

@@ -270,8 +270,8 @@ fn distance(p: Point, &[a, b]: &[Point; 2]) -> f32 {
 
 /// What to call files in a plot: their names without the ending and without what all begin with, up to a `-`.
 pub fn names(paths: &[&Path]) -> Vec<String> {
-    let stems: Vec<String> =
-        paths.iter().map(|path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned()).collect();
+    let stem = |name: String| name.strip_suffix(".gguf").map(str::to_owned).unwrap_or(name);
+    let stems: Vec<String> = super::report::names(paths).into_iter().map(stem).collect();
     let common = |name: &str, other: &String| name.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
     let first = stems.first().map_or("", String::as_str);
     let shared = stems.iter().skip(1).map(|other| common(first, other)).min().unwrap_or(0);
@@ -390,6 +390,7 @@ mod tests {
         assert_eq!(called(&["shapes-q8_0.gguf"]), ["shapes-q8_0"]);
         assert_eq!(called(&["a.gguf", "b.gguf"]), ["a", "b"]);
         assert_eq!(called(&["x-.gguf", "x-.gguf"]), ["x-", "x-"]);
+        assert_eq!(called(&["ours/q.gguf", "theirs/q.gguf"]), ["ours/q", "theirs/q"]);
         assert_eq!(called(&["\u{e4}-1.gguf", "\u{e5}-1.gguf"]), ["\u{e4}-1", "\u{e5}-1"]);
     }
 

@@ -42,7 +42,7 @@ impl ModelFile {
 
     /// Without its folder.
     pub fn name(&self) -> String {
-        self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
+        bare_name(&self.path)
     }
 
     fn to_json(&self) -> Value {
@@ -204,6 +204,18 @@ fn summary_json(s: &Summary) -> Value {
     })
 }
 
+fn bare_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// The names of files without their folders, but where two would be the same.
+pub fn names(paths: &[&Path]) -> Vec<String> {
+    let bare: Vec<String> = paths.iter().map(|path| bare_name(path)).collect();
+    let unique = |name: &String| bare.iter().filter(|other| *other == name).count() == 1;
+    let name = |(name, path): (&String, &&Path)| if unique(name) { name.clone() } else { path.display().to_string() };
+    bare.iter().zip(paths).map(name).collect()
+}
+
 /// Six places, or an exponent where these would be zeros.
 fn nats(value: f64) -> String {
     if value == 0.0 || value >= 1e-4 { format!("{value:.6}") } else { format!("{value:.2e}") }
@@ -225,18 +237,19 @@ impl fmt::Display for Comparison {
         writeln!(f, "reference {}: {mb:.2} MB, {bits:.3} bits per weight", reference.path.display())?;
         writeln!(f, "{states} states of {samples} samples, {positions} masked positions; float products in f32")?;
         writeln!(f, "KL and truth in nats, agreement in %\n")?;
-        let width = self.models.iter().map(|m| m.file.name().chars().count()).max().unwrap_or(0).max(4);
+        let names = names(&self.models.iter().map(|m| m.file.path.as_path()).collect::<Vec<_>>());
+        let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(4);
         writeln!(
             f,
             "{:width$} {:>10} {:>7} {:>10} {:>10} {:>7} {:>7} {:>7} {:>7} {:>9} {:>8}",
             "file", "MB", "bits", "KL mean", "KL 99%", "top-1", "set", "ids", "codes", "drawings", "truth"
         )?;
-        for model in &self.models {
+        for (model, name) in self.models.iter().zip(&names) {
             let s = &model.all;
             writeln!(
                 f,
                 "{:width$} {:>10.2} {:>7.3} {:>10} {:>10} {:>7} {:>7} {:>7} {:>7} {:>9} {:>8}",
-                model.file.name(),
+                name,
                 model.file.bytes as f64 / 1e6,
                 model.file.bits_per_weight(),
                 nats(s.kl_mean),
@@ -249,7 +262,7 @@ impl fmt::Display for Comparison {
                 truth(s.truth_nats),
             )?;
         }
-        self.models.iter().try_for_each(|model| by_task(f, model))?;
+        self.models.iter().zip(&names).try_for_each(|(model, name)| by_task(f, model, name))?;
         f.write_str(LEGEND)
     }
 }
@@ -261,8 +274,8 @@ drawn with the same random numbers. truth: -ln of the true token's probability; 
 are multiplied with int8 activations, as always: that is a part of their divergence.
 ";
 
-fn by_task(f: &mut fmt::Formatter<'_>, model: &Compared) -> fmt::Result {
-    writeln!(f, "\n{}", model.file.name())?;
+fn by_task(f: &mut fmt::Formatter<'_>, model: &Compared, name: &str) -> fmt::Result {
+    writeln!(f, "\n{name}")?;
     writeln!(
         f,
         "  {:20} {:>8} {:>6} {:>9} {:>10} {:>10} {:>7} {:>7} {:>7} {:>8} {:>8}",
@@ -297,4 +310,15 @@ fn row(f: &mut fmt::Formatter<'_>, name: &str, masked: &str, s: &Summary) -> fmt
         truth(s.truth_nats),
         truth(s.truth_nats_reference),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_one_name_are_told_apart_by_their_folders() {
+        let paths = ["ours/q4.gguf", "theirs/q4.gguf", "ours/q8.gguf"].map(Path::new);
+        assert_eq!(names(&paths), ["ours/q4.gguf", "theirs/q4.gguf", "q8.gguf"]);
+    }
 }
