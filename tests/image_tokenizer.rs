@@ -281,7 +281,7 @@ fn a_file_whose_image_tokenizer_is_damaged_is_refused_with_a_reason() {
         ("vq.decoder.mid.attn_1.q.weight is Q4_0", |p| {
             let at = tensor(p, "vq.decoder.mid.attn_1.q.weight");
             p.tensors[at].0.dtype = GgmlType::Q4_0;
-            p.tensors[at].1.truncate(64 * 2 * 34);
+            p.tensors[at].1.truncate(64 * 2 * 18);
         }),
         ("mmada.vq.z_channels is missing", |p| drop(p.metadata.remove("mmada.vq.z_channels"))),
         ("z_channels is 40", |p| number(p, "vq.z_channels", 40)),
