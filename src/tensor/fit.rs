@@ -173,7 +173,7 @@ pub(super) trait Levels {
     const HIGH: f32;
     /// Whether finding a level takes many instructions: then trials are better done one by one.
     const SLOW: bool = false;
-    /// The levels next to `v`; NaN, which a value 0 on a vanishing scale may give, becomes the lowest.
+    /// The levels next to `v`; NaN, which a value 0 on a vanishing scale may give, becomes an end.
     fn nearest<S: Simd>(s: S, v: S::V) -> S::V;
 }
 
@@ -228,11 +228,15 @@ pub(super) struct Fp4;
 impl Levels for Fp4 {
     const LOW: f32 = -12.0;
     const HIGH: f32 = 12.0;
-    const SLOW: bool = true;
     #[inline(always)]
     fn nearest<S: Simd>(s: S, v: S::V) -> S::V {
-        const LEVELS: [f32; 15] = [-12.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
-        climb(s, s.max(v, s.splat(Self::LOW)), &LEVELS)
+        // 1 apart up to 4, 2 apart up to 8, then 4 apart. NaN becomes 12.
+        let zero = s.splat(0.0);
+        let size = s.min(s.max(v, s.sub(zero, v)), s.splat(Self::HIGH));
+        let twos = s.mul(s.splat(2.0), s.round(s.mul(size, s.splat(0.5))));
+        let fours = s.mul(s.splat(4.0), s.round(s.mul(size, s.splat(0.25))));
+        let level = s.if_less(size, s.splat(4.0), s.round(size), s.if_less(size, s.splat(8.0), twos, fours));
+        s.if_less(v, zero, s.sub(zero, level), level)
     }
 }
 
