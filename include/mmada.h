@@ -434,8 +434,9 @@ typedef struct {
 
 // Takes the messages of a context, each one line without its end: `level` is an mmada_log_level; `message` has `length`
 // bytes and a NUL behind them and is valid during the call. It is called by the thread that called the context or one
-// of its generations, before that call returns. It must not call that context or its generations, nor unwind (no C++
-// exception, no longjmp). `user_data` must stay valid until the context and all its generations are freed.
+// of its generations, before that call returns. It must not call that context or its generations, but for
+// `mmada_generation_cancel` and `mmada_canceller_cancel`, nor unwind (no C++ exception, no longjmp). `user_data` must stay
+// valid until the context and all its generations are freed.
 typedef void (*mmada_log_callback)(uint32_t level, const char *message, size_t length, void *user_data);
 
 // How a context runs its model. Initialize with `mmada_context_options_init`.

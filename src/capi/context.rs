@@ -54,8 +54,9 @@ pub enum mmada_log_level {
 
 /// Takes the messages of a context, each one line without its end: `level` is an mmada_log_level; `message` has `length`
 /// bytes and a NUL behind them and is valid during the call. It is called by the thread that called the context or one
-/// of its generations, before that call returns. It must not call that context or its generations, nor unwind (no C++
-/// exception, no longjmp). `user_data` must stay valid until the context and all its generations are freed.
+/// of its generations, before that call returns. It must not call that context or its generations, but for
+/// `mmada_generation_cancel` and `mmada_canceller_cancel`, nor unwind (no C++ exception, no longjmp). `user_data` must stay
+/// valid until the context and all its generations are freed.
 pub type mmada_log_callback =
     Option<unsafe extern "C" fn(level: u32, message: *const c_char, length: usize, user_data: *mut c_void)>;
 
