@@ -264,7 +264,7 @@ mod parts {
             if start == libc::MAP_FAILED {
                 return None;
             }
-            let region = Region { start, len };
+            let mut region = Region { start, len };
             for (file, _, range) in files {
                 // SAFETY: the range lies inside the region, which is ours and not handed out yet; MAP_FIXED replaces
                 // only pages of it. A start that is no multiple of the page size is refused by the system.
@@ -274,6 +274,9 @@ mod parts {
                     libc::mmap(at, range.len(), libc::PROT_READ, flags, file.as_raw_fd(), 0)
                 };
                 if mapped == libc::MAP_FAILED {
+                    // The system may have unmapped the range before it refused, and another thread may have got it
+                    // since: only what lies before it is given back. The rest are addresses, no memory.
+                    region.len = range.start;
                     return None;
                 }
             }

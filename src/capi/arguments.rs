@@ -4,6 +4,7 @@ use std::ffi::{c_char, c_int};
 use std::fs::File;
 use std::path::Path;
 
+use super::boundary::guard_status;
 use super::error::{Failure, mmada_status};
 use super::handle::{self, Object};
 use crate::error::Error;
@@ -251,6 +252,18 @@ impl<S: Versioned> StructOut<S> {
             self.place.cast::<usize>().write_unaligned(self.size);
         }
     }
+}
+
+/// What the `_init` of a struct does that the library only fills: zeros, and its size.
+///
+/// # Safety
+/// `place` is null or has room for `size` bytes.
+pub unsafe fn init_zeroed<S: Versioned>(place: *mut S, size: usize) -> mmada_status {
+    // SAFETY: by the caller's promise; any bits are a value of the struct
+    guard_status(|| unsafe {
+        StructOut::uninitialized(place, size)?.put(std::mem::zeroed());
+        Ok(())
+    })
 }
 
 /// A file of its own for a descriptor that stays the caller's.

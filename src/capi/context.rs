@@ -3,7 +3,9 @@
 use std::ffi::{CString, c_char, c_void};
 use std::ptr;
 
-use super::arguments::{self, Out, StructOut, Versioned, characters, read, read_or, slice, string, unknown, vec};
+use super::arguments::{
+    self, Out, StructOut, Versioned, characters, init_zeroed, read, read_or, slice, string, unknown, vec,
+};
 use super::boundary::{guard, guard_status};
 use super::buffer::{Buffer, mmada_buffer};
 use super::canceller::{canceller_or_new, mmada_canceller};
@@ -185,10 +187,7 @@ unsafe impl Versioned for mmada_context_info {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmada_context_info_init(info: *mut mmada_context_info, struct_size: usize) -> mmada_status {
     // SAFETY: the header asks for room of `struct_size` bytes; zeros are a struct of numbers
-    guard_status(|| unsafe {
-        StructOut::uninitialized(info, struct_size)?.put(std::mem::zeroed());
-        Ok(())
-    })
+    unsafe { init_zeroed(info, struct_size) }
 }
 
 /// Fills `*info` with what the context is. Threads: any.
@@ -357,10 +356,7 @@ unsafe impl Versioned for mmada_score {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmada_score_init(score: *mut mmada_score, struct_size: usize) -> mmada_status {
     // SAFETY: the header asks for room of `struct_size` bytes; zeros are a struct of numbers
-    guard_status(|| unsafe {
-        StructOut::uninitialized(score, struct_size)?.put(std::mem::zeroed());
-        Ok(())
-    })
+    unsafe { init_zeroed(score, struct_size) }
 }
 
 /// How likely the ids of an answer are after those of a prompt (`mmada_model_prompt_ids` makes them of a chat): fills

@@ -4,8 +4,8 @@ use std::ffi::c_char;
 use std::ptr;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
-use super::arguments::{self, Out, StructOut, Versioned, vec};
-use super::boundary::{guard, guard_status};
+use super::arguments::{self, Out, StructOut, Versioned, init_zeroed, vec};
+use super::boundary::guard;
 use super::buffer::{Buffer, mmada_buffer};
 use super::context::mmada_context;
 use super::error::{Failure, mmada_error, mmada_status};
@@ -127,10 +127,7 @@ unsafe impl Versioned for mmada_step {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmada_step_init(step: *mut mmada_step, struct_size: usize) -> mmada_status {
     // SAFETY: the header asks for room of `struct_size` bytes; zeros are a struct of numbers and a null pointer
-    guard_status(|| unsafe {
-        StructOut::uninitialized(step, struct_size)?.put(std::mem::zeroed());
-        Ok(())
-    })
+    unsafe { init_zeroed(step, struct_size) }
 }
 
 /// Begins an answer to a chat of `message_count` messages, which are copied, as is everything else here. `options` may be
@@ -387,10 +384,7 @@ pub unsafe extern "C" fn mmada_generation_info_init(
     struct_size: usize,
 ) -> mmada_status {
     // SAFETY: the header asks for room of `struct_size` bytes; zeros are a struct of numbers
-    guard_status(|| unsafe {
-        StructOut::uninitialized(info, struct_size)?.put(std::mem::zeroed());
-        Ok(())
-    })
+    unsafe { init_zeroed(info, struct_size) }
 }
 
 /// Fills `*info` with what the generation is and how far it has come.

@@ -3,8 +3,8 @@
 use std::ffi::{CString, c_char};
 use std::sync::OnceLock;
 
-use super::arguments::{Out, StructOut, Versioned, characters};
-use super::boundary::{guard, guard_status, guard_value};
+use super::arguments::{Out, StructOut, Versioned, characters, init_zeroed};
+use super::boundary::{guard, guard_value};
 use super::error::{Failure, mmada_error, mmada_status};
 use crate::backend;
 
@@ -54,10 +54,7 @@ unsafe impl Versioned for mmada_device_info {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmada_device_info_init(info: *mut mmada_device_info, struct_size: usize) -> mmada_status {
     // SAFETY: the header asks for room of `struct_size` bytes; zeros are a struct of numbers
-    guard_status(|| unsafe {
-        StructOut::uninitialized(info, struct_size)?.put(std::mem::zeroed());
-        Ok(())
-    })
+    unsafe { init_zeroed(info, struct_size) }
 }
 
 /// How many devices this build of the library finds on this machine, over all backends: `*count`. Threads: any.

@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-use super::arguments::{self, Out, StructOut, Versioned, flag, read_or, slice, text};
+use super::arguments::{self, Out, StructOut, Versioned, flag, init_zeroed, read_or, slice, text};
 use super::boundary::{guard, guard_status};
 use super::buffer::{Buffer, mmada_buffer};
 use super::context::UserData;
@@ -217,10 +217,7 @@ unsafe impl Versioned for mmada_model_info {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmada_model_info_init(info: *mut mmada_model_info, struct_size: usize) -> mmada_status {
     // SAFETY: the header asks for room of `struct_size` bytes; zeros are a struct of numbers
-    guard_status(|| unsafe {
-        StructOut::uninitialized(info, struct_size)?.put(std::mem::zeroed());
-        Ok(())
-    })
+    unsafe { init_zeroed(info, struct_size) }
 }
 
 /// Fills `*info` with what the model is. Threads: any.
@@ -453,10 +450,7 @@ impl From<crate::Estimate> for mmada_estimate {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmada_estimate_init(estimate: *mut mmada_estimate, struct_size: usize) -> mmada_status {
     // SAFETY: the header asks for room of `struct_size` bytes; zeros are a struct of numbers
-    guard_status(|| unsafe {
-        StructOut::uninitialized(estimate, struct_size)?.put(std::mem::zeroed());
-        Ok(())
-    })
+    unsafe { init_zeroed(estimate, struct_size) }
 }
 
 /// What answering takes after a prompt of `prompt_tokens` tokens (a picture's among them), before anything is loaded: a

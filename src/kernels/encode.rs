@@ -5,8 +5,6 @@ use super::isa::{Isa, LANES, Op};
 use crate::error::Result;
 use crate::tensor::{self, GgmlType, Row, Simd, TooLarge};
 
-const _: () = assert!(LANES == tensor::LANES);
-
 /// The vectors of an instruction set for the encoders.
 #[derive(Clone, Copy)]
 struct Vectors<I>(I);

@@ -7,8 +7,10 @@
 //! Every instruction set shows vectors of 16 lanes, whatever its registers are: sums then have one fixed order,
 //! and results do not depend on which set ran (up to fused multiply-adds, see [`Isa::mul_add`]).
 
-/// Lanes of every vector here.
-pub const LANES: usize = 16;
+use crate::tensor::{self, fold};
+
+/// Lanes of every vector here, and of the encoders', which are written for them.
+pub const LANES: usize = tensor::LANES;
 
 /// Work that is generic over the instruction set.
 pub trait Op {
@@ -97,18 +99,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// # Safety
     /// As that function.
     unsafe fn f32_columns(self, p: &super::product::F32Block);
-}
-
-#[inline(always)]
-fn fold(mut a: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            a[i] = f(a[i], a[i + half]);
-        }
-        half /= 2;
-    }
-    a[0]
 }
 
 /// exp(x) by range reduction to |r| <= ln2/2 and a degree-7 polynomial; below -87 the result is 0, above 88 it

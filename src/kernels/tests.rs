@@ -321,6 +321,36 @@ fn weights_are_encoded_to_the_same_bits_on_every_instruction_set() {
 }
 
 #[test]
+fn weights_are_decoded_and_compared_to_the_same_bits_on_every_instruction_set() {
+    let mut rng = Random(12);
+    let k = 2 * 1024 + 256;
+    let x = rng.floats(k);
+    for dtype in GgmlType::all().filter(|t| crate::tensor::can_dequantize(*t)) {
+        // Any bytes are blocks; scales that are NaN or infinite among them.
+        let bytes: Vec<u8> = (0..dtype.row_bytes(k).unwrap()).map(|_| (rng.float() * 1e6) as i32 as u8).collect();
+        let mut want = vec![0.0; k];
+        crate::tensor::dequantize(dtype, &bytes, &mut want).unwrap();
+        let bits = |x: &[f32]| x.iter().map(|v| if v.is_nan() { 0 } else { v.to_bits() }).collect::<Vec<_>>();
+        for kernels in Kernels::available() {
+            let mut got = vec![1.0; k];
+            kernels.dequantize(dtype, &bytes, &mut got).unwrap();
+            assert_eq!(bits(&got), bits(&want), "{dtype} {}", kernels.name());
+            assert!(kernels.dequantize(dtype, &bytes[1..], &mut got).is_err(), "{dtype}");
+        }
+    }
+    for len in [0, 1, 15, 16, 1023, 1040, k] {
+        let (a, b) = (&x[..len], &x[k - len..]);
+        let squares = |f: &dyn Fn(usize) -> f64| (0..len).map(|i| f(i).powi(2)).sum::<f64>();
+        let want = (squares(&|i| f64::from(a[i])), squares(&|i| f64::from(a[i] - b[i])));
+        let portable = Kernels::available()[0].squares(a, b);
+        assert!((portable.0 - want.0).abs() <= 1e-5 * want.0 && (portable.1 - want.1).abs() <= 1e-5 * want.1, "{len}");
+        for kernels in Kernels::available() {
+            assert_eq!(kernels.squares(a, b), portable, "{len} {}", kernels.name());
+        }
+    }
+}
+
+#[test]
 fn adding_and_strides_leave_their_neighbours_alone() {
     let mut rng = Random(5);
     let threads = threads(3);

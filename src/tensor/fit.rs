@@ -77,7 +77,7 @@ pub(crate) trait Simd: Copy {
 
 /// Halves are folded onto each other.
 #[inline(always)]
-fn fold(mut a: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn fold(mut a: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {

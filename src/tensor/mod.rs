@@ -15,7 +15,7 @@ mod quantize_k;
 pub use crate::gguf::GgmlType;
 pub use dequantize::{can_dequantize, dequantize};
 pub(crate) use dequantize::{check as check_stored, decode};
-pub(crate) use fit::{LANES, Simd};
+pub(crate) use fit::{LANES, Simd, fold};
 pub(crate) use quantize::{Row, TooLarge, quantize_with};
 pub use quantize::{can_quantize, quantize, quantize_weighted};
 
