@@ -1,6 +1,7 @@
 """llama.cpp, for the scripts that measure against it. Its source comes with the source distribution of llama-cpp-python,
 which pip downloads; what is built of it lies under .cache/llama.cpp (ignored by git)."""
 
+import ctypes
 import pathlib
 import subprocess
 import sys
@@ -57,13 +58,11 @@ def quantizers():
         subprocess.run(["cc", "-O3", "-march=native", "-DNDEBUG", "-w", "-fPIC", "-shared",
                         f"-I{ggml}/include", f"-I{ggml}/src", "-o", library,
                         ggml / "src/ggml-quants.c", CACHE / "shim.c", "-lm"], check=True)
-    import ctypes
     return ctypes.CDLL(str(library))
 
 
 def quantize(library, name, x, importance=None):
     """The blocks of the rows `x` (float32), as bytes of each row; `name` is a type."""
-    import ctypes
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     length, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
