@@ -28,7 +28,7 @@ use crate::disk::keep_inputs;
 use crate::imatrix::{COUNTS, OWN_KEY_PREFIX, SUMS};
 use crate::input::Input;
 use crate::report::Progress;
-use crate::states::{Picture, Sample, State, StateOptions, Task, own_samples, read_samples, sample_states};
+use crate::states::{Sample, State, StateOptions, Task, own_samples, read_samples, sample_states};
 
 /// Of the keys and what they mean.
 const VERSION: u32 = 1;
@@ -116,7 +116,7 @@ pub fn imatrix(options: &ImatrixOptions, progress: &mut dyn FnMut(Progress)) -> 
     let input = Input::open(&options.model)?;
     let model = Model::open(&options.model)?;
     let samples = if options.data.is_empty() { own_samples(&model) } else { read_samples(&options.data)? };
-    let pictures = samples.iter().filter_map(picture_file);
+    let pictures = samples.iter().filter_map(Sample::picture_file);
     keep_inputs(&options.output, input.paths().chain(options.data.iter().map(PathBuf::as_path)).chain(pictures))?;
     // Whether it can be written at all should be known before the work.
     drop(Writer::create(&options.output, &[], &[])?);
@@ -144,13 +144,6 @@ pub fn imatrix(options: &ImatrixOptions, progress: &mut dyn FnMut(Progress)) -> 
         sums.write(&options.output, &metadata, input.header.tensors.iter().map(|info| info.name.as_str()))?;
     let (tokens, masked) = (sums.tokens, sums.masked);
     Ok(ImatrixReport { file: options.output.clone(), matrices, states, tokens, masked, seconds: started.elapsed() })
-}
-
-fn picture_file(sample: &Sample) -> Option<&Path> {
-    match &sample.picture {
-        Some(Picture::File(path)) => Some(path),
-        _ => None,
-    }
 }
 
 fn note_quantized(input: &Input, progress: &mut dyn FnMut(Progress)) {

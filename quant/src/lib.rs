@@ -55,8 +55,7 @@ mod write;
 pub use choice::{TensorRule, TypeOptions, parse_type};
 pub use collect::{ImatrixOptions, ImatrixReport, imatrix};
 pub use compare::{
-    CompareOptions, Compared, Comparison, Drawings, ModelFile, RatioSummary, Summary, TaskSummary, View, check_plot,
-    compare, plot,
+    CompareOptions, Compared, Comparison, Drawings, ModelFile, RatioSummary, Summary, TaskSummary, View, compare, plot,
 };
 pub use convert::{ConvertOptions, convert};
 pub use export::{ExportOptions, export};

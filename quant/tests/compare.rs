@@ -361,6 +361,10 @@ fn bad_input_ends_with_exit_code_2_and_one_sentence() {
     let (f16, q8) = (f16.to_str().unwrap(), q8.to_str().unwrap());
     let no_picture = written("picture.jsonl", r#"{"prompt": "What is it?", "answer": "x", "image": "none.png"}"#);
     let bad = written("bad.jsonl", "{\"prompt\": \"x\"}\n{\"prompt\": 5}\n");
+    let picture = folder.path().join("seen.png");
+    mmada::image::save(&RgbImage::from_pixel(64, 64, [9, 8, 7].into()), &picture).unwrap();
+    let picture = picture.to_str().unwrap();
+    let seen = written("seen.jsonl", r#"{"prompt": "What is it?", "answer": "x", "image": "seen.png"}"#);
     let (broken, empty) = (written("broken.jsonl", "{\"prompt\""), written("empty.txt", "\n"));
     let no_model = written("no.gguf", "no model");
     for (args, reason) in [
@@ -375,6 +379,7 @@ fn bad_input_ends_with_exit_code_2_and_one_sentence() {
         (vec![f16, q8, "--states", "0"], "0 states"),
         (vec![f16, q8, "--plot", "none/plot.png"], "none/plot.png"),
         (vec![f16, q8, "--plot", "plot.jpg"], ".png"),
+        (vec![f16, q8, "--data", &seen, "--plot", picture], "would replace"),
     ] {
         let output = run(&args);
         let said = text(&output.stderr);
@@ -382,6 +387,7 @@ fn bad_input_ends_with_exit_code_2_and_one_sentence() {
         assert!(output.stdout.is_empty());
         assert!(said.starts_with("error: ") && said.lines().count() == 1 && said.contains(reason), "{said}");
     }
+    assert_eq!(mmada::image::open(picture).unwrap().get_pixel(5, 5).0, [9, 8, 7]);
     assert_eq!(run(&[f16]).status.code(), Some(2));
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use mmada::Result;
 use mmada_quantize::states::StateOptions;
-use mmada_quantize::{CompareOptions, check_plot, compare, plot};
+use mmada_quantize::{CompareOptions, compare, plot};
 
 use super::{ShowArgs, say, watched};
 
@@ -46,7 +46,6 @@ pub struct CompareArgs {
 }
 
 pub fn run(args: CompareArgs) -> Result<()> {
-    args.plot.as_deref().map_or(Ok(()), check_plot)?;
     let show = ShowArgs { no_progress: args.no_progress, quiet: true };
     let comparison = watched(&show, |cancel, progress| {
         let options = CompareOptions {
@@ -54,6 +53,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
             per_sample: args.states,
             seed: args.seed,
             drawings: args.drawings,
+            plot: args.plot.clone(),
             threads: args.threads,
             cancel: Some(cancel),
             ..CompareOptions::new(args.reference, args.models)

@@ -22,12 +22,12 @@ use mmada::{Compute, Context, ContextOptions, DrawRequest, Error, Model, Result,
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
+use crate::disk::keep_inputs;
 use crate::report::Progress;
 use crate::states::{Sample, State, StateOptions, Task, own_samples, read_samples, sample_states};
 use crate::write::thread_pool;
 
 use metrics::{Committed, Position};
-pub use plot::check as check_plot;
 pub use report::{Compared, Comparison, Drawings, ModelFile, RatioSummary, TaskSummary, View};
 pub use summary::Summary;
 use summary::{RATIOS, Tally, quarter};
@@ -50,6 +50,9 @@ pub struct CompareOptions {
     pub seed: u64,
     /// How many of the data's pictures to draw from beginning to end with every model.
     pub drawings: usize,
+    /// Where the caller is going to write [`plot`]: what cannot be written, or would replace what is compared, is refused
+    /// before the work.
+    pub plot: Option<PathBuf>,
     /// Threads; 0 means one per core. Results do not depend on it.
     pub threads: usize,
     /// Set it to stop.
@@ -66,6 +69,7 @@ impl CompareOptions {
             per_sample: StateOptions::default().per_sample,
             seed: 0,
             drawings: 2,
+            plot: None,
             threads: 0,
             cancel: None,
         }
@@ -84,12 +88,13 @@ impl CompareOptions {
 ///
 /// # Errors
 /// One sentence that names the file at fault: a model that cannot be opened, is of another shape or vocabulary than the
-/// reference or gives logits that are not finite; data that cannot be read. `Cancelled` after `options.cancel` was set.
+/// reference or gives logits that are not finite; data that cannot be read; a plot that cannot be written. `Cancelled` after `options.cancel` was set.
 pub fn compare(options: &CompareOptions, progress: &mut dyn FnMut(Progress)) -> Result<Comparison> {
     let started = Instant::now();
     if options.models.is_empty() {
         return Err(Error::invalid("there is no model to compare to the reference"));
     }
+    options.plot.as_deref().map_or(Ok(()), plot::check)?;
     let reference = open(&options.reference, options.threads)?;
     let mut models = Vec::new();
     for path in &options.models {
@@ -102,6 +107,10 @@ pub fn compare(options: &CompareOptions, progress: &mut dyn FnMut(Progress)) -> 
         [] => own_samples(reference.model()),
         files => read_samples(files)?,
     };
+    if let Some(plot) = &options.plot {
+        let files = [&options.reference].into_iter().chain(&options.models).chain(&options.data);
+        keep_inputs(plot, files.map(PathBuf::as_path).chain(samples.iter().filter_map(Sample::picture_file)))?;
+    }
     let states = run.states(&samples, progress)?;
     let tallies = run.measure(&states, progress)?;
     let drawings = run.drawings(&samples, progress)?;

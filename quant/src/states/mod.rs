@@ -18,7 +18,7 @@ mod own;
 mod text;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -93,6 +93,16 @@ pub struct Sample {
     pub picture: Option<Picture>,
     /// Where this comes from, for messages: file and line.
     pub origin: String,
+}
+
+impl Sample {
+    /// The file that its picture is read from, if there is one.
+    pub fn picture_file(&self) -> Option<&Path> {
+        match &self.picture {
+            Some(Picture::File(path)) => Some(path),
+            _ => None,
+        }
+    }
 }
 
 /// One sequence that the network runs on, and where its logits are looked at.
