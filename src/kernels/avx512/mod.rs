@@ -170,6 +170,17 @@ impl Isa for Avx512 {
         // SAFETY: `self` proves VNNI
         unsafe { _mm512_dpbusd_epi32(acc, x, w) }
     }
+    #[inline(always)]
+    fn sums_of_4(self, q: &[i8; CELLS]) -> [i32; LANES] {
+        let mut sums = [0; LANES];
+        // SAFETY: `self` proves VNNI; 64 bytes are readable and writable
+        unsafe {
+            let q = _mm512_loadu_si512(q.as_ptr().cast());
+            let v = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), q);
+            _mm512_storeu_si512(sums.as_mut_ptr().cast(), v);
+        }
+        sums
+    }
     /// A table in each quarter.
     type Tables = __m512i;
     #[inline(always)]
