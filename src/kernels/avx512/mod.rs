@@ -136,6 +136,15 @@ impl Isa for Avx512 {
         unsafe { super::avx2::fold_add(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
     #[inline(always)]
+    fn reduce_max(self, v: Self::F32) -> f32 {
+        // SAFETY: `self` proves AVX-512
+        unsafe {
+            // as in the fold of `f32::max`, NaN counts for nothing
+            let numbers = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(v, v);
+            _mm512_reduce_max_ps(_mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), numbers, v))
+        }
+    }
+    #[inline(always)]
     fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]) {
         // SAFETY: `self` proves AVX-512; 16 bytes are writable
         unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))) }
