@@ -312,11 +312,22 @@ pub fn pack_scale_min_k4(sc: &[u8; 8], m: &[u8; 8]) -> [u8; 12] {
     })
 }
 
-/// Scale of sub-block `s` (0..16) of Q3_K, -32 to 31.
-pub fn scale_q3_k(scales: &[u8; 12], s: usize) -> i8 {
-    let low = scales[s % 8] >> (4 * (s / 8)) & 15;
-    let high = scales[8 + s % 4] >> (2 * (s / 4)) & 3;
-    (low | high << 4) as i8 - 32
+/// All sixteen scales of Q3_K, -32 to 31, eight at a time.
+#[inline(always)]
+pub fn scales_q3_k(scales: &[u8; 12]) -> [i8; 16] {
+    const FOUR: u64 = 0x0f0f_0f0f_0f0f_0f0f;
+    const TWO: u64 = 0x0303_0303_0303_0303;
+    let [a, b, c, d, e, f, g, h, high @ ..] = *scales;
+    let low = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let high = u64::from(u32::from_le_bytes(high));
+    // the two high bits of scales 0..4 and 4..8, then of 8..12 and 12..16
+    let (first, second) = (high | high >> 2 << 32, high >> 4 | high >> 6 << 32);
+    let eight = |low: u64, high: u64| (low & FOUR | (high & TWO) << 4).to_le_bytes();
+    let mut all = [0; 16];
+    for (all, bits) in all.iter_mut().zip([eight(low, first), eight(low >> 4, second)].as_flattened()) {
+        *all = *bits as i8 - 32;
+    }
+    all
 }
 
 /// The twelve bytes of sixteen scales of Q3_K, -32 to 31.
@@ -336,6 +347,7 @@ pub fn pack_scale_iq4_xs(sc: &[i8; 8]) -> ([u8; 2], [u8; 4]) {
 }
 
 /// Scale of sub-block `s` (0..8) of IQ4_XS, -32 to 31.
+#[inline(always)]
 pub fn scale_iq4_xs(block: &BlockIQ4_XS, s: usize) -> i8 {
     let low = block.scales_l[s / 2] >> (4 * (s % 2)) & 15;
     let high = (u16::from_le_bytes(block.scales_h) >> (2 * s) & 3) as u8;
@@ -386,7 +398,7 @@ mod tests {
         assert_eq!(scales_mins_k4(&packed), (sc, m));
         let sc: [i8; 16] = std::array::from_fn(|i| ((i * 37 + 11) % 64) as i8 - 32);
         let packed = pack_scale_q3_k(&sc);
-        assert_eq!(std::array::from_fn(|s| scale_q3_k(&packed, s)), sc);
+        assert_eq!(scales_q3_k(&packed), sc);
         let sc: [i8; 8] = std::array::from_fn(|i| ((i * 41 + 3) % 64) as i8 - 32);
         let (scales_h, scales_l) = pack_scale_iq4_xs(&sc);
         let block = BlockIQ4_XS { d: Half::default(), scales_h, scales_l, qs: [0; 128] };

@@ -177,9 +177,9 @@ fn q2_k(b: &BlockQ2_K, out: &mut [f32; 256]) {
 
 #[inline(always)]
 fn q3_k(b: &BlockQ3_K, out: &mut [f32; 256]) {
-    let d = b.d.get();
+    let (d, scales) = (b.d.get(), scales_q3_k(&b.scales));
     for (s, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let scale = d * f32::from(scale_q3_k(&b.scales, s));
+        let scale = d * f32::from(scales[s]);
         for (l, x) in out.iter_mut().enumerate() {
             let i = s * 16 + l;
             let third = b.hmask[i % 32] >> (i / 32) & 1;

@@ -115,8 +115,8 @@ fn block(dtype: GgmlType, bytes: &[u8], q: &mut [i8], scale: &mut [f32], offset:
         }
         GgmlType::Q3_K => {
             let b: &BlockQ3_K = one(bytes);
-            for (g, scale) in scale.iter_mut().enumerate() {
-                *scale = b.d.get() * f32::from(scale_q3_k(&b.scales, g));
+            for (scale, s) in scale.iter_mut().zip(scales_q3_k(&b.scales)) {
+                *scale = b.d.get() * f32::from(s);
             }
             crumbs(&b.qs, q);
             for (plane, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {

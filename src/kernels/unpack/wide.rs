@@ -14,10 +14,20 @@ use crate::tensor::block::*;
 #[inline(always)]
 pub(super) fn unpack<I: Isa>(isa: I, dtype: GgmlType, bytes: &[u8], n: usize, q: &mut [i8; WIDE]) -> f32 {
     match dtype {
-        GgmlType::Q4_0 => simple(isa, bytes, &CODES_Q4_0, q, |b: &BlockQ4_0| (b.d.get(), 0.0, &b.qs)),
-        GgmlType::Q4_1 => simple(isa, bytes, &CODES, q, |b: &BlockQ4_1| (b.d.get(), b.m.get(), &b.qs)),
-        GgmlType::IQ4_NL => simple(isa, bytes, &CODES_IQ4, q, |b: &BlockIQ4_NL| (b.d.get(), 0.0, &b.qs)),
-        GgmlType::MXFP4 => simple(isa, bytes, &CODES_FP4, q, |b: &BlockMXFP4| (scale_mxfp4(b.e), 0.0, &b.qs)),
+        GgmlType::Q4_0 => {
+            simple(isa, bytes, Values::new(&CODES_Q4_0), (-8.0, 7.0), q, |b: &BlockQ4_0| (b.d.get(), 0.0, &b.qs))
+        }
+        GgmlType::Q4_1 => {
+            simple(isa, bytes, Values::new(&CODES), (0.0, 15.0), q, |b: &BlockQ4_1| (b.d.get(), b.m.get(), &b.qs))
+        }
+        GgmlType::IQ4_NL => {
+            simple(isa, bytes, Values::new(&CODES_IQ4), (CODES_IQ4[0], CODES_IQ4[15]), q, |b: &BlockIQ4_NL| {
+                (b.d.get(), 0.0, &b.qs)
+            })
+        }
+        GgmlType::MXFP4 => simple(isa, bytes, Values::new(&CODES_FP4), (-12.0, 12.0), q, |b: &BlockMXFP4| {
+            (scale_mxfp4(b.e), 0.0, &b.qs)
+        }),
         GgmlType::IQ4_XS => iq4_xs(isa, blocks::one(bytes), q),
         GgmlType::Q4_K => q4_k(isa, blocks::one(bytes), q),
         GgmlType::Q3_K => q3_k(isa, blocks::one(bytes), q),
@@ -68,43 +78,53 @@ const CODES_FP4: [f32; LANES] = {
     v
 };
 
-/// The values that the groups of up to 256 elements may have: `a * codes + b` in each.
-struct Values<I: Isa> {
-    isa: I,
-    values: [[f32; LANES]; WIDE / LANES],
-    peak: I::F32,
+/// The values that the groups of up to 256 elements may have: `a * codes + b` in each. Groups beyond the end have none but
+/// zero.
+struct Values {
+    codes: &'static [f32; LANES],
+    a: [f32; LANES],
+    b: [f32; LANES],
 }
 
-impl<I: Isa> Values<I> {
+impl Values {
     #[inline(always)]
-    fn new(isa: I) -> Self {
-        Values { isa, values: [[0.0; LANES]; WIDE / LANES], peak: isa.splat(0.0) }
+    fn new(codes: &'static [f32; LANES]) -> Self {
+        Values { codes, a: [0.0; LANES], b: [0.0; LANES] }
     }
 
+    /// The scale that fits all values, and what to multiply them with. The largest magnitude of a group is that of its
+    /// least or greatest code, since rounding keeps order; the groups stand in the lanes.
     #[inline(always)]
-    fn set(&mut self, g: usize, codes: &[f32; LANES], a: f32, b: f32) {
-        let isa = self.isa;
-        let v = isa.add(isa.mul(isa.splat(a), isa.load(codes)), isa.splat(b));
-        self.peak = isa.max(self.peak, isa.abs(v));
-        isa.store(v, &mut self.values[g]);
-    }
-
-    /// The scale that fits all of them, and what to multiply them with.
-    #[inline(always)]
-    fn scale(&self) -> (f32, I::F32) {
-        let (scale, inverse) = scale_of(self.isa.reduce_max(self.peak));
-        (scale, self.isa.splat(inverse))
+    fn scale<I: Isa>(&self, isa: I, least: f32, greatest: f32) -> (f32, I::F32) {
+        let (a, b) = (isa.load(&self.a), isa.load(&self.b));
+        let low = isa.abs(isa.add(isa.mul(a, isa.splat(least)), b));
+        let high = isa.abs(isa.add(isa.mul(a, isa.splat(greatest)), b));
+        let (scale, inverse) = scale_of(isa.reduce_max(isa.max(low, high)));
+        (scale, isa.splat(inverse))
     }
 
     /// The tables of four quarters of a step, each with the number of its group.
     #[inline(always)]
-    fn tables(&self, groups: [usize; 4], inverse: I::F32) -> I::Tables {
-        let isa = self.isa;
+    fn tables<I: Isa>(&self, isa: I, groups: [usize; 4], inverse: I::F32) -> I::Tables {
+        let codes = isa.load(self.codes);
         let mut v = [inverse; 4];
         for (v, g) in v.iter_mut().zip(groups) {
-            *v = isa.mul(isa.load(&self.values[g]), inverse);
+            let value = isa.add(isa.mul(isa.splat(self.a[g]), codes), isa.splat(self.b[g]));
+            *v = isa.mul(value, inverse);
         }
         isa.tables(v)
+    }
+
+    /// As [`Values::tables`], of groups of 32.
+    #[inline(always)]
+    fn pair<I: Isa>(&self, isa: I, step: usize, inverse: I::F32) -> I::Tables {
+        let codes = isa.load(self.codes);
+        let mut v = [inverse; 2];
+        for (v, g) in v.iter_mut().zip([2 * step, 2 * step + 1]) {
+            let value = isa.add(isa.mul(isa.splat(self.a[g]), codes), isa.splat(self.b[g]));
+            *v = isa.mul(value, inverse);
+        }
+        isa.tables([v[0], v[0], v[1], v[1]])
     }
 }
 
@@ -113,61 +133,57 @@ impl<I: Isa> Values<I> {
 fn simple<I: Isa, B: Block>(
     isa: I,
     bytes: &[u8],
-    codes: &[f32; LANES],
+    mut values: Values,
+    (least, greatest): (f32, f32),
     q: &mut [i8; WIDE],
     parts: impl Fn(&B) -> (f32, f32, &[u8; 16]),
 ) -> f32 {
     const NONE: [u8; 16] = [0; 16];
-    let mut values = Values::new(isa);
     let mut quants = [&NONE; WIDE / 32];
     for (g, bytes) in bytes.chunks_exact(size_of::<B>()).enumerate().take(WIDE / 32) {
-        let (d, m, qs) = parts(blocks::one(bytes));
-        values.set(g, codes, d, m);
-        quants[g] = qs;
+        (values.a[g], values.b[g], quants[g]) = parts(blocks::one(bytes));
     }
-    let (scale, inverse) = values.scale();
+    let (scale, inverse) = values.scale(isa, least, greatest);
     for (s, q) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate() {
-        let tables = values.tables([2 * s, 2 * s, 2 * s + 1, 2 * s + 1], inverse);
-        isa.look_up_two([quants[2 * s], quants[2 * s + 1]], tables, q);
+        isa.look_up_two([quants[2 * s], quants[2 * s + 1]], values.pair(isa, s, inverse), q);
     }
     scale
 }
 
 #[inline(always)]
 fn iq4_xs<I: Isa>(isa: I, b: &BlockIQ4_XS, q: &mut [i8; WIDE]) -> f32 {
-    let (mut values, d) = (Values::new(isa), b.d.get());
+    let (mut values, d) = (Values::new(&CODES_IQ4), b.d.get());
     for g in 0..8 {
-        values.set(g, &CODES_IQ4, d * f32::from(scale_iq4_xs(b, g)), 0.0);
+        values.a[g] = d * f32::from(scale_iq4_xs(b, g));
     }
-    let (scale, inverse) = values.scale();
+    let (scale, inverse) = values.scale(isa, CODES_IQ4[0], CODES_IQ4[15]);
     let quants = b.qs.as_chunks::<16>().0;
     for (s, q) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate() {
-        let tables = values.tables([2 * s, 2 * s, 2 * s + 1, 2 * s + 1], inverse);
-        isa.look_up_two([&quants[2 * s], &quants[2 * s + 1]], tables, q);
+        isa.look_up_two([&quants[2 * s], &quants[2 * s + 1]], values.pair(isa, s, inverse), q);
     }
     scale
 }
 
 #[inline(always)]
 fn q4_k<I: Isa>(isa: I, b: &BlockQ4_K, q: &mut [i8; WIDE]) -> f32 {
-    let (mut values, d, dmin) = (Values::new(isa), b.d.get(), b.dmin.get());
+    let (mut values, d, dmin) = (Values::new(&CODES), b.d.get(), b.dmin.get());
     let (s, m) = scales_mins_k4(&b.scales);
     for g in 0..8 {
-        values.set(g, &CODES, d * f32::from(s[g]), -(dmin * f32::from(m[g])));
+        values.a[g] = d * f32::from(s[g]);
+        values.b[g] = -(dmin * f32::from(m[g]));
     }
-    let (scale, inverse) = values.scale();
+    let (scale, inverse) = values.scale(isa, 0.0, 15.0);
     for ((s, q), bytes) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate().zip(b.qs.as_chunks::<32>().0) {
-        let tables = values.tables([2 * s, 2 * s, 2 * s + 1, 2 * s + 1], inverse);
-        isa.look_up_nibbles(bytes, tables, q);
+        isa.look_up_nibbles(bytes, values.pair(isa, s, inverse), q);
     }
     scale
 }
 
 #[inline(always)]
 fn q3_k<I: Isa>(isa: I, b: &BlockQ3_K, q: &mut [i8; WIDE]) -> f32 {
-    let (mut values, d) = (Values::new(isa), b.d.get());
-    for g in 0..16 {
-        values.set(g, &CODES_Q3, d * f32::from(scale_q3_k(&b.scales, g)), 0.0);
+    let (mut values, d) = (Values::new(&CODES_Q3), b.d.get());
+    for (a, s) in values.a.iter_mut().zip(scales_q3_k(&b.scales)) {
+        *a = d * f32::from(s);
     }
     let mut indices = crumbs(&b.qs);
     for (plane, q) in indices.as_flattened_mut().as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -175,17 +191,17 @@ fn q3_k<I: Isa>(isa: I, b: &BlockQ3_K, q: &mut [i8; WIDE]) -> f32 {
             *q |= (mask >> plane & 1) << 2;
         }
     }
-    sixteens(values, &indices, q)
+    sixteens(isa, &values, (-4.0, 3.0), &indices, q)
 }
 
 #[inline(always)]
 fn q2_k<I: Isa>(isa: I, b: &BlockQ2_K, q: &mut [i8; WIDE]) -> f32 {
-    let (mut values, d, dmin) = (Values::new(isa), b.d.get(), b.dmin.get());
+    let (mut values, d, dmin) = (Values::new(&CODES_Q2), b.d.get(), b.dmin.get());
     for g in 0..16 {
-        let (s, m) = (f32::from(b.scales[g] & 15), f32::from(b.scales[g] >> 4));
-        values.set(g, &CODES_Q2, d * s, -(dmin * m));
+        values.a[g] = d * f32::from(b.scales[g] & 15);
+        values.b[g] = -(dmin * f32::from(b.scales[g] >> 4));
     }
-    sixteens(values, &crumbs(&b.qs), q)
+    sixteens(isa, &values, (0.0, 3.0), &crumbs(&b.qs), q)
 }
 
 /// Twice 32 bytes of four 2-bit planes: each plane is 32 elements.
@@ -204,11 +220,17 @@ fn crumbs(bytes: &[u8; 64]) -> [[u8; CELLS]; 4] {
 
 /// Groups of 16 elements.
 #[inline(always)]
-fn sixteens<I: Isa>(values: Values<I>, indices: &[[u8; CELLS]; 4], q: &mut [i8; WIDE]) -> f32 {
-    let (scale, inverse) = values.scale();
+fn sixteens<I: Isa>(
+    isa: I,
+    values: &Values,
+    (least, greatest): (f32, f32),
+    indices: &[[u8; CELLS]; 4],
+    q: &mut [i8; WIDE],
+) -> f32 {
+    let (scale, inverse) = values.scale(isa, least, greatest);
     for (s, (q, indices)) in q.as_chunks_mut::<CELLS>().0.iter_mut().zip(indices).enumerate() {
-        let tables = values.tables([4 * s, 4 * s + 1, 4 * s + 2, 4 * s + 3], inverse);
-        values.isa.look_up(indices, tables, q);
+        let tables = values.tables(isa, [4 * s, 4 * s + 1, 4 * s + 2, 4 * s + 3], inverse);
+        isa.look_up(indices, tables, q);
     }
     scale
 }
