@@ -126,24 +126,26 @@ impl<S: Simd, const G: usize, const N: usize> Groups<S, G, N> {
         (sqx, sqq)
     }
 
-    /// [`super::fit::Symmetric::fit`] of every group. Only the best trial goes on to the best scale of its levels,
-    /// `steps` times.
+    /// [`super::fit::Symmetric::fit`] of every group.
     #[inline(always)]
-    pub fn scales<L: Levels>(&self, ends: &[f32; LANES], steps: usize) -> [f32; G] {
+    pub fn scales<L: Levels>(&self, ends: &[f32; LANES], passes: usize) -> [f32; G] {
         let s = self.s;
         let (zero, (low, high)) = (s.splat(0.0), self.range());
         let below = s.sub(zero, low);
         let largest = s.if_less(high, below, low, high);
         let first = s.mul(s.inverse(largest), s.splat(L::LOW));
         let (mut best, mut best_gain) = (zero, zero);
-        for step in 0..G + steps {
-            let inverse = if step < G { s.mul(first, s.load(&dealt::<G>(ends, step))) } else { s.inverse(best) };
-            let (sqx, sqq) = self.trial::<L>(inverse);
-            let scale = s.div(sqx, sqq);
-            let gain = s.mul(sqx, scale);
-            best = s.if_less(best_gain, gain, scale, best);
-            // NaN is no gain
-            best_gain = s.max(gain, best_gain);
+        for step in 0..G {
+            let mut inverse = s.mul(first, s.load(&dealt::<G>(ends, step)));
+            for _ in 0..passes {
+                let (sqx, sqq) = self.trial::<L>(inverse);
+                let scale = s.div(sqx, sqq);
+                let gain = s.mul(sqx, scale);
+                best = s.if_less(best_gain, gain, scale, best);
+                // NaN is no gain
+                best_gain = s.max(gain, best_gain);
+                inverse = s.inverse(scale);
+            }
         }
         pick(&least::<G>(&s.lanes(s.sub(zero, best_gain))), &s.lanes(best))
     }
@@ -277,10 +279,9 @@ impl<S: Simd, const G: usize, const N: usize> Ranges<S, G, N> {
         (line, s.if_less(least, offset, alone_gain, gain))
     }
 
-    /// [`super::fit::Affine::fit`] of every group. Only the best trial goes on to the best line of its levels, `steps`
-    /// times.
+    /// [`super::fit::Affine::fit`] of every group.
     #[inline(always)]
-    pub fn lines(&self, ends: &Ends, steps: usize) -> [Line; G] {
+    pub fn lines(&self, ends: &Ends, passes: usize) -> [Line; G] {
         let s = self.groups.s;
         let (zero, none) = (s.splat(0.0), s.splat(f32::NEG_INFINITY));
         let (low, high) = self.groups.range();
@@ -288,21 +289,20 @@ impl<S: Simd, const G: usize, const N: usize> Ranges<S, G, N> {
         let range = s.sub(high, low);
         let start = s.sub(low, self.mean);
         let (mut best, mut best_gain) = (Lines { scale: zero, offset: start }, none);
-        for step in 0..G + steps {
-            let (offset, inverse) = if step < G {
-                let (a, b) = (s.load(&dealt::<G>(&ends.low, step)), s.load(&dealt::<G>(&ends.high, step)));
-                let part = s.sub(s.sub(s.splat(1.0), a), b);
-                let inverse = s.mul(s.inverse(s.mul(part, range)), s.splat(self.top));
-                (s.add(start, s.mul(a, range)), inverse)
-            } else {
-                (best.offset, s.inverse(best.scale))
-            };
-            let (line, gain) = self.trial(offset, inverse);
-            // No scale above the range is believed, which rounding errors of very unequal weights could give.
-            let gain = s.if_less(zero, line.scale, s.if_less(range, line.scale, none, gain), none);
-            best.scale = s.if_less(best_gain, gain, line.scale, best.scale);
-            best.offset = s.if_less(best_gain, gain, line.offset, best.offset);
-            best_gain = s.max(gain, best_gain);
+        for step in 0..G {
+            let (a, b) = (s.load(&dealt::<G>(&ends.low, step)), s.load(&dealt::<G>(&ends.high, step)));
+            let part = s.sub(s.sub(s.splat(1.0), a), b);
+            let mut inverse = s.mul(s.inverse(s.mul(part, range)), s.splat(self.top));
+            let mut offset = s.add(start, s.mul(a, range));
+            for _ in 0..passes {
+                let (line, gain) = self.trial(offset, inverse);
+                // No scale above the range is believed, which rounding errors of very unequal weights could give.
+                let gain = s.if_less(zero, line.scale, s.if_less(range, line.scale, none, gain), none);
+                best.scale = s.if_less(best_gain, gain, line.scale, best.scale);
+                best.offset = s.if_less(best_gain, gain, line.offset, best.offset);
+                best_gain = s.max(gain, best_gain);
+                (offset, inverse) = (line.offset, s.inverse(line.scale));
+            }
         }
         let at = least::<G>(&s.lanes(s.sub(zero, best_gain)));
         let (scale, offset) = (pick(&at, &s.lanes(best.scale)), pick(&at, &s.lanes(s.add(self.mean, best.offset))));

@@ -13,8 +13,14 @@ const LIMIT: f32 = 1e9;
 
 /// How often the units are fitted again at most.
 const ROUNDS: usize = 4;
-/// How often the best trial of a sub-block goes on to the best scale of its levels.
-const REFINE: usize = 3;
+/// How a search is done.
+struct Search<'a, Ends> {
+    /// See [`Symmetric::fit`] and [`super::fit::Affine::fit`].
+    ends: &'a Ends,
+    passes: usize,
+    /// The whole numbers to either side that are tried at first.
+    radius: i32,
+}
 
 /// The unit and scales of a super-block of `G` sub-blocks of `N` values `unit scale level`.
 struct Scaled<const G: usize> {
@@ -23,26 +29,25 @@ struct Scaled<const G: usize> {
 }
 
 impl<const G: usize> Scaled<G> {
-    /// Scales are from `low` to `-low - 1`; `ends` see [`super::fit::Symmetric::fit`].
+    /// Scales are from `low` to `-low - 1`.
     #[inline(always)]
     fn fit<S: Simd, L: Levels, const N: usize>(
         s: S,
         x: &[f32; QK_K],
         w: &[f32; QK_K],
         low: f32,
-        radius: i32,
-        ends: &[f32; LANES],
+        search: Search<'_, [f32; LANES]>,
     ) -> Fallible<Self> {
         if s.size(x) > LIMIT {
             return Err(TooLarge);
         }
         let groups = Groups::<S, G, N>::new(s, x, w);
-        let mut scales = groups.scales::<L>(ends, REFINE);
+        let mut scales = groups.scales::<L>(search.ends, search.passes);
         let largest = scales.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
         let mut best = Scaled { d: half(largest / low)?, sc: [0; G] };
         let (mut best_error, mut d) = (f32::INFINITY, best.d);
         for round in 0..ROUNDS {
-            let radius = if round == 0 { radius } else { 1 };
+            let radius = if round == 0 { search.radius } else { 1 };
             let Multiples { numbers, error } = groups.multiples::<L>(&scales, d.get(), radius, (low, -low - 1.0));
             let better = error < best_error;
             if !better {
@@ -92,7 +97,7 @@ impl<const G: usize> Ranged<G> {
         Line { scale: self.d.get() * f32::from(self.sc[g]), offset: -(self.dmin.get() * f32::from(self.m[g])) }
     }
 
-    /// The levels q are `0..=top`, the scales and mins `0..=most`; `ends` see [`super::fit::Affine::fit`].
+    /// The levels q are `0..=top`, the scales and mins `0..=most`.
     #[inline(always)]
     fn fit<S: Simd, const N: usize>(
         s: S,
@@ -100,20 +105,19 @@ impl<const G: usize> Ranged<G> {
         w: &[f32; QK_K],
         top: f32,
         most: f32,
-        radius: i32,
-        ends: &Ends,
+        search: Search<'_, Ends>,
     ) -> Fallible<Self> {
         if s.size(x) > LIMIT {
             return Err(TooLarge);
         }
         let groups = Ranges::<S, G, N>::new(s, x, w, top);
-        let mut lines = groups.lines(ends, REFINE);
+        let mut lines = groups.lines(search.ends, search.passes);
         let d = half(lines.iter().fold(0.0f32, |m, f| m.max(f.scale)) / most)?;
         let dmin = half(lines.iter().fold(0.0f32, |m, f| m.max(-f.offset)) / most)?;
         let mut best = Ranged { d, dmin, sc: [0; G], m: [0; G] };
         let (mut best_error, mut units) = (f32::INFINITY, (d, dmin));
         for round in 0..ROUNDS {
-            let radius = if round == 0 { radius } else { 1 };
+            let radius = if round == 0 { search.radius } else { 1 };
             let (d, dmin) = units;
             let chosen = groups.multiples(&lines, (d.get(), dmin.get()), radius, most);
             let better = chosen.error < best_error;
@@ -192,21 +196,24 @@ pub(super) const ENDS5: Ends = Ends::pairs([-0.01, 0.0, 0.025, 0.06], [-0.01, 0.
 
 #[inline(always)]
 pub(super) fn q2_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
-    let fit = Ranged::<16>::fit::<S, 16>(s, x, w, 3.0, 15.0, 1, &ENDS2)?;
+    let search = Search { ends: &ENDS2, passes: 1, radius: 1 };
+    let fit = Ranged::<16>::fit::<S, 16>(s, x, w, 3.0, 15.0, search)?;
     let scales = std::array::from_fn(|g| fit.sc[g] | fit.m[g] << 4);
     Ok(BlockQ2_K { scales, qs: pack_two_bits(&fit.levels::<S, 16>(s, x, 3.0)), d: fit.d, dmin: fit.dmin })
 }
 
 #[inline(always)]
 pub(super) fn q4_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ4_K> {
-    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 15.0, 63.0, 2, &ENDS4)?;
+    let search = Search { ends: &ENDS4, passes: 2, radius: 2 };
+    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 15.0, 63.0, search)?;
     let scales = pack_scale_min_k4(&fit.sc, &fit.m);
     Ok(BlockQ4_K { d: fit.d, dmin: fit.dmin, scales, qs: pack_nibbles(&fit.levels::<S, 32>(s, x, 15.0)) })
 }
 
 #[inline(always)]
 pub(super) fn q5_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ5_K> {
-    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 31.0, 63.0, 2, &ENDS5)?;
+    let search = Search { ends: &ENDS5, passes: 2, radius: 2 };
+    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 31.0, 63.0, search)?;
     let q = fit.levels::<S, 32>(s, x, 31.0);
     let scales = pack_scale_min_k4(&fit.sc, &fit.m);
     let qh = std::array::from_fn(|l| (0..8).fold(0, |bits, s| bits | (q[s * 32 + l] >> 4) << s));
@@ -225,7 +232,8 @@ const ENDS6: [f32; LANES] =
 #[inline(always)]
 pub(super) fn q3_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {
     type L = Whole<-4, 3>;
-    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -32.0, 2, &ENDS3)?;
+    let search = Search { ends: &ENDS3, passes: 1, radius: 2 };
+    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -32.0, search)?;
     let q = fit.levels::<S, L, 16>(s, x, 4.0);
     let hmask = std::array::from_fn(|l| (0..8).fold(0, |bits, j| bits | (q[j * 32 + l] >> 2) << j));
     Ok(BlockQ3_K { hmask, qs: pack_two_bits(&q), scales: pack_scale_q3_k(&fit.sc), d: fit.d })
@@ -234,7 +242,8 @@ pub(super) fn q3_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<
 #[inline(always)]
 pub(super) fn q6_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
     type L = Whole<-32, 31>;
-    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -128.0, 3, &ENDS6)?;
+    let search = Search { ends: &ENDS6, passes: 2, radius: 3 };
+    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -128.0, search)?;
     let q = fit.levels::<S, L, 16>(s, x, 32.0);
     let ql = std::array::from_fn(|i| {
         let at = i / 64 * 128 + i % 64;
@@ -246,7 +255,8 @@ pub(super) fn q6_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<
 
 #[inline(always)]
 pub(super) fn iq4_xs<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockIQ4_XS> {
-    let fit = Scaled::<8>::fit::<S, Iq4, 32>(s, x, w, -32.0, 2, &ENDS_IQ4)?;
+    let search = Search { ends: &ENDS_IQ4, passes: 2, radius: 2 };
+    let fit = Scaled::<8>::fit::<S, Iq4, 32>(s, x, w, -32.0, search)?;
     let q = fit.levels::<S, Iq4, 32>(s, x, 0.0).map(iq4_index);
     let (scales_h, scales_l) = pack_scale_iq4_xs(&fit.sc);
     let nibbles = q.as_chunks::<32>().0;
