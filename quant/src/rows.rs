@@ -335,10 +335,57 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_row_is_sound_by_its_exponents_where_its_decoded_numbers_are_finite() {
+        for dtype in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
+            let width = dtype.block_bytes();
+            for pattern in 0..=u16::MAX {
+                let bytes: Vec<u8> = (0..19 * width).map(|i| (i * 37 % 101) as u8).collect();
+                // The highest bits have the exponent; 13 is in a vector, 18 behind the last.
+                for at in [13, 18] {
+                    let mut row = bytes.clone();
+                    row[(at + 1) * width - 2..][..2].copy_from_slice(&pattern.to_le_bytes());
+                    let mut values = [0.0; 19];
+                    dequantize(dtype, &row, &mut values).unwrap();
+                    assert_eq!(
+                        is_finite(dtype, &row),
+                        Some(values.iter().all(|v| v.is_finite())),
+                        "{dtype} {pattern:x}"
+                    );
+                }
+            }
+        }
+        assert_eq!(is_finite(GgmlType::Q8_0, &[0; 34]), None);
+    }
+
+    #[test]
+    fn what_is_copied_is_looked_at_too() {
+        let pool = pool(2);
+        let (rows, cols) = (9, 1_000_003);
+        let source = Counting { cols, fails_at: None, infinite_at: Some((7, 11)) };
+        let mut bytes = Vec::new();
+        let mut sink = |b: &[u8]| {
+            bytes.extend_from_slice(b);
+            Ok(())
+        };
+        let mut job = job(GgmlType::F32, rows, cols);
+        let error = encode(&pool, &source, &job, &mut |_| Ok(()), &mut |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("row 7: element 11 is inf"), "{error}");
+        job.allow_nonfinite = true;
+        let stats = encode(&pool, &source, &job, &mut sink, &mut |_| Ok(())).unwrap();
+        assert_eq!((stats.nonfinite, stats.error), (1, 0.0));
+        let mut values = vec![0.0; rows * cols];
+        dequantize(GgmlType::F32, &bytes, &mut values).unwrap();
+        let expected = |i: usize| if i == 7 * cols + 11 { f32::INFINITY } else { (i % 2039) as f32 * 0.5 };
+        assert!(values.iter().enumerate().all(|(i, &v)| v == expected(i)));
+    }
+
     /// Rows whose element c is `row * cols + c` halves, so many that they take several chunks.
     struct Counting {
         cols: usize,
         fails_at: Option<usize>,
+        /// A row and a column.
+        infinite_at: Option<(usize, usize)>,
     }
 
     impl Rows for Counting {
@@ -351,7 +398,9 @@ mod tests {
                 return Err(self.fault(first, "cannot be read"));
             }
             for (i, b) in buffer.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                *b = (((first * self.cols + i) % 2039) as f32 * 0.5).to_le_bytes();
+                let at = first * self.cols + i;
+                let infinite = self.infinite_at.is_some_and(|(row, column)| row * self.cols + column == at);
+                *b = if infinite { f32::INFINITY } else { (at % 2039) as f32 * 0.5 }.to_le_bytes();
             }
             Ok(())
         }
@@ -377,7 +426,7 @@ mod tests {
     #[test]
     fn chunks_arrive_in_order_and_whole() {
         let (rows, cols) = (11, 1_000_003);
-        let source = Counting { cols, fails_at: None };
+        let source = Counting { cols, fails_at: None, infinite_at: None };
         for dtype in [GgmlType::F32, GgmlType::F16] {
             let (mut bytes, mut told) = (Vec::new(), 0);
             let mut sink = |b: &[u8]| {
@@ -399,7 +448,7 @@ mod tests {
     #[test]
     fn a_failure_of_either_side_ends_the_work_with_its_own_error() {
         let (rows, cols) = (40, 1_000_003);
-        let source = Counting { cols, fails_at: Some(17) };
+        let source = Counting { cols, fails_at: Some(17), infinite_at: None };
         let said = |source: &Counting, fail_after: usize, stop_after: usize| {
             let (mut written, mut ticks) = (0, 0);
             let mut sink = |_: &[u8]| {
@@ -414,7 +463,7 @@ mod tests {
             encode(&pool(2), source, &job, &mut sink, &mut tick).unwrap_err().to_string()
         };
         assert!(said(&source, 99, 99).contains("row 16: cannot be read"));
-        let sound = Counting { cols, fails_at: None };
+        let sound = Counting { cols, fails_at: None, infinite_at: None };
         for n in 0..4 {
             assert_eq!(said(&sound, n, 99), "the disk is full");
             assert_eq!(said(&sound, 99, n), "cancelled");

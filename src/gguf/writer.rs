@@ -19,7 +19,7 @@ const MAX_TENSOR_NAME: usize = 63;
 const BUFFER: usize = 1 << 18;
 /// Bytes that are written before the disk is asked to begin with them. Left to itself, Linux waits until a tenth of the
 /// memory is full of them, or half a minute, and `finish` then waits for all.
-const FLUSH: usize = 1 << 26;
+const FLUSH: usize = if cfg!(test) { 1 << 16 } else { 1 << 26 };
 
 /// A tensor that is going to be written.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -266,7 +266,9 @@ impl<S: Simd, const G: usize, const N: usize> Ranges<S, G, N> {
         }
         let zero = s.splat(0.0);
         let mean_q = s.div(sq, self.sw);
-        let scale = s.div(sqy, s.sub(sqq, s.mul(sq, mean_q)));
+        // What is left where all levels are the same is no number but rounding errors.
+        let (apart, tiny) = (s.sub(sqq, s.mul(sq, mean_q)), s.mul(sqq, s.splat(1e-6)));
+        let scale = s.div(s.zero_if_less(apart, tiny, sqy), s.zero_if_less(apart, tiny, apart));
         let gain = s.mul(sqy, scale);
         // The best scale without an offset, for where it would be above 0.
         let sqx = s.add(sqy, s.mul(self.mean, sq));

@@ -24,7 +24,7 @@ use rayon::prelude::*;
 
 use crate::disk::keep_inputs;
 use crate::report::Progress;
-use crate::states::{Sample, State, StateOptions, Task, own_samples, read_samples, sample_states};
+use crate::states::{Sample, State, StateOptions, Task, cancelled_by, own_samples, read_samples, sample_states};
 use crate::write::thread_pool;
 
 use metrics::{Committed, Position};
@@ -95,10 +95,10 @@ pub fn compare(options: &CompareOptions, progress: &mut dyn FnMut(Progress)) -> 
         return Err(Error::invalid("there is no model to compare to the reference"));
     }
     options.plot.as_deref().map_or(Ok(()), plot::check)?;
-    let reference = open(&options.reference, options.threads)?;
+    let reference = open(&options.reference, options)?;
     let mut models = Vec::new();
     for path in &options.models {
-        let context = open(path, options.threads)?;
+        let context = open(path, options)?;
         same::check(reference.model(), context.model())?;
         models.push(context);
     }
@@ -139,9 +139,10 @@ pub fn plot(comparison: &Comparison) -> RgbImage {
     plot::draw(&comparison.reference.name(), &marks.collect::<Vec<_>>())
 }
 
-fn open(path: &Path, threads: usize) -> Result<Context> {
-    let options = ContextOptions { threads, compute: Compute::Exact, ..ContextOptions::default() };
-    Context::new(&Model::open(path)?, options)
+fn open(path: &Path, options: &CompareOptions) -> Result<Context> {
+    let CompareOptions { threads, cancel, .. } = options;
+    let options = ContextOptions { threads: *threads, compute: Compute::Exact, ..ContextOptions::default() };
+    Ok(cancelled_by(Context::new(&Model::open(path)?, options)?, cancel))
 }
 
 struct Run<'a> {
