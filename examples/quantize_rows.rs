@@ -3,14 +3,18 @@
 //! ```text
 //! quantize_rows TYPE COLUMNS [IMPORTANCE]
 //! ```
-//! IMPORTANCE is a file of COLUMNS f32, a weight per column. The time goes to standard error, one thread. The variable
-//! KERNELS chooses the instruction set (portable, avx2, avx512).
+//! IMPORTANCE is a file of COLUMNS f32, a weight per column. The speed goes to standard error: one thread, the best of
+//! half a second, as other programs may be running. The variable KERNELS chooses the instruction set (portable, avx2,
+//! avx512).
 
 use std::io::{Read, Write};
 use std::time::Instant;
 
 use mmada::kernels::Kernels;
 use mmada::tensor::GgmlType;
+
+/// Seconds of repeating.
+const MEASURE: f64 = 0.5;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -40,11 +44,14 @@ fn main() -> Outcome<()> {
         Err(_) => Kernels::best(),
     };
     let mut out = vec![0; x.len() / columns * row_bytes];
-    let start = Instant::now();
-    for (x, out) in x.chunks_exact(columns).zip(out.chunks_exact_mut(row_bytes)) {
-        kernels.quantize(dtype, x, importance.as_deref(), out)?;
+    let (started, mut seconds) = (Instant::now(), f64::INFINITY);
+    while started.elapsed().as_secs_f64() < MEASURE || seconds.is_infinite() {
+        let start = Instant::now();
+        for (x, out) in x.chunks_exact(columns).zip(out.chunks_exact_mut(row_bytes)) {
+            kernels.quantize(dtype, x, importance.as_deref(), out)?;
+        }
+        seconds = seconds.min(start.elapsed().as_secs_f64());
     }
-    let seconds = start.elapsed().as_secs_f64();
     eprintln!("{dtype}: {:.1} million weights/s", x.len() as f64 / seconds / 1e6);
     std::io::stdout().write_all(&out)?;
     Ok(())

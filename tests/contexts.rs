@@ -1,7 +1,8 @@
 //! One context in several hands: generations that take turns, threads that collide, work that is cancelled.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mmada::gguf::GgmlType;
@@ -99,6 +100,34 @@ fn a_step_is_cancelled_from_another_thread_before_it_ends_and_the_context_goes_o
     assert!(matches!(generation.step(), Err(Error::Cancelled)));
     assert_eq!(finished(answer(&context, "one")), finished(answer(&self::context(), "one")));
     whole.step().unwrap();
+}
+
+#[test]
+fn a_flag_given_to_a_handle_stops_all_that_is_done_through_it_and_nothing_else() {
+    let context = context();
+    let flag = Arc::new(AtomicBool::new(false));
+    let handle = context.clone().with_canceller(flag.clone().into());
+    let ids: Vec<u32> = (0..1200).map(|i| i % 400).collect();
+    let batch = [SequenceRequest { ids: &ids, rows: &[1199], vocab: 0..500 }];
+    let expected = handle.logits(&batch).unwrap();
+    let (mut answer, mut picture) = (answer(&handle, "one"), drawing(&handle, "two"));
+    answer.step().unwrap();
+
+    let began = Instant::now();
+    handle.logits(&batch).unwrap();
+    let forward = began.elapsed();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(forward / 8);
+            flag.store(true, Ordering::Relaxed);
+        });
+        assert!(matches!(handle.logits(&batch), Err(Error::Cancelled)), "the network began before it was cancelled");
+    });
+    assert!(matches!(answer.step(), Err(Error::Cancelled)) && matches!(picture.step(), Err(Error::Cancelled)));
+    assert!(matches!(handle.observe_inputs(&batch, &mut |_| ()), Err(Error::Cancelled)));
+    let codes = vec![1; 32];
+    assert!(matches!(handle.decode_image(&codes, 8, 4), Err(Error::Cancelled)));
+    assert_eq!(context.logits(&batch).unwrap(), expected);
 }
 
 #[test]

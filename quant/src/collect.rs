@@ -28,7 +28,7 @@ use crate::disk::keep_inputs;
 use crate::imatrix::{COUNTS, OWN_KEY_PREFIX, SUMS};
 use crate::input::Input;
 use crate::report::Progress;
-use crate::states::{Sample, State, StateOptions, Task, own_samples, read_samples, sample_states};
+use crate::states::{Sample, State, StateOptions, Task, cancelled_by, own_samples, read_samples, sample_states};
 
 /// Of the keys and what they mean.
 const VERSION: u32 = 1;
@@ -124,7 +124,7 @@ pub fn imatrix(options: &ImatrixOptions, progress: &mut dyn FnMut(Progress)) -> 
 
     let context_options =
         ContextOptions { threads: options.threads, compute: Compute::Exact, ..ContextOptions::default() };
-    let context = Context::new(&model, context_options)?;
+    let context = cancelled_by(Context::new(&model, context_options)?, &options.cancel);
     let of_states = StateOptions { per_sample: options.states, seed: options.seed, cancel: options.cancel.clone() };
     let mut sums = Collector::new(model.config().layers, weight);
     let mut states = BTreeMap::new();

@@ -15,6 +15,7 @@ use crate::disk;
 use crate::imatrix::Imatrix;
 use crate::metadata::{Sources, metadata};
 use crate::naming;
+use crate::overrides::Override;
 use crate::plan::{self, Planned};
 use crate::report::{Progress, Report, TensorLine};
 use crate::rows::Job;
@@ -49,6 +50,10 @@ pub struct ConvertOptions {
     pub image_code_offset: Option<u32>,
     /// general.name; `None`: the checkpoint folder's name.
     pub name: Option<String>,
+    /// Metadata that is changed or added.
+    pub overrides: Vec<Override>,
+    /// Tell what would be written, and write nothing.
+    pub dry_run: bool,
     /// Threads that quantize; 0 means one per core.
     pub threads: usize,
     /// Set it to stop; the partial output is removed.
@@ -69,6 +74,8 @@ impl ConvertOptions {
             chat_template: None,
             image_code_offset: None,
             name: None,
+            overrides: vec![],
+            dry_run: false,
             threads: 0,
             cancel: None,
         }
@@ -96,6 +103,7 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> 
         }
         None => None,
     };
+    options.overrides.iter().try_for_each(|change| change.apply(&mut metadata))?;
     let specs: Vec<TensorSpec> = planned.iter().map(|t| t.spec.clone()).collect();
     notes.extend(options.types.idle(&specs));
     let total: u64 = specs.iter().map(spec_bytes).sum();
@@ -103,37 +111,45 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(Progress)) -> 
     let parts = name_parts(output(options, &metadata, &planned), groups);
     let files: Vec<PathBuf> = parts.iter().map(|(path, _)| path.clone()).collect();
     files.iter().try_for_each(|file| source.guard_inputs(options, file))?;
-    let pool = thread_pool(options.threads)?;
     let file_bytes = SplitWriter::sizes(&metadata, &parts)?.iter().sum();
-    files.first().map_or(Ok(()), |file| disk::require(file, file_bytes))?;
-    let mut writer = SplitWriter::create(&metadata, &parts)?;
-    // Only now: whoever asked for what cannot be should read one sentence.
-    notes.iter().for_each(|note| progress(Progress::Note(note)));
-    let mut done = 0;
-    for (index, tensor) in planned.iter().enumerate() {
-        let checkpoint = if tensor.vq { source.vq.as_ref().map(|(c, _)| c) } else { Some(&source.backbone) };
-        let checkpoint =
-            checkpoint.ok_or_else(|| Error::Internal("an image tokenizer was planned without one".into()))?;
-        let job = Job {
-            dtype: tensor.spec.dtype,
-            rows: tensor.rows,
-            cols: tensor.cols,
-            importance: imatrix.as_ref().and_then(|m| m.get(&tensor.spec.name)),
-            allow_nonfinite: options.allow_nonfinite,
-            measure: true,
-        };
-        let rows = CheckpointRows::new(checkpoint, tensor)?;
-        let line = TensorLine {
-            index,
-            count: planned.len(),
-            spec: &tensor.spec,
-            from: Some(rows.dtype()),
-            bytes: spec_bytes(&tensor.spec),
-            stats: None,
-        };
-        encode_tensor(&pool, &rows, &job, line, &mut writer, options.cancel.as_deref(), (&mut done, total), progress)?;
+    let tell = |progress: &mut dyn FnMut(Progress)| notes.iter().for_each(|note| progress(Progress::Note(note)));
+    let line = |index, spec, rows: &CheckpointRows| TensorLine {
+        index,
+        count: planned.len(),
+        spec,
+        from: Some(rows.dtype()),
+        bytes: spec_bytes(spec),
+        stats: None,
+    };
+    let mut tensors = planned.iter().enumerate();
+    if options.dry_run {
+        tell(progress);
+        tensors.try_for_each(|(index, tensor)| {
+            progress(Progress::Tensor(&line(index, &tensor.spec, &source.rows(tensor)?)));
+            Ok::<_, Error>(())
+        })?;
+    } else {
+        let pool = thread_pool(options.threads)?;
+        files.first().map_or(Ok(()), |file| disk::require(file, file_bytes))?;
+        let mut writer = SplitWriter::create(&metadata, &parts)?;
+        // Only now: whoever asked for what cannot be should read one sentence.
+        tell(progress);
+        let mut done = 0;
+        tensors.try_for_each(|(index, tensor)| {
+            let job = Job {
+                dtype: tensor.spec.dtype,
+                rows: tensor.rows,
+                cols: tensor.cols,
+                importance: imatrix.as_ref().and_then(|m| m.get(&tensor.spec.name)),
+                allow_nonfinite: options.allow_nonfinite,
+                measure: true,
+            };
+            let rows = source.rows(tensor)?;
+            let (line, cancel) = (line(index, &tensor.spec, &rows), options.cancel.as_deref());
+            encode_tensor(&pool, &rows, &job, line, &mut writer, cancel, (&mut done, total), progress)
+        })?;
+        writer.finish()?;
     }
-    writer.finish()?;
     Ok(Report {
         tensors: planned.len(),
         weights: planned.iter().map(|t| t.rows as u64 * t.cols as u64).sum(),
@@ -176,6 +192,14 @@ impl Source {
         let roles = Roles::read(&dir, &tokenizer, &config, &mut notes)?;
         let sampling = Sampling::read(&dir, &mut notes)?;
         Ok(Source { dir, config, backbone, vq, tokenizer, roles, sampling, notes })
+    }
+
+    /// Where a tensor's weights come from.
+    fn rows<'a>(&'a self, tensor: &'a Planned) -> Result<CheckpointRows<'a>> {
+        let checkpoint = if tensor.vq { self.vq.as_ref().map(|(c, _)| c) } else { Some(&self.backbone) };
+        let checkpoint =
+            checkpoint.ok_or_else(|| Error::Internal("an image tokenizer was planned without one".into()))?;
+        CheckpointRows::new(checkpoint, tensor)
     }
 
     fn metadata(&self, options: &ConvertOptions, notes: &mut Vec<String>) -> Result<Vec<(String, MetaValue)>> {

@@ -37,6 +37,11 @@ impl Imatrix {
     /// of squares can be.
     pub fn read(path: &Path) -> Result<Imatrix> {
         let file = Mapping::open(path)?;
+        if is_legacy(file.bytes()) {
+            let reason = "is an importance matrix in llama.cpp's older format; its llama-imatrix makes a GGUF file of it: \
+                          llama-imatrix --in-file OLD.dat -o NEW.gguf";
+            return Err(bad(path, reason.into()));
+        }
         let header = Header::parse(file.bytes(), &path.display().to_string())?;
         match header.opt_str("general.type")? {
             Some("imatrix") => {}
@@ -152,6 +157,53 @@ impl Imatrix {
     }
 }
 
+/// Whether a file begins as llama.cpp's older importance matrices (`.dat`): the number of tensors, then of each the
+/// length of its name, the name, two counts and sums, all numbers i32 or f32.
+fn is_legacy(bytes: &[u8]) -> bool {
+    // Of tensors, and bytes of a name: no model has more, and GGUF's magic is a larger number.
+    const MOST: i32 = 100_000;
+    const LONGEST: i32 = 256;
+    let number = |at: usize| Some(i32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let begins = || {
+        let (count, length) = (number(0)?, number(4)?);
+        let in_range = (1..=MOST).contains(&count) && (1..=LONGEST).contains(&length);
+        let name = bytes.get(8..8 + usize::try_from(length).ok().filter(|_| in_range)?)?;
+        let (calls, values) = (number(8 + name.len())?, number(12 + name.len())?);
+        Some(calls >= 0 && values > 0 && name.iter().all(u8::is_ascii_graphic))
+    };
+    begins().unwrap_or(false)
+}
+
 fn bad(file: &Path, reason: String) -> Error {
     Error::format(file.display(), reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_older_format_is_recognised_and_its_error_says_how_to_convert_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("imatrix.dat");
+        let mut bytes = Vec::new();
+        for name in ["blk.0.attn_q.weight", "blk.0.ffn_up.weight"] {
+            let numbers = [name.len() as i32].map(i32::to_le_bytes);
+            bytes.extend(numbers.as_flattened());
+            bytes.extend(name.bytes());
+            bytes.extend([7i32, 3].map(i32::to_le_bytes).as_flattened());
+            bytes.extend([0.25f32, 1.5, 3.0].map(f32::to_le_bytes).as_flattened());
+        }
+        bytes.splice(0..0, 2i32.to_le_bytes());
+        let said = |bytes: &[u8]| {
+            std::fs::write(&file, bytes).unwrap();
+            Imatrix::read(&file).err().unwrap().to_string()
+        };
+        let error = said(&bytes);
+        assert!(error.contains("imatrix.dat") && error.contains("llama-imatrix --in-file"), "{error}");
+        // What only begins like it, or is something else, is no GGUF file as ever.
+        for other in [&bytes[..20], b"\x02\0\0\0\x05\0\0\0a\nb\0c\x01\0\0\0\x01\0\0\0", b"GGUX", b""] {
+            assert!(!said(other).contains("llama-imatrix"), "{other:?}");
+        }
+    }
 }

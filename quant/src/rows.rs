@@ -1,6 +1,8 @@
 //! Rows of weights on their way to a file: read a chunk at a time, decoded to f32, checked, encoded in their new type
 //! by all threads, measured, and handed on in order. While a chunk is encoded the next is read and the last written.
+//! Where the type stays, a chunk is only looked at, and the buffer it was read into is what is written.
 
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use mmada::gguf::GgmlType;
@@ -122,11 +124,11 @@ pub fn encode(
             for first in (0..job.rows).step_by(per_chunk) {
                 // A closed channel is a thread that stopped with an error of its own.
                 let Ok(input) = to_encode.recv() else { return Ok(()) };
-                let input: Vec<u8> = input?;
+                let mut input: Vec<u8> = input?;
                 let Ok(mut output) = to_fill.recv() else { return Ok(()) };
                 let n = per_chunk.min(job.rows - first);
                 let len = n * row_out;
-                stats.add(&chunk(pool, source, job, first, &input[..n * source.row_bytes()], &mut output[..len])?);
+                stats.add(&chunk(pool, source, job, first..first + n, &mut input, &mut output)?);
                 if encoded.send((output, len)).is_err() {
                     return Ok(());
                 }
@@ -156,7 +158,7 @@ fn whole(
         return Err(Error::Internal("no buffers".into()));
     };
     source.read(0, input)?;
-    let stats = chunk(pool, source, job, 0, input, output)?;
+    let stats = chunk(pool, source, job, 0..job.rows, input, output)?;
     sink(output)?;
     tick(output.len())?;
     Ok(stats)
@@ -189,22 +191,33 @@ fn reader(
     }
 }
 
-/// Encodes the rows from `first` on. Of several faults the first row's is reported.
+/// Encodes the rows `rows`: `input` has their stored bytes, `output` is given the new ones. Of several faults the first
+/// row's is reported.
 fn chunk(
     pool: &ThreadPool,
     source: &dyn Rows,
     job: &Job,
-    first: usize,
-    input: &[u8],
-    output: &mut [u8],
+    rows: Range<usize>,
+    input: &mut Vec<u8>,
+    output: &mut Vec<u8>,
 ) -> Result<Stats> {
-    let row_in = source.row_bytes();
-    let row_out = job.dtype.row_bytes(job.cols).unwrap_or(output.len()).max(1);
-    let encode = |scratch: &mut Scratch, (i, out): (usize, &mut [u8])| {
-        row(source, job, first + i, &input[i * row_in..][..row_in], scratch, out)
+    let (first, row_in) = (rows.start, source.row_bytes());
+    let copied = source.stored_as() == Some(job.dtype);
+    let results: Vec<Result<Stats>> = if copied {
+        let bytes = &input[..rows.len() * row_in];
+        let look = |scratch: &mut Scratch, (i, bytes)| copied_row(source, job, first + i, bytes, scratch);
+        pool.install(|| bytes.par_chunks(row_in.max(1)).enumerate().map_init(Scratch::default, look).collect())
+    } else {
+        let row_out = job.dtype.row_bytes(job.cols).unwrap_or(output.len()).max(1);
+        let encode = |scratch: &mut Scratch, (i, out): (usize, &mut [u8])| {
+            row(source, job, first + i, &input[i * row_in..][..row_in], scratch, out)
+        };
+        let out = &mut output[..rows.len() * row_out];
+        pool.install(|| out.par_chunks_mut(row_out).enumerate().map_init(Scratch::default, encode).collect())
     };
-    let results: Vec<Result<Stats>> =
-        pool.install(|| output.par_chunks_mut(row_out).enumerate().map_init(Scratch::default, encode).collect());
+    if copied {
+        std::mem::swap(input, output);
+    }
     // In the order of the rows, so that the sums do not depend on the threads.
     results.into_iter().try_fold(Stats::default(), |mut sum, stats| {
         sum.add(&stats?);
@@ -212,18 +225,45 @@ fn chunk(
     })
 }
 
+/// A row that stays as it is. Where its exponents do not tell that it is sound it is decoded.
+fn copied_row(source: &dyn Rows, job: &Job, at: usize, bytes: &[u8], scratch: &mut Scratch) -> Result<Stats> {
+    let mut stats = Stats::default();
+    if is_finite(job.dtype, bytes) != Some(true) {
+        let mut weights = std::mem::take(&mut scratch.row);
+        weights.resize(job.cols, 0.0);
+        source.decode(at, bytes, scratch, &mut weights)?;
+        check(source, job, at, &mut weights, true, &mut stats)?;
+        scratch.row = weights;
+    }
+    Ok(stats)
+}
+
+/// Whether all numbers of a float type are finite; `None` for other types. Without branches, so that it is done with
+/// vectors.
+fn is_finite(dtype: GgmlType, bytes: &[u8]) -> Option<bool> {
+    const F32: u32 = 0x7f80_0000;
+    let halves = |exponent: u16| {
+        let numbers = bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b));
+        numbers.fold(true, |sound, b| sound & (b & exponent != exponent))
+    };
+    match dtype {
+        GgmlType::F32 => {
+            let numbers = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b));
+            Some(numbers.fold(true, |sound, b| sound & (b & F32 != F32)))
+        }
+        GgmlType::F16 => Some(halves(0x7c00)),
+        GgmlType::BF16 => Some(halves(0x7f80)),
+        _ => None,
+    }
+}
+
 fn row(source: &dyn Rows, job: &Job, at: usize, bytes: &[u8], scratch: &mut Scratch, out: &mut [u8]) -> Result<Stats> {
-    let copied = source.stored_as() == Some(job.dtype);
     let mut weights = std::mem::take(&mut scratch.row);
     weights.resize(job.cols, 0.0);
     let mut stats = Stats::default();
     let decoded = source.decode(at, bytes, scratch, &mut weights);
-    let checked = decoded.and_then(|()| check(source, job, at, &mut weights, copied, &mut stats));
+    let checked = decoded.and_then(|()| check(source, job, at, &mut weights, false, &mut stats));
     let done = checked.and_then(|()| {
-        if copied {
-            out.copy_from_slice(bytes);
-            return Ok(());
-        }
         let kernels = Kernels::best();
         let encoded = kernels.quantize(job.dtype, &weights, job.importance, out);
         encoded.map_err(|e| source.fault(at, &e.to_string()))?;
@@ -295,10 +335,57 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_row_is_sound_by_its_exponents_where_its_decoded_numbers_are_finite() {
+        for dtype in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
+            let width = dtype.block_bytes();
+            for pattern in 0..=u16::MAX {
+                let bytes: Vec<u8> = (0..19 * width).map(|i| (i * 37 % 101) as u8).collect();
+                // The highest bits have the exponent; 13 is in a vector, 18 behind the last.
+                for at in [13, 18] {
+                    let mut row = bytes.clone();
+                    row[(at + 1) * width - 2..][..2].copy_from_slice(&pattern.to_le_bytes());
+                    let mut values = [0.0; 19];
+                    dequantize(dtype, &row, &mut values).unwrap();
+                    assert_eq!(
+                        is_finite(dtype, &row),
+                        Some(values.iter().all(|v| v.is_finite())),
+                        "{dtype} {pattern:x}"
+                    );
+                }
+            }
+        }
+        assert_eq!(is_finite(GgmlType::Q8_0, &[0; 34]), None);
+    }
+
+    #[test]
+    fn what_is_copied_is_looked_at_too() {
+        let pool = pool(2);
+        let (rows, cols) = (9, 1_000_003);
+        let source = Counting { cols, fails_at: None, infinite_at: Some((7, 11)) };
+        let mut bytes = Vec::new();
+        let mut sink = |b: &[u8]| {
+            bytes.extend_from_slice(b);
+            Ok(())
+        };
+        let mut job = job(GgmlType::F32, rows, cols);
+        let error = encode(&pool, &source, &job, &mut |_| Ok(()), &mut |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("row 7: element 11 is inf"), "{error}");
+        job.allow_nonfinite = true;
+        let stats = encode(&pool, &source, &job, &mut sink, &mut |_| Ok(())).unwrap();
+        assert_eq!((stats.nonfinite, stats.error), (1, 0.0));
+        let mut values = vec![0.0; rows * cols];
+        dequantize(GgmlType::F32, &bytes, &mut values).unwrap();
+        let expected = |i: usize| if i == 7 * cols + 11 { f32::INFINITY } else { (i % 2039) as f32 * 0.5 };
+        assert!(values.iter().enumerate().all(|(i, &v)| v == expected(i)));
+    }
+
     /// Rows whose element c is `row * cols + c` halves, so many that they take several chunks.
     struct Counting {
         cols: usize,
         fails_at: Option<usize>,
+        /// A row and a column.
+        infinite_at: Option<(usize, usize)>,
     }
 
     impl Rows for Counting {
@@ -311,7 +398,9 @@ mod tests {
                 return Err(self.fault(first, "cannot be read"));
             }
             for (i, b) in buffer.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                *b = (((first * self.cols + i) % 2039) as f32 * 0.5).to_le_bytes();
+                let at = first * self.cols + i;
+                let infinite = self.infinite_at.is_some_and(|(row, column)| row * self.cols + column == at);
+                *b = if infinite { f32::INFINITY } else { (at % 2039) as f32 * 0.5 }.to_le_bytes();
             }
             Ok(())
         }
@@ -337,7 +426,7 @@ mod tests {
     #[test]
     fn chunks_arrive_in_order_and_whole() {
         let (rows, cols) = (11, 1_000_003);
-        let source = Counting { cols, fails_at: None };
+        let source = Counting { cols, fails_at: None, infinite_at: None };
         for dtype in [GgmlType::F32, GgmlType::F16] {
             let (mut bytes, mut told) = (Vec::new(), 0);
             let mut sink = |b: &[u8]| {
@@ -359,7 +448,7 @@ mod tests {
     #[test]
     fn a_failure_of_either_side_ends_the_work_with_its_own_error() {
         let (rows, cols) = (40, 1_000_003);
-        let source = Counting { cols, fails_at: Some(17) };
+        let source = Counting { cols, fails_at: Some(17), infinite_at: None };
         let said = |source: &Counting, fail_after: usize, stop_after: usize| {
             let (mut written, mut ticks) = (0, 0);
             let mut sink = |_: &[u8]| {
@@ -374,7 +463,7 @@ mod tests {
             encode(&pool(2), source, &job, &mut sink, &mut tick).unwrap_err().to_string()
         };
         assert!(said(&source, 99, 99).contains("row 16: cannot be read"));
-        let sound = Counting { cols, fails_at: None };
+        let sound = Counting { cols, fails_at: None, infinite_at: None };
         for n in 0..4 {
             assert_eq!(said(&sound, n, 99), "the disk is full");
             assert_eq!(said(&sound, 99, n), "cancelled");

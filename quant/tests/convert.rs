@@ -5,7 +5,7 @@ mod support;
 use mmada::gguf::GgmlType;
 use mmada::tensor::quantize;
 use mmada::{Context, ContextOptions, Model};
-use mmada_quantize::{ConvertOptions, Progress, TensorRule, convert};
+use mmada_quantize::{ConvertOptions, Override, Progress, TensorRule, convert};
 use support::{Fixture, Sizes, TYPES, Tensors, backbone_name, golden, read_tensors};
 
 /// The type of a backbone matrix of the golden checkpoint, whose rows fill every kind of block.
@@ -162,6 +162,41 @@ fn the_checkpoints_sampling_defaults_are_kept() {
     assert_eq!(out.header.f32("mmada.sampling.draw.guidance_scale").unwrap(), 3.0);
     assert_eq!(out.header.usize("mmada.sampling.text.steps").unwrap(), 8);
     assert_eq!(out.header.usize("mmada.sampling.text_think.steps").unwrap(), 256);
+}
+
+#[test]
+fn a_dry_run_tells_of_every_tensor_and_of_the_size_and_writes_nothing() {
+    let fixture = Fixture::tiny();
+    let mut options = fixture.options(GgmlType::Q4_K);
+    options.overrides = vec![Override::parse("general.author=str:nobody").unwrap()];
+    let told = |options: &ConvertOptions| {
+        let mut lines = Vec::new();
+        let report = convert(options, &mut |event| {
+            if let Progress::Tensor(line) = event {
+                lines.push((line.spec.clone(), line.from, line.bytes));
+            }
+        });
+        (lines, report.unwrap().file_bytes)
+    };
+    options.dry_run = true;
+    let (lines, bytes) = told(&options);
+    assert!(!fixture.output().exists() && !lines.is_empty());
+    options.dry_run = false;
+    assert_eq!(told(&options), (lines, bytes));
+    assert_eq!(std::fs::metadata(fixture.output()).unwrap().len(), bytes);
+}
+
+#[test]
+fn metadata_is_changed_as_asked_for_and_keeps_its_type() {
+    let fixture = Fixture::tiny();
+    let mut options = fixture.options(GgmlType::F16);
+    let change = |text: &str| Override::parse(text).unwrap();
+    options.overrides = vec![change("general.name=str:Another"), change("mmada.test=int:7")];
+    let out = fixture.convert_with(&options);
+    assert_eq!(out.header.str("general.name").unwrap(), "Another");
+    assert_eq!(out.header.u32("mmada.test").unwrap(), 7);
+    options.overrides = vec![change("general.name=int:5")];
+    assert!(fixture.refusal(&options).contains("general.name"));
 }
 
 #[test]

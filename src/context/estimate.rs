@@ -73,7 +73,7 @@ impl Context {
         self.ready()?;
         let model = self.model();
         let w = model.transformer().weights.layers[0].up.view(model.bytes());
-        let exec = self.exec(None);
+        let exec = self.exec();
         let x: Vec<f32> = try_collect((0..COLUMNS * w.cols()).map(|i| (i % 17) as f32 - 8.0), "a measurement")?;
         let mut y = try_vec(COLUMNS * w.rows(), "a measurement")?;
         let (mut int8, mut bf16) = (Int8Rows::default(), Bf16Rows::default());

@@ -51,6 +51,8 @@ pub struct ContextOptions {
 #[derive(Clone)]
 pub struct Context {
     inner: Arc<Inner>,
+    /// Of all that is done through this handle.
+    canceller: Option<Canceller>,
 }
 
 struct Inner {
@@ -91,7 +93,14 @@ impl Context {
             let limit = options.memory_limit.map_or("no memory limit".to_owned(), |n| format!("at most {n} bytes"));
             format!("{}: a context of {count} threads with {isa} and {limit}", model.file())
         });
-        Ok(Context { inner: Arc::new(inner) })
+        Ok(Context { inner: Arc::new(inner), canceller: None })
+    }
+
+    /// Lets `canceller` stop whatever is done through this handle, also what takes no canceller of its own: a call that
+    /// is running fails with [`Error::Cancelled`] within one layer of the network, and every later one does too.
+    /// Generations that are begun here have this canceller instead of one each.
+    pub fn with_canceller(self, canceller: Canceller) -> Self {
+        Context { canceller: Some(canceller), ..self }
     }
 
     /// The model that it runs.
@@ -135,7 +144,7 @@ impl Context {
     /// context; `Unsupported` for a picture and a model without an image tokenizer; `Format` if the file's tokenizer
     /// or chat template is damaged; `OutOfMemory`.
     pub fn text(&self, request: TextRequest) -> Result<Generation> {
-        Generation::text_request(self.engine(), request)
+        self.begun(Generation::text_request(self.engine(), request))
     }
 
     /// Begins an answer to a prompt of ids, each below the vocabulary's number of rows.
@@ -143,7 +152,7 @@ impl Context {
     /// # Errors
     /// As [`Context::text`].
     pub fn text_from_ids(&self, prompt: Vec<u32>, options: TextOptions) -> Result<Generation> {
-        Generation::text_from_ids(self.engine(), prompt, options)
+        self.begun(Generation::text_from_ids(self.engine(), prompt, options))
     }
 
     /// Begins a picture, or several.
@@ -152,7 +161,7 @@ impl Context {
     /// As [`Context::text`]; `InvalidArgument` also for a width or height that is no multiple of
     /// [`Model::downsampling`].
     pub fn draw(&self, request: DrawRequest) -> Result<Generation> {
-        Generation::draw_request(self.engine(), request)
+        self.begun(Generation::draw_request(self.engine(), request))
     }
 
     /// Begins a picture from prompts of ids.
@@ -160,7 +169,7 @@ impl Context {
     /// # Errors
     /// As [`Context::draw`].
     pub fn draw_from_ids(&self, request: DrawFromIds) -> Result<Generation> {
-        Generation::draw_from_ids(self.engine(), request)
+        self.begun(Generation::draw_from_ids(self.engine(), request))
     }
 
     /// How likely an answer is after a prompt: [`ScoreRequest`] says what is averaged. Runs the network `samples` times,
@@ -170,7 +179,7 @@ impl Context {
     /// `InvalidArgument` for an empty answer, masks in it, ids outside the vocabulary or no samples; `ContextOverflow`,
     /// `Busy`, `OutOfMemory`.
     pub fn score(&self, request: &ScoreRequest) -> Result<Score> {
-        self.score_with(request, &Canceller::default())
+        self.score_with(request, &self.canceller())
     }
 
     /// [`Context::score`] that another thread can stop.
@@ -189,7 +198,7 @@ impl Context {
     pub fn logits(&self, batch: &[SequenceRequest]) -> Result<Vec<Vec<f32>>> {
         let total = batch.iter().fold(0usize, |sum, s| sum.saturating_add(s.logits()));
         let mut all = try_vec(total, "logits")?;
-        self.logits_into(batch, &mut all, &Canceller::default())?;
+        self.logits_into(batch, &mut all, &self.canceller())?;
         let mut rest = &all[..];
         let mut parts = Vec::with_capacity(batch.len());
         for sequence in batch {
@@ -231,7 +240,7 @@ impl Context {
         let observers = Observers { layers: Some(&mut keep), inputs: None };
         let batch = [SequenceRequest { ids, rows: &[], vocab: 0..0 }];
         let mut state = self.inner.lock()?;
-        let (model, exec) = (self.model(), self.exec(None));
+        let (model, exec) = (self.model(), self.exec());
         let run = Run::new(&exec, model.bytes(), self.compute());
         model.transformer().forward(&run, &mut state, &batch, &mut [], observers)?;
         states
@@ -246,7 +255,7 @@ impl Context {
         let without = batch.iter().map(|s| SequenceRequest { vocab: 0..0, ..s.clone() });
         let batch = try_collect(without, "a batch of sequences")?;
         let mut state = self.inner.lock()?;
-        let (model, exec) = (self.model(), self.exec(None));
+        let (model, exec) = (self.model(), self.exec());
         let run = Run::new(&exec, model.bytes(), self.compute());
         let observers = Observers { layers: None, inputs: Some(observe) };
         model.transformer().forward(&run, &mut state, &batch, &mut [], observers)
@@ -259,31 +268,43 @@ impl Context {
     /// three functions below.
     pub fn encode_image(&self, picture: &RgbImage) -> Result<Vec<u32>> {
         let (images, bytes) = self.inner.images()?;
-        images.encode(&self.exec(None), bytes, picture)
+        images.encode(&self.exec(), bytes, picture)
     }
 
     /// [`Context::encode_image`] of pixels in [-1, 1], [height, width, 3], with the latents that the codes are the
     /// signs of.
     pub fn encode_latent(&self, pixels: &[f32], height: usize, width: usize) -> Result<Encoded> {
         let (images, bytes) = self.inner.images()?;
-        images.encode_latent(&self.exec(None), bytes, pixels, height, width)
+        images.encode_latent(&self.exec(), bytes, pixels, height, width)
     }
 
     /// The picture of `width * height` codes, given row by row; its sides in pixels are [`Model::downsampling`] times
     /// that.
     pub fn decode_image(&self, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
         let (images, bytes) = self.inner.images()?;
-        images.decode(&self.exec(None), bytes, codes, height, width, self.compute() == Compute::Fast)
+        images.decode(&self.exec(), bytes, codes, height, width, self.compute() == Compute::Fast)
     }
 
     /// [`Context::decode_image`] as the network leaves it: about [-1, 1], [height, width, 3] in pixels.
     pub fn decode_float(&self, codes: &[u32], width: usize, height: usize) -> Result<Vec<f32>> {
         let (images, bytes) = self.inner.images()?;
-        images.decode_float(&self.exec(None), bytes, codes, height, width, self.compute() == Compute::Fast)
+        images.decode_float(&self.exec(), bytes, codes, height, width, self.compute() == Compute::Fast)
     }
 
-    fn exec<'a>(&'a self, cancel: Option<&'a AtomicBool>) -> Exec<'a> {
+    fn exec(&self) -> Exec<'_> {
+        let cancel = self.canceller.as_ref().map(Canceller::flag);
         Exec::new(&self.inner.threads, self.inner.kernels, cancel).within(&self.inner.budget)
+    }
+
+    fn canceller(&self) -> Canceller {
+        self.canceller.clone().unwrap_or_default()
+    }
+
+    fn begun(&self, generation: Result<Generation>) -> Result<Generation> {
+        Ok(match &self.canceller {
+            Some(canceller) => generation?.with_canceller(canceller.clone()),
+            None => generation?,
+        })
     }
 
     fn ready(&self) -> Result<()> {
@@ -293,7 +314,7 @@ impl Context {
     /// Runs `work` in a thread of the context: for tests of what happens to its panics.
     #[cfg(all(debug_assertions, feature = "capi"))]
     pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.exec(None).run(work)
+        self.exec().run(work)
     }
 
     fn engine(&self) -> Arc<dyn Engine> {

@@ -110,6 +110,13 @@ impl Canceller {
     }
 }
 
+/// A flag of the caller's: true is cancelled.
+impl From<Arc<AtomicBool>> for Canceller {
+    fn from(flag: Arc<AtomicBool>) -> Self {
+        Canceller(flag)
+    }
+}
+
 /// An answer or pictures in the making.
 ///
 /// A context has one set of buffers: a step takes them for its duration and fails with [`Error::Busy`] if another
@@ -422,6 +429,10 @@ impl Generation {
             (Some(text), image) if image.is_none() || !text.is_done() => (index == 0).then(|| text.ids()),
             (_, image) => image.as_ref()?.ids(index),
         }
+    }
+
+    pub(crate) fn with_canceller(self, canceller: Canceller) -> Self {
+        Generation { canceller, ..self }
     }
 
     /// Cancels this generation, from any thread.

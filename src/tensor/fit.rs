@@ -222,21 +222,21 @@ impl Levels for Iq4 {
     }
 }
 
-/// The levels of MXFP4.
+/// The magnitudes of the levels of MXFP4, for the magnitudes of values.
 pub(super) struct Fp4;
 
 impl Levels for Fp4 {
-    const LOW: f32 = -12.0;
+    const LOW: f32 = 0.0;
     const HIGH: f32 = 12.0;
+    const SLOW: bool = true;
     #[inline(always)]
     fn nearest<S: Simd>(s: S, v: S::V) -> S::V {
-        // 1 apart up to 4, 2 apart up to 8, then 4 apart. NaN becomes 12.
-        let zero = s.splat(0.0);
-        let size = s.min(s.max(v, s.sub(zero, v)), s.splat(Self::HIGH));
-        let twos = s.mul(s.splat(2.0), s.round(s.mul(size, s.splat(0.5))));
-        let fours = s.mul(s.splat(4.0), s.round(s.mul(size, s.splat(0.25))));
-        let level = s.if_less(size, s.splat(4.0), s.round(size), s.if_less(size, s.splat(8.0), twos, fours));
-        s.if_less(v, zero, s.sub(zero, level), level)
+        // Adding 1.5 * 2^23 steps rounds to a whole number of them: 1 apart up to 4, 2 apart up to 8, then 4 apart.
+        const SHIFT: f32 = 12582912.0;
+        let v = s.min(v, s.splat(Self::HIGH));
+        let large = s.if_less(v, s.splat(8.0), s.splat(2.0 * SHIFT), s.splat(4.0 * SHIFT));
+        let shift = s.if_less(v, s.splat(4.0), s.splat(SHIFT), large);
+        s.sub(s.add(v, shift), shift)
     }
 }
 
@@ -262,23 +262,8 @@ pub(super) struct Symmetric<'a, S, const N: usize> {
 }
 
 impl<S: Simd, const N: usize> Symmetric<'_, S, N> {
-    /// Sums of w q x and w q q with the levels under `inverse`, one over the scale.
-    #[inline(always)]
-    pub fn moments<L: Levels>(&self, inverse: f32) -> (f32, f32) {
-        let (s, inverse) = (self.s, self.s.splat(inverse));
-        let (mut sqx, mut sqq) = (s.splat(0.0), s.splat(0.0));
-        for (x, w) in vectors(self.x).iter().zip(vectors(self.w)) {
-            let x = s.load(x);
-            let q = L::nearest(s, s.mul(x, inverse));
-            let wq = s.mul(s.load(w), q);
-            sqx = s.add(sqx, s.mul(wq, x));
-            sqq = s.add(sqq, s.mul(wq, q));
-        }
-        (s.sum(sqx), s.sum(sqq))
-    }
-
-    /// [`Self::moments`] of sixteen trials at once, one in each lane: no sums across lanes, which would cost more than
-    /// the rest.
+    /// Sums of w q x and w q q with the levels under sixteen `inverse`s, one over a scale in each lane: no sums across
+    /// lanes, which would cost more than the rest.
     #[inline(always)]
     fn trials<L: Levels>(&self, inverse: S::V) -> (S::V, S::V) {
         let s = self.s;
@@ -368,8 +353,8 @@ pub(super) struct Line {
 
 /// Sixteen places of the lowest and the highest level.
 pub(super) struct Ends {
-    low: [f32; LANES],
-    high: [f32; LANES],
+    pub low: [f32; LANES],
+    pub high: [f32; LANES],
 }
 
 impl Ends {
@@ -448,27 +433,10 @@ impl<'a, S: Simd, const N: usize> Affine<'a, S, N> {
         s.lanes(sum)
     }
 
-    /// Sums of w, w x, w q, w q q and w q x with the levels under a line.
-    #[inline(always)]
-    pub fn sums(&self, line: Line) -> [f32; 5] {
-        let (s, offset, inverse) = (self.s, self.s.splat(line.offset), self.s.splat(inverse(line.scale)));
-        let (mut sq, mut sqq, mut sqx) = (s.splat(0.0), s.splat(0.0), s.splat(0.0));
-        for (x, w) in vectors(self.x).iter().zip(vectors(self.w)) {
-            let x = s.load(x);
-            let q = self.level(s.mul(s.sub(x, offset), inverse));
-            let wq = s.mul(s.load(w), q);
-            sq = s.add(sq, wq);
-            sqq = s.add(sqq, s.mul(wq, q));
-            sqx = s.add(sqx, s.mul(wq, x));
-        }
-        [self.sw, self.mean * self.sw, s.sum(sq), s.sum(sqq), s.sum(sqx)]
-    }
-
     /// The best lines for the levels under sixteen guesses (offsets from the mean, and one over the scale), as scales
-    /// and offsets from the mean, and by how much their errors are below that of storing the mean. With `falling`, lines
-    /// whose offset is above 0 are not allowed.
+    /// and offsets from the mean, and by how much their errors are below that of storing the mean.
     #[inline(always)]
-    fn trials(&self, offset: S::V, inverse: S::V, falling: bool) -> (S::V, S::V, S::V) {
+    fn trials(&self, offset: S::V, inverse: S::V) -> (S::V, S::V, S::V) {
         let s = self.s;
         let (mut sq, mut sqq, mut sqy) = (s.splat(0.0), s.splat(0.0), s.splat(0.0));
         for (&y, &w) in self.y.iter().zip(self.w) {
@@ -479,38 +447,18 @@ impl<'a, S: Simd, const N: usize> Affine<'a, S, N> {
             sqq = s.add(sqq, s.mul(wq, q));
             sqy = s.add(sqy, s.mul(wq, y));
         }
-        let (zero, mean) = (s.splat(0.0), s.splat(self.mean));
         let mean_q = s.mul(sq, s.splat(1.0 / self.sw));
         let scale = s.div(sqy, s.sub(sqq, s.mul(sq, mean_q)));
-        let offset = s.sub(zero, s.mul(scale, mean_q));
-        let gain = s.mul(sqy, scale);
-        if !falling {
-            return (scale, offset, gain);
-        }
-        // the best scale without an offset
-        let sqx = s.add(sqy, s.mul(mean, sq));
-        let alone = s.div(sqx, sqq);
-        let alone_gain = s.sub(s.mul(sqx, alone), s.splat(self.mean * self.mean * self.sw));
-        let least = s.sub(zero, mean);
-        // NaN, where all levels are the same, counts as above 0
-        let offset = s.min(offset, s.splat(f32::INFINITY));
-        (
-            s.if_less(least, offset, alone, scale),
-            s.if_less(least, offset, least, offset),
-            s.if_less(least, offset, alone_gain, gain),
-        )
+        (scale, s.sub(s.splat(0.0), s.mul(scale, mean_q)), s.mul(sqy, scale))
     }
 
     /// The best line; no scale above the range is believed, which rounding errors of very unequal weights could give.
     /// `ends` are the tried places of the lowest and highest level, as parts of the range of values from its ends
     /// inwards. In every pass each trial goes to the best line of its levels.
     #[inline(always)]
-    pub fn fit(&self, ends: &Ends, falling: bool, passes: usize) -> Line {
+    pub fn fit(&self, ends: &Ends, passes: usize) -> Line {
         let s = self.s;
-        let (mut low, high) = s.range(self.x, (f32::INFINITY, f32::NEG_INFINITY));
-        if falling {
-            low = low.min(0.0);
-        }
+        let (low, high) = s.range(self.x, (f32::INFINITY, f32::NEG_INFINITY));
         let range = high - low;
         if range <= 0.0 {
             return Line { scale: 0.0, offset: low };
@@ -524,7 +472,7 @@ impl<'a, S: Simd, const N: usize> Affine<'a, S, N> {
         let part = s.sub(s.sub(s.splat(1.0), a), b);
         let mut inverse = s.mul(s.inverse(s.mul(part, range)), s.splat(self.top));
         for _ in 0..passes {
-            let (scale, from_mean, gain) = self.trials(offset, inverse, falling);
+            let (scale, from_mean, gain) = self.trials(offset, inverse);
             let gain = s.if_less(s.splat(0.0), scale, s.if_less(range, scale, none, gain), none);
             best_scale = s.if_less(best_gain, gain, scale, best_scale);
             best_offset = s.if_less(best_gain, gain, from_mean, best_offset);

@@ -9,6 +9,7 @@ mod dequantize;
 mod dequantize_iq;
 mod fit;
 mod grids;
+mod groups;
 mod quantize;
 mod quantize_k;
 

@@ -81,10 +81,19 @@ fn importance_unit(weights: &[f32], elements: usize) -> Result<f32> {
         let given = weights.len();
         return Err(Error::invalid(format_args!("{given} importance weights were given for {elements} elements")));
     }
-    if let Some((i, v)) = weights.iter().enumerate().find(|(_, v)| !v.is_finite() || **v < 0.0) {
+    // Without branches, and a sum in parts: this is done for every row.
+    let sound = weights.iter().fold(true, |sound, v| sound & v.is_finite() & (*v >= 0.0));
+    if !sound && let Some((i, v)) = weights.iter().enumerate().find(|(_, v)| !v.is_finite() || **v < 0.0) {
         return Err(Error::invalid(format_args!("the importance weight of element {i} is {v}")));
     }
-    let sum: f64 = weights.iter().map(|&v| f64::from(v)).sum();
+    let (parts, rest) = weights.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for part in parts {
+        for (sum, &v) in sums.iter_mut().zip(part) {
+            *sum += f64::from(v);
+        }
+    }
+    let sum = sums.iter().sum::<f64>() + rest.iter().map(|&v| f64::from(v)).sum::<f64>();
     Ok((sum / elements.max(1) as f64) as f32)
 }
 
@@ -109,9 +118,9 @@ impl Weights<'_> {
         match self.importance {
             None => [1.0; LEN],
             Some(v) => {
-                let mut weights = v.as_chunks().0[b];
+                let (mut weights, per_unit) = (v.as_chunks().0[b], 1.0 / self.unit);
                 for w in &mut weights {
-                    *w = (*w / self.unit).max(LEAST);
+                    *w = (*w * per_unit).max(LEAST);
                 }
                 weights
             }
@@ -291,7 +300,7 @@ fn ranged<S: Simd>(
         return Err(TooLarge);
     }
     let group = Affine::new(s, x, w, top);
-    let fit = group.fit(ends, false, passes);
+    let fit = group.fit(ends, passes);
     let mut d = half(fit.scale)?;
     let mut m = half(group.through_mean(fit, d.get()))?;
     // As in `symmetric`; a scale of 0 leaves the mean, which the min of the fit need not be.
@@ -342,7 +351,7 @@ fn iq4_nl<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32], passes: usize) -> Fallibl
 }
 
 /// The scale is a power of two: all that may be best are tried. The largest value is at most 12 on the smallest scale
-/// that holds it; half of that cuts it off, double and four times waste levels, but may fit the others.
+/// that holds it, which is one of the upper two; one less cuts it off for the sake of the others.
 #[inline(always)]
 fn mxfp4<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
     let largest = s.size(x);
@@ -350,23 +359,47 @@ fn mxfp4<S: Simd>(s: S, x: &[f32; 32], w: &[f32; 32]) -> Fallible<BlockMXFP4> {
     if largest > 2f32.powi(127) {
         return Err(TooLarge);
     }
-    // Scaling to the largest value's power of two keeps the squares in range.
-    let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { -127 };
-    let down = x.map(|v| (f64::from(v) * 2f64.powi(-exponent)) as f32);
-    let group = Symmetric { s, x: &down, w };
+    // Scaling to the largest value's power of two keeps the squares in range. Subnormal numbers are scaled as the
+    // largest of them: every exponent that is tried then is the smallest that can be stored.
+    let exponent = (largest.to_bits() >> 23) as i32 - 127;
+    let (up, zero, mut sizes) = (s.splat(inverse_power(exponent)), s.splat(0.0), *x);
+    for v in sizes.as_chunks_mut().0 {
+        let x = s.mul(s.load(v), up);
+        s.store(s.max(x, s.sub(zero, x)), v);
+    }
+    let group = Symmetric { s, x: &sizes, w };
     // In the place of exponents that cannot be stored the last that can is tried again.
-    let exponents: [i32; 7] = std::array::from_fn(|i| (exponent - 6 + i as i32).clamp(-128, 126));
-    let scales = exponents.map(|e| 2f32.powi(e - exponent));
-    let best = exponents[least(&group.errors::<Fp4>(&scales))] + 128;
-    let q = group.levels::<Fp4>(2f32.powi(best - 128 - exponent));
-    Ok(BlockMXFP4 { e: best as u8, qs: pack_nibbles(&q.map(fp4_index)) })
+    let (mut exponents, mut scales) = ([0; 3], [0.0; 3]);
+    for i in 0..3 {
+        exponents[i] = (exponent - 4 + i as i32).clamp(-128, 126);
+        scales[i] = inverse_power(exponent - exponents[i]);
+    }
+    let best = least(&group.errors::<Fp4>(&scales));
+    let numbers = fp4_numbers(s, x, &group.levels::<Fp4>(scales[best]));
+    Ok(BlockMXFP4 { e: (exponents[best] + 128) as u8, qs: pack_nibbles(&numbers) })
 }
 
-/// The number of a level of MXFP4: its magnitude's, and the sign.
+/// 2^-exponent, -127..=127.
 #[inline(always)]
-fn fp4_index(level: f32) -> u8 {
-    let at = FP4_VALUES[..8].partition_point(|&v| f32::from(v) < level.abs()) as u8;
-    if level < 0.0 { at | 8 } else { at }
+fn inverse_power(exponent: i32) -> f32 {
+    // 2^-127 is no normal number.
+    if exponent < 127 { f32::from_bits(((127 - exponent) as u32) << 23) } else { f32::from_bits(1 << 22) }
+}
+
+/// The numbers of levels of MXFP4: those of the magnitudes 0 1 2 3 4 6 8 12, and the sign of the values.
+#[inline(always)]
+fn fp4_numbers<S: Simd>(s: S, x: &[f32; 32], sizes: &[f32; 32]) -> [u8; 32] {
+    let (mut numbers, zero) = (*sizes, s.splat(0.0));
+    for (v, x) in numbers.as_chunks_mut().0.iter_mut().zip(x.as_chunks().0) {
+        let size = s.load(v);
+        let few = s.min(size, s.splat(5.0));
+        let many = s.if_less(size, s.splat(10.0), s.splat(6.0), s.splat(7.0));
+        let number = s.if_less(size, s.splat(7.0), few, many);
+        // A 0 has no sign: its number is that of the positive.
+        let sign = s.if_less(s.max(s.load(x), s.sub(zero, size)), zero, s.splat(8.0), zero);
+        s.store(s.add(number, sign), v);
+    }
+    whole(&numbers, 0.0)
 }
 
 #[inline(always)]

@@ -4,7 +4,8 @@
 //! numbers and levels the units are a least squares problem; the two steps alternate until the error stays.
 
 use super::block::*;
-use super::fit::{Affine, Ends, Iq4, LANES, Levels, Line, Simd, Symmetric, Whole, inverse, least};
+use super::fit::{Affine, Ends, Iq4, LANES, Levels, Line, Simd, Symmetric, Whole};
+use super::groups::{Groups, Multiples, Ranges, ScaleMins};
 use super::quantize::{Fallible, TooLarge, half};
 
 /// No K type reaches this (`65504 * 128 * 32` is the most); below it no square overflows.
@@ -12,13 +13,13 @@ const LIMIT: f32 = 1e9;
 
 /// How often the units are fitted again at most.
 const ROUNDS: usize = 4;
-
-/// The range of stored scales or mins that is tried around `v` units.
-#[inline(always)]
-fn around(v: f32, radius: i32, low: i32, high: i32) -> std::ops::RangeInclusive<i32> {
-    // The cast saturates, NaN becomes 0.
-    let at = (v.round() as i32).clamp(low, high);
-    (at - radius).max(low)..=(at + radius).min(high)
+/// How a search is done.
+struct Search<'a, Ends> {
+    /// See [`Symmetric::fit`] and [`super::fit::Affine::fit`].
+    ends: &'a Ends,
+    passes: usize,
+    /// The whole numbers to either side that are tried at first.
+    radius: i32,
 }
 
 /// The unit and scales of a super-block of `G` sub-blocks of `N` values `unit scale level`.
@@ -28,58 +29,39 @@ struct Scaled<const G: usize> {
 }
 
 impl<const G: usize> Scaled<G> {
-    /// Scales are from `low` to `-low - 1`; `ends` see [`Symmetric::fit`].
+    /// Scales are from `low` to `-low - 1`.
     #[inline(always)]
     fn fit<S: Simd, L: Levels, const N: usize>(
         s: S,
         x: &[f32; QK_K],
         w: &[f32; QK_K],
-        low: i32,
-        radius: i32,
-        ends: &[f32; LANES],
+        low: f32,
+        search: Search<'_, [f32; LANES]>,
     ) -> Fallible<Self> {
-        const { assert!(G * N == QK_K) };
         if s.size(x) > LIMIT {
             return Err(TooLarge);
         }
-        let (x, w) = (x.as_chunks::<N>().0, w.as_chunks::<N>().0);
-        let mut scales = [0.0; G];
-        for g in 0..G {
-            scales[g] = Symmetric { s, x: &x[g], w: &w[g] }.fit::<L>(ends, 2);
-        }
+        let groups = Groups::<S, G, N>::new(s, x, w);
+        let mut scales = groups.scales::<L>(search.ends, search.passes);
         let largest = scales.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
-        let mut best = Scaled { d: half(largest / low as f32)?, sc: [0; G] };
+        let mut best = Scaled { d: half(largest / low)?, sc: [0; G] };
         let (mut best_error, mut d) = (f32::INFINITY, best.d);
         for round in 0..ROUNDS {
-            let radius = if round == 0 { radius } else { 1 };
-            let (mut sc, mut error) = ([0; G], 0.0);
-            // Sums for the best unit: of w (sc q) x and w (sc q)^2.
-            let (mut sax, mut saa) = (0.0, 0.0);
-            for g in 0..G {
-                let group = Symmetric { s, x: &x[g], w: &w[g] };
-                let center = scales[g] * inverse(d.get());
-                let (mut numbers, mut tried, mut count) = ([0; LANES], [0.0; LANES], 0);
-                for at in around(center, radius, low, -low - 1) {
-                    (numbers[count], tried[count]) = (at, d.get() * at as f32);
-                    count += 1;
-                }
-                let errors = group.errors::<L>(&tried[..count]);
-                let at = least(&errors);
-                sc[g] = numbers[at] as i8;
-                let scale = f32::from(sc[g]);
-                let (sqx, sqq) = group.moments::<L>(inverse(d.get() * scale));
-                sax += scale * sqx;
-                saa += scale * scale * sqq;
-                error += errors[at];
-                scales[g] = d.get() * scale;
-            }
+            let radius = if round == 0 { search.radius } else { 1 };
+            let Multiples { numbers, error } = groups.multiples::<L>(&scales, d.get(), radius, (low, -low - 1.0));
             let better = error < best_error;
             if !better {
                 break;
             }
-            (best, best_error) = (Scaled { d, sc }, error);
-            match half(sax / saa) {
-                Ok(next) if saa > 0.0 && next != d => d = next,
+            best_error = error;
+            best.d = d;
+            for g in 0..G {
+                best.sc[g] = numbers[g] as i8;
+                scales[g] = d.get() * numbers[g];
+            }
+            // NaN and what cannot be stored end the search.
+            match half(groups.unit::<L>(&numbers, d.get())) {
+                Ok(next) if next != d => d = next,
                 _ => break,
             }
         }
@@ -115,87 +97,45 @@ impl<const G: usize> Ranged<G> {
         Line { scale: self.d.get() * f32::from(self.sc[g]), offset: -(self.dmin.get() * f32::from(self.m[g])) }
     }
 
-    /// The levels q are `0..=top`, the scales and mins `0..=most`; `ends` see [`Affine::fit`].
+    /// The levels q are `0..=top`, the scales and mins `0..=most`.
     #[inline(always)]
     fn fit<S: Simd, const N: usize>(
         s: S,
         x: &[f32; QK_K],
         w: &[f32; QK_K],
         top: f32,
-        most: i32,
-        radius: i32,
-        ends: &Ends,
+        most: f32,
+        search: Search<'_, Ends>,
     ) -> Fallible<Self> {
-        const { assert!(G * N == QK_K) };
         if s.size(x) > LIMIT {
             return Err(TooLarge);
         }
-        // Loops rather than closures: those would be compiled without the instruction set.
-        let (x, w) = (x.as_chunks::<N>().0, w.as_chunks::<N>().0);
-        let mut groups = [Affine::new(s, &x[0], &w[0], top); G];
-        for g in 1..G {
-            groups[g] = Affine::new(s, &x[g], &w[g], top);
-        }
-        let mut lines = [Line { scale: 0.0, offset: 0.0 }; G];
-        for (line, group) in lines.iter_mut().zip(&groups) {
-            *line = group.fit(ends, true, 2);
-        }
-        let d = half(lines.iter().fold(0.0f32, |m, f| m.max(f.scale)) / most as f32)?;
-        let dmin = half(lines.iter().fold(0.0f32, |m, f| m.max(-f.offset)) / most as f32)?;
+        let groups = Ranges::<S, G, N>::new(s, x, w, top);
+        let mut lines = groups.lines(search.ends, search.passes);
+        let d = half(lines.iter().fold(0.0f32, |m, f| m.max(f.scale)) / most)?;
+        let dmin = half(lines.iter().fold(0.0f32, |m, f| m.max(-f.offset)) / most)?;
         let mut best = Ranged { d, dmin, sc: [0; G], m: [0; G] };
-        let mut best_error = f32::INFINITY;
-        let mut next = Ranged { d, dmin, sc: [0; G], m: [0; G] };
+        let (mut best_error, mut units) = (f32::INFINITY, (d, dmin));
         for round in 0..ROUNDS {
-            let radius = if round == 0 { radius } else { 1 };
-            let mut error = 0.0;
-            let mut units = Units::default();
-            for (g, group) in groups.iter().enumerate() {
-                error += next.round(g, group, lines[g], most, radius);
-                lines[g] = next.line(g);
-                units.add(group, lines[g], next.sc[g], next.m[g]);
-            }
-            let better = error < best_error;
+            let radius = if round == 0 { search.radius } else { 1 };
+            let (d, dmin) = units;
+            let chosen = groups.multiples(&lines, (d.get(), dmin.get()), radius, most);
+            let better = chosen.error < best_error;
             if !better {
                 break;
             }
-            (best, best_error) = (Ranged { ..next }, error);
-            match units.solve() {
-                Some((d, dmin)) if (d, dmin) != (best.d, best.dmin) => (next.d, next.dmin) = (d, dmin),
+            best_error = chosen.error;
+            (best.d, best.dmin) = units;
+            for g in 0..G {
+                (best.sc[g], best.m[g]) = (chosen.scales[g] as u8, chosen.mins[g] as u8);
+                lines[g] = best.line(g);
+            }
+            match solve(&chosen, &groups.sums(&lines)) {
+                Some(next) if next != units => units = next,
                 _ => break,
             }
         }
         Ok(best)
-    }
-
-    /// Chooses scale and min of sub-block `g` near a line; its error.
-    #[inline(always)]
-    fn round<S: Simd, const N: usize>(
-        &mut self,
-        g: usize,
-        group: &Affine<'_, S, N>,
-        near: Line,
-        most: i32,
-        radius: i32,
-    ) -> f32 {
-        let (per_d, per_dmin) = (inverse(self.d.get()), inverse(self.dmin.get()));
-        let (mut numbers, mut scales, mut offsets) = ([(0, 0); LANES], [0.0; LANES], [0.0; LANES]);
-        let mut count = 0;
-        for sc in around(near.scale * per_d, radius, 0, most) {
-            let scale = self.d.get() * sc as f32;
-            for m in around(-group.through_mean(near, scale) * per_dmin, 1, 0, most) {
-                (numbers[count], scales[count]) = ((sc as u8, m as u8), scale);
-                offsets[count] = -(self.dmin.get() * m as f32);
-                count += 1;
-            }
-        }
-        // The lanes beyond the last repeat it.
-        for i in count..LANES {
-            (numbers[i], scales[i], offsets[i]) = (numbers[count - 1], scales[count - 1], offsets[count - 1]);
-        }
-        let errors = group.errors(&scales, &offsets);
-        let at = least(&errors);
-        (self.sc[g], self.m[g]) = numbers[at];
-        errors[at]
     }
 
     #[inline(always)]
@@ -211,40 +151,24 @@ impl<const G: usize> Ranged<G> {
     }
 }
 
-/// The normal equations of `x = d (sc q) - dmin m` over a super-block.
-#[derive(Default)]
-struct Units {
-    aa: f32,
-    am: f32,
-    mm: f32,
-    ax: f32,
-    mx: f32,
-}
-
-impl Units {
-    #[inline(always)]
-    fn add<S: Simd, const N: usize>(&mut self, group: &Affine<'_, S, N>, line: Line, sc: u8, m: u8) {
-        let (sc, m) = (f32::from(sc), f32::from(m));
-        let [sw, sx, sq, sqq, sqx] = group.sums(line);
-        self.aa += sc * sc * sqq;
-        self.am += sc * m * sq;
-        self.mm += m * m * sw;
-        self.ax += sc * sqx;
-        self.mx += m * sx;
+/// The units for the numbers that were chosen, by the normal equations of `x = d (sc q) - dmin m` over a super-block:
+/// `sums` see [`Ranges::sums`]. Only such that can be stored and are not negative.
+#[inline(always)]
+fn solve<const G: usize>(chosen: &ScaleMins<G>, sums: &[[f32; G]; 5]) -> Option<(Half, Half)> {
+    let [sw, sx, sq, sqq, sqx] = sums;
+    let (mut aa, mut am, mut mm, mut ax, mut mx) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for g in 0..G {
+        let (sc, m) = (chosen.scales[g], chosen.mins[g]);
+        aa += sc * sc * sqq[g];
+        am += sc * m * sq[g];
+        mm += m * m * sw[g];
+        ax += sc * sqx[g];
+        mx += m * sx[g];
     }
-
-    /// Units that can be stored and are not negative.
-    #[inline(always)]
-    fn solve(&self) -> Option<(Half, Half)> {
-        let det = self.aa * self.mm - self.am * self.am;
-        let (d, dmin) = if det > 0.0 {
-            ((self.ax * self.mm - self.am * self.mx) / det, (self.am * self.ax - self.aa * self.mx) / det)
-        } else {
-            (self.ax / self.aa, 0.0)
-        };
-        (d > 0.0 && dmin >= 0.0).then_some(())?;
-        Some((half(d).ok()?, half(dmin).ok()?))
-    }
+    let det = aa * mm - am * am;
+    let (d, dmin) = if det > 0.0 { ((ax * mm - am * mx) / det, (am * ax - aa * mx) / det) } else { (ax / aa, 0.0) };
+    (d > 0.0 && dmin >= 0.0).then_some(())?;
+    Some((half(d).ok()?, half(dmin).ok()?))
 }
 
 /// Two quants of four bits per byte, 32 elements apart, in groups of 64.
@@ -272,21 +196,24 @@ pub(super) const ENDS5: Ends = Ends::pairs([-0.01, 0.0, 0.025, 0.06], [-0.01, 0.
 
 #[inline(always)]
 pub(super) fn q2_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ2_K> {
-    let fit = Ranged::<16>::fit::<S, 16>(s, x, w, 3.0, 15, 1, &ENDS2)?;
+    let search = Search { ends: &ENDS2, passes: 1, radius: 1 };
+    let fit = Ranged::<16>::fit::<S, 16>(s, x, w, 3.0, 15.0, search)?;
     let scales = std::array::from_fn(|g| fit.sc[g] | fit.m[g] << 4);
     Ok(BlockQ2_K { scales, qs: pack_two_bits(&fit.levels::<S, 16>(s, x, 3.0)), d: fit.d, dmin: fit.dmin })
 }
 
 #[inline(always)]
 pub(super) fn q4_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ4_K> {
-    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 15.0, 63, 2, &ENDS4)?;
+    let search = Search { ends: &ENDS4, passes: 2, radius: 2 };
+    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 15.0, 63.0, search)?;
     let scales = pack_scale_min_k4(&fit.sc, &fit.m);
     Ok(BlockQ4_K { d: fit.d, dmin: fit.dmin, scales, qs: pack_nibbles(&fit.levels::<S, 32>(s, x, 15.0)) })
 }
 
 #[inline(always)]
 pub(super) fn q5_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ5_K> {
-    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 31.0, 63, 2, &ENDS5)?;
+    let search = Search { ends: &ENDS5, passes: 2, radius: 2 };
+    let fit = Ranged::<8>::fit::<S, 32>(s, x, w, 31.0, 63.0, search)?;
     let q = fit.levels::<S, 32>(s, x, 31.0);
     let scales = pack_scale_min_k4(&fit.sc, &fit.m);
     let qh = std::array::from_fn(|l| (0..8).fold(0, |bits, s| bits | (q[s * 32 + l] >> 4) << s));
@@ -305,7 +232,8 @@ const ENDS6: [f32; LANES] =
 #[inline(always)]
 pub(super) fn q3_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ3_K> {
     type L = Whole<-4, 3>;
-    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -32, 2, &ENDS3)?;
+    let search = Search { ends: &ENDS3, passes: 1, radius: 2 };
+    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -32.0, search)?;
     let q = fit.levels::<S, L, 16>(s, x, 4.0);
     let hmask = std::array::from_fn(|l| (0..8).fold(0, |bits, j| bits | (q[j * 32 + l] >> 2) << j));
     Ok(BlockQ3_K { hmask, qs: pack_two_bits(&q), scales: pack_scale_q3_k(&fit.sc), d: fit.d })
@@ -314,7 +242,8 @@ pub(super) fn q3_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<
 #[inline(always)]
 pub(super) fn q6_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockQ6_K> {
     type L = Whole<-32, 31>;
-    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -128, 3, &ENDS6)?;
+    let search = Search { ends: &ENDS6, passes: 2, radius: 3 };
+    let fit = Scaled::<16>::fit::<S, L, 16>(s, x, w, -128.0, search)?;
     let q = fit.levels::<S, L, 16>(s, x, 32.0);
     let ql = std::array::from_fn(|i| {
         let at = i / 64 * 128 + i % 64;
@@ -326,7 +255,8 @@ pub(super) fn q6_k<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<
 
 #[inline(always)]
 pub(super) fn iq4_xs<S: Simd>(s: S, x: &[f32; QK_K], w: &[f32; QK_K]) -> Fallible<BlockIQ4_XS> {
-    let fit = Scaled::<8>::fit::<S, Iq4, 32>(s, x, w, -32, 2, &ENDS_IQ4)?;
+    let search = Search { ends: &ENDS_IQ4, passes: 2, radius: 2 };
+    let fit = Scaled::<8>::fit::<S, Iq4, 32>(s, x, w, -32.0, search)?;
     let q = fit.levels::<S, Iq4, 32>(s, x, 0.0).map(iq4_index);
     let (scales_h, scales_l) = pack_scale_iq4_xs(&fit.sc);
     let nibbles = q.as_chunks::<32>().0;

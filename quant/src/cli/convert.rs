@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use mmada::Result;
-use mmada_quantize::{ConvertOptions, Recipe, convert};
+use mmada_quantize::{ConvertOptions, Override, Recipe, convert};
 
 use super::{ShowArgs, TYPES_HELP, TypeArgs, parse_size, told};
 
@@ -37,6 +37,12 @@ pub struct ConvertArgs {
     /// Name of the model, kept in the file [default: the folder's name]
     #[arg(long)]
     name: Option<String>,
+    /// Change metadata; TYPE is int, float, bool or str; may be repeated
+    #[arg(long = "override-kv", value_name = "KEY=TYPE:VALUE", value_parser = Override::parse)]
+    overrides: Vec<Override>,
+    /// Print what would be written, and write nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Threads; 0 means one per core
     #[arg(short, long, default_value_t = 0)]
     threads: usize,
@@ -45,7 +51,7 @@ pub struct ConvertArgs {
 }
 
 pub fn run(args: ConvertArgs) -> Result<()> {
-    told(&args.show, false, |cancel, progress| {
+    told(&args.show, args.dry_run, |cancel, progress| {
         let options = ConvertOptions {
             checkpoint: args.checkpoint,
             output: args.output,
@@ -57,6 +63,8 @@ pub fn run(args: ConvertArgs) -> Result<()> {
             chat_template: args.chat_template,
             image_code_offset: args.image_code_offset,
             name: args.name,
+            overrides: args.overrides,
+            dry_run: args.dry_run,
             threads: args.threads,
             cancel: Some(cancel),
         };

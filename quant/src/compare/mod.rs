@@ -24,7 +24,7 @@ use rayon::prelude::*;
 
 use crate::disk::keep_inputs;
 use crate::report::Progress;
-use crate::states::{Sample, State, StateOptions, Task, own_samples, read_samples, sample_states};
+use crate::states::{Sample, State, StateOptions, Task, cancelled_by, own_samples, read_samples, sample_states};
 use crate::write::thread_pool;
 
 use metrics::{Committed, Position};
@@ -98,10 +98,10 @@ pub fn compare(options: &CompareOptions, progress: &mut dyn FnMut(Progress)) -> 
         return Err(Error::invalid("there is no model to compare to the reference"));
     }
     options.plot.as_deref().map_or(Ok(()), plot::check)?;
-    let reference = open(&options.reference, options.threads, Compute::Exact)?;
+    let reference = open(&options.reference, options, Compute::Exact)?;
     let mut models = Vec::new();
     for path in &options.models {
-        let context = open(path, options.threads, options.compute)?;
+        let context = open(path, options, options.compute)?;
         same::check(reference.model(), context.model())?;
         models.push(context);
     }
@@ -143,9 +143,10 @@ pub fn plot(comparison: &Comparison) -> RgbImage {
     plot::draw(&comparison.reference.name(), &marks.collect::<Vec<_>>())
 }
 
-fn open(path: &Path, threads: usize, compute: Compute) -> Result<Context> {
-    let options = ContextOptions { threads, compute, ..ContextOptions::default() };
-    Context::new(&Model::open(path)?, options)
+fn open(path: &Path, options: &CompareOptions, compute: Compute) -> Result<Context> {
+    let CompareOptions { threads, cancel, .. } = options;
+    let options = ContextOptions { threads: *threads, compute, ..ContextOptions::default() };
+    Ok(cancelled_by(Context::new(&Model::open(path)?, options)?, cancel))
 }
 
 struct Run<'a> {

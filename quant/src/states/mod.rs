@@ -174,7 +174,7 @@ pub struct StateOptions {
     pub per_sample: usize,
     /// The same seed gives the same states.
     pub seed: u64,
-    /// Set it to stop: looked at before the network runs.
+    /// Set it to stop: looked at before the network runs, and while it does in a context that has it too.
     pub cancel: Option<Arc<AtomicBool>>,
 }
 
@@ -191,6 +191,14 @@ impl StateOptions {
             Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Cancelled),
             _ => Ok(()),
         }
+    }
+}
+
+/// The context, which the flag stops within a layer of the network.
+pub(crate) fn cancelled_by(context: Context, cancel: &Option<Arc<AtomicBool>>) -> Context {
+    match cancel {
+        Some(flag) => context.with_canceller(flag.clone().into()),
+        None => context,
     }
 }
 
