@@ -13,6 +13,8 @@ pub struct Kernels {
     level: Level,
     #[cfg(target_arch = "x86_64")]
     bf16: Option<super::avx512::Avx512Bf16>,
+    #[cfg(target_arch = "x86_64")]
+    amx: Option<super::amx::Amx>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,9 +79,17 @@ impl Kernels {
             let kernels = |level| Kernels {
                 #[cfg(target_arch = "x86_64")]
                 bf16: if let Level::Avx512(_) = level { super::avx512::Avx512Bf16::new() } else { None },
+                #[cfg(target_arch = "x86_64")]
+                amx: None,
                 level,
             };
-            levels.into_iter().map(kernels).collect()
+            #[allow(unused_mut)]
+            let mut all: Vec<Kernels> = levels.into_iter().map(kernels).collect();
+            #[cfg(target_arch = "x86_64")]
+            if let Some(amx) = super::amx::Amx::new() {
+                all.push(Kernels { amx: Some(amx), ..kernels(Level::Avx512(amx.base)) });
+            }
+            all
         })
     }
 
@@ -88,12 +98,16 @@ impl Kernels {
         Self::available().last().expect("portable is always there")
     }
 
-    /// The kernels called `name` (`portable`, `avx2`, `avx512`), if the processor has them.
+    /// The kernels called `name` (`portable`, `avx2`, `avx512`, `amx`), if the processor has them.
     pub fn by_name(name: &str) -> Option<&'static Kernels> {
         Self::available().iter().find(|k| k.name() == name)
     }
 
     pub fn name(&self) -> &'static str {
+        #[cfg(target_arch = "x86_64")]
+        if self.amx.is_some() {
+            return "amx";
+        }
         with_isa!(self.level, isa => name_of(isa))
     }
 
@@ -116,6 +130,25 @@ impl Kernels {
         return self.bf16.is_some_and(|isa| isa.pays());
         #[cfg(not(target_arch = "x86_64"))]
         return false;
+    }
+
+    /// Whether attention in bfloat16 is in hardware here.
+    pub fn has_bf16_attention(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.amx.is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
+    /// Whether it is faster than attention in f32.
+    pub fn prefers_bf16_attention(&self) -> bool {
+        self.has_bf16_attention()
+    }
+
+    /// The token of AMX, where these kernels use it.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn amx(&self) -> Option<super::amx::Amx> {
+        self.amx
     }
 
     /// Runs a panel's product in bfloat16. The caller has asked [`Kernels::has_bf16`].

@@ -8,7 +8,7 @@ use super::state::State;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gguf::Header;
-use crate::kernels::attention::Attention;
+use crate::kernels::attention::{Arithmetic, Attention};
 use crate::kernels::elementwise::{Rope, rms_norm, silu_mul};
 use crate::kernels::{Activations, Bf16Rows, Epilogue, Int8Rows, has_int8, matmul};
 use crate::memory::try_reserve;
@@ -200,8 +200,14 @@ impl Transformer {
         run.project(&mut input, &layer.v.view(run.file), v, Epilogue::Store)?;
         self.rope.apply(run.exec, q, &s.positions[..tokens]);
         self.rope.apply(run.exec, k, &s.positions[..tokens]);
-        let shape = Attention { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, sequences: &s.sequences };
-        shape.run(run.exec, q, k, v, &mut s.h[..d])?;
+        let shape = Attention {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            sequences: &s.sequences,
+            mask: None,
+        };
+        shape.run(run.exec, run.attention, &mut s.attention, q, k, v, &mut s.h[..d])?;
         observers.input(Some(n), &["attn_output"], &s.h[..d], c.d_model);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add)
@@ -272,6 +278,7 @@ pub struct Run<'a> {
     file: &'a [u8],
     /// float weights meet activations in bfloat16
     bf16: bool,
+    attention: Arithmetic,
 }
 
 /// The input of some projections, [rows, width]: quantized or rounded once for all of them, when the first needs it.
@@ -292,7 +299,10 @@ impl<'a> Input<'a> {
 
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
-        Run { exec, file, bf16: compute == Compute::Fast && exec.kernels.prefers_bf16() }
+        let fast = compute == Compute::Fast;
+        let attention =
+            if fast && exec.kernels.prefers_bf16_attention() { Arithmetic::Bf16 } else { Arithmetic::F32 };
+        Run { exec, file, bf16: fast && exec.kernels.prefers_bf16(), attention }
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
