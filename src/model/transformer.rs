@@ -300,8 +300,7 @@ impl<'a> Input<'a> {
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
         let fast = compute == Compute::Fast;
-        let attention =
-            if fast && exec.kernels.prefers_bf16_attention() { Arithmetic::Bf16 } else { Arithmetic::F32 };
+        let attention = if fast && exec.kernels.prefers_bf16_attention() { Arithmetic::Bf16 } else { Arithmetic::F32 };
         Run { exec, file, bf16: fast && exec.kernels.prefers_bf16(), attention }
     }
 

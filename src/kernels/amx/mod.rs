@@ -239,7 +239,7 @@ macro_rules! kernels {
 }
 
 /// Single instructions, for kernels that do other work between them. Tiles keep their values from one to the next: no
-/// other code touches these registers (compilers only give them to intrinsics, which are not used here).
+/// other code touches these registers, as compilers give them to intrinsics alone.
 impl Tiles {
     /// Tile `T` = 0.
     #[inline(always)]

@@ -13,6 +13,9 @@
 //! powers of two (log2 e is in the queries) and come out of the product less the row's *shift*: it is what the sum
 //! starts from.
 //!
+//! Probabilities are a polynomial of degree 2 with their lower half cut off: up to 0.5% + 0.18% from the exact ones, and
+//! 0.2% on average; normalization takes part of that out again. A score costs five and a half vector instructions.
+//!
 //! The shift is the largest score of the first step of keys, not of all: a softmax is the same for every shift, and
 //! floats lose nothing until they overflow. Only where a sum of probabilities passes 2^60 is the group done again with
 //! its largest score as the shift, so that no unit looks for maxima or rescales what is summed.
@@ -21,131 +24,24 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Keys, Line, PADDED_DIMS, PADDED_KEYS as KEYS, Rows, packed_lines};
-use crate::kernels::amx::{Amx, Cells, Operands, TILE, Tiles};
+use super::pack::rounded;
+use super::{Line, PADDED_DIMS, PADDED_KEYS as KEYS, Rows, packed_lines};
+use crate::kernels::amx::{Amx, TILE, Tiles};
 
 /// Queries of a unit: two tiles.
 pub const QUERIES: usize = 2 * TILE;
 /// Steps of keys in a group: their probabilities (16 KiB) stay in the nearest cache.
 pub const GROUP: usize = 8;
-/// 32-bit numbers in a step of a tile's row, and in a whole step.
+/// Bytes of packed keys and values that stay in the second cache.
+const NEAR: usize = 1 << 20;
+/// 32-bit numbers of a line, and of a tile's row.
 const CELLS: usize = 16;
-const STEP: usize = TILE * CELLS;
 /// A sum of probabilities from which on a group is done again.
 const LIMIT: f32 = (1u64 << 60) as f32;
 
 /// Steps of 32 dimensions in a head.
 pub fn dim_steps(head_dim: usize) -> usize {
     head_dim.div_ceil(PADDED_DIMS)
-}
-
-/// 32 floats from `at` of a row as bfloat16; what is past its end is 0.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn rounded(row: &[f32], at: usize, scale: __m512) -> __m512i {
-    // SAFETY: masks leave out what is past the end of the row
-    let [low, high] = unsafe { [load_part(row, at), load_part(row, at + CELLS)] };
-    let pairs = _mm512_cvtne2ps_pbh(_mm512_mul_ps(high, scale), _mm512_mul_ps(low, scale));
-    // SAFETY: 64 bytes each, every bit pattern is valid
-    unsafe { std::mem::transmute::<__m512bh, __m512i>(pairs) }
-}
-
-/// 16 floats from `at`, zeros past the end.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn load_part(row: &[f32], at: usize) -> __m512 {
-    let left = row.len().saturating_sub(at).min(CELLS);
-    // SAFETY: the mask has only lanes that are in the row
-    unsafe { _mm512_maskz_loadu_ps(((1u32 << left) - 1) as u16, row.as_ptr().wrapping_add(at)) }
-}
-
-/// For each of the four sizes of blocks that are exchanged: which lanes of two rows make the new first and second.
-const EXCHANGES: [([i32; 16], [i32; 16]); 4] = [exchange(8), exchange(4), exchange(2), exchange(1)];
-
-const fn exchange(size: usize) -> ([i32; 16], [i32; 16]) {
-    let (mut first, mut second) = ([0; 16], [0; 16]);
-    let mut lane = 0;
-    while lane < 16 {
-        let here = lane & size == 0;
-        first[lane] = (if here { lane } else { 16 + lane - size }) as i32;
-        second[lane] = (if here { lane + size } else { 16 + lane }) as i32;
-        lane += 1;
-    }
-    (first, second)
-}
-
-/// Transposes 16 x 16 32-bit numbers: the off-diagonal halves change places, then those of every quarter, and so on.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn transpose(a: &mut [__m512i; 16]) {
-    macro_rules! exchange {
-        ($n:literal, $size:literal: $($i:literal)*) => {{
-            // SAFETY: 64 bytes are readable in each
-            let (first, second) = unsafe {
-                (_mm512_loadu_si512(EXCHANGES[$n].0.as_ptr().cast()), _mm512_loadu_si512(EXCHANGES[$n].1.as_ptr().cast()))
-            };
-            $(
-                let (x, y) = (a[$i], a[$i + $size]);
-                a[$i] = _mm512_permutex2var_epi32(x, first, y);
-                a[$i + $size] = _mm512_permutex2var_epi32(x, second, y);
-            )*
-        }};
-    }
-    exchange!(0, 8: 0 1 2 3 4 5 6 7);
-    exchange!(1, 4: 0 1 2 3 8 9 10 11);
-    exchange!(2, 2: 0 1 4 5 8 9 12 13);
-    exchange!(3, 1: 0 2 4 6 8 10 12 14);
-}
-
-/// Packs a group of a head's keys and values: keys `first..` up to [`GROUP`] steps, into their parts of the two.
-pub fn pack(_: Amx, keys: Keys, first: usize, k: Rows, v: Rows, to_k: &mut [Line], to_v: &mut [Line]) {
-    // SAFETY: the token proves the features
-    unsafe {
-        pack_keys(keys, first, k, to_k);
-        pack_values(keys, first, v, to_v);
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn pack_keys(keys: Keys, first: usize, k: Rows, to: &mut [Line]) {
-    let steps = dim_steps(k.dim);
-    let one = _mm512_set1_ps(1.0);
-    for (n, to) in to.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
-        let (block, step) = (n / (2 * steps) * 2 + n % 2, n / 2 % steps);
-        let mut cells = [_mm512_setzero_si512(); TILE];
-        for (i, cells) in cells.iter_mut().enumerate() {
-            *cells = rounded(k.row(keys.row(first + block * TILE + i)), step * KEYS, one);
-        }
-        transpose(&mut cells);
-        for (to, cells) in to.iter_mut().zip(cells) {
-            // SAFETY: 64 aligned bytes are writable
-            unsafe { _mm512_store_si512((to as *mut Line).cast(), cells) };
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn pack_values(keys: Keys, first: usize, v: Rows, to: &mut [Line]) {
-    let (len, blocks) = (keys.len(), 2 * dim_steps(v.dim));
-    let steps = to.len() / (blocks * TILE);
-    // words 0 and 16, 1 and 17 and so on
-    let words: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
-    // SAFETY: 64 bytes are readable
-    let words = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
-    for (step, i) in (0..steps).flat_map(|step| (0..TILE).map(move |i| (step, i))) {
-        let at = first + step * KEYS + i;
-        let row = |at: usize| if at < len { v.row(keys.row(at)) } else { &[] };
-        let (low, high) = (row(at), row(at + TILE));
-        for block in 0..blocks {
-            // SAFETY: masks leave out what is past the end of the rows; 64 bytes each of any bits
-            let cells = unsafe {
-                let pairs = _mm512_cvtne2ps_pbh(load_part(high, block * TILE), load_part(low, block * TILE));
-                _mm512_permutexvar_epi16(words, std::mem::transmute::<__m512bh, __m512i>(pairs))
-            };
-            // SAFETY: 64 aligned bytes are writable
-            unsafe { _mm512_store_si512((&raw mut to[(block * steps + step) * TILE + i]).cast(), cells) };
-        }
-    }
 }
 
 /// One head of one sequence, and some of its queries.
@@ -165,7 +61,8 @@ pub fn scratch_lines(units: usize, head_dim: usize) -> usize {
     PROBABILITIES + SCORES + FRESH + units * unit_lines(dim_steps(head_dim))
 }
 
-/// Lines of a group's probabilities [step][query][cell], and of two steps' scores [query][key].
+/// Lines of a group's probabilities [step][query][cell], of two steps' scores [query][step][key], and of a group's sums
+/// [query][16 partial sums].
 const PROBABILITIES: usize = GROUP * QUERIES;
 const SCORES: usize = 2 * QUERIES * 2;
 const FRESH: usize = QUERIES;
@@ -222,8 +119,16 @@ impl Task<'_> {
         assert!(self.keys > 0 && scratch.len() >= scratch_lines(units, self.q.dim), "a task of attention");
         let lines = packed_lines(self.keys, self.q.dim);
         assert!(self.packed_k.len() >= lines && self.packed_v.len() >= lines, "packed keys");
-        // SAFETY: the token proves the features; sizes were checked; the rest is the caller's promise
-        unsafe { self.compute(&amx.tiles(), scratch.as_mut_ptr(), units) }
+        // keys that stay near are read by one unit after the other, others by all units in turn
+        let near = 2 * lines * size_of::<Line>() <= NEAR;
+        let step = if near { QUERIES } else { self.queries.len().max(1) };
+        for first in self.queries.clone().step_by(step) {
+            let queries = first..self.queries.end.min(first + step);
+            let units = queries.len().div_ceil(QUERIES);
+            let part = Task { queries, ..*self };
+            // SAFETY: the token proves the features; sizes were checked; the rest is the caller's promise
+            unsafe { part.compute(&amx.tiles(), scratch.as_mut_ptr(), units) }
+        }
     }
 
     /// # Safety
@@ -246,11 +151,11 @@ impl Task<'_> {
                 let now = item(n);
                 let next = (n + 1 < items).then(|| item(n + 1));
                 line.probabilities(now, next);
-                if !line.settle(now.0) {
+                if !line.settle(now.0, false) {
                     line.raise(now.0, now.1, false);
                     line.scores(now, 0);
                     line.probabilities(now, next);
-                    line.settle(now.0);
+                    line.settle(now.0, true);
                 }
                 line.values(now, n >= units);
             }
@@ -347,7 +252,9 @@ const AFTER: usize = 8;
 macro_rules! softmax {
     ($n:literal) => {
         concat!(
-            "mov {t}, {", $n, "}\n",
+            "mov {t}, {",
+            $n,
+            "}\n",
             "test {t}, {t}\n",
             "jz 5f\n",
             "4:\n",
@@ -376,6 +283,42 @@ macro_rules! softmax {
             "dec {t}\n",
             "jnz 4b\n",
             "5:",
+        )
+    };
+}
+
+/// A block of 16 dims of the second product in tiles `$c` and `$d`; after its first step, those of the block before are
+/// stored, if there is a `$before`.
+macro_rules! values_block {
+    ($self:ident, $steps:expr, $v:expr, $out:expr, $row:expr, $add:expr, $before:expr,
+     $c:literal $d:literal $before_c:literal $before_d:literal) => {
+        asm!(
+            "test {flags}, 1", "jnz 2f",
+            concat!("tilezero tmm", $c), concat!("tilezero tmm", $d), "jmp 3f",
+            "2:",
+            concat!("tileloadd tmm", $c, ", [{out} + {row}]"), concat!("tileloadd tmm", $d, ", [{out2} + {row}]"),
+            "3:",
+            "tileloadd tmm6, [{v} + {line}]",
+            "tileloadd tmm4, [{p} + {line}]",
+            concat!("tdpbf16ps tmm", $c, ", tmm4, tmm6"),
+            "tileloadd tmm5, [{p} + {line} + 1024]",
+            concat!("tdpbf16ps tmm", $d, ", tmm5, tmm6"),
+            "test {flags}, 2", "jz 4f",
+            concat!("tilestored [{out} + {row} - 64], tmm", $before_c),
+            concat!("tilestored [{out2} + {row} - 64], tmm", $before_d),
+            "and {flags}, 1",
+            "4:",
+            "add {v}, 1024", "add {p}, 2048",
+            "dec {steps}", "jnz 3b",
+            flags = inout(reg) usize::from($add) + 2 * usize::from($before) => _,
+            out = in(reg) $out,
+            out2 = in(reg) $out.add(TILE * $row),
+            row = in(reg) 4 * $row,
+            v = inout(reg) $v => _,
+            p = inout(reg) $self.p => _,
+            steps = inout(reg) $steps => _,
+            line = in(reg) 64usize,
+            options(nostack),
         )
     };
 }
@@ -497,7 +440,8 @@ impl<'a> Pipeline<'a> {
         self.turn ^= 1;
     }
 
-    /// `out += probabilities x values` of a group; stored without adding where `add` is false.
+    /// `out += probabilities x values` of a group; stored without adding where `add` is false. Tiles 0 and 1 are of even
+    /// blocks of 16 dims, 2 and 3 of odd ones; each pair is stored while the other is computed.
     ///
     /// # Safety
     /// Unit and group have their memory.
@@ -505,76 +449,29 @@ impl<'a> Pipeline<'a> {
     unsafe fn values(&mut self, of: (Unit, Group), add: bool) {
         let (unit, keys) = of;
         let row = self.steps * KEYS;
-        // two blocks of 16 dims at a time
-        for block in 0..self.steps {
-            // SAFETY: the tiles are configured; two tiles of queries, two blocks of dims, `keys.steps` steps in each
-            unsafe {
-                asm!(
-                    "test {add}, {add}", "jnz 2f",
-                    "tilezero tmm0", "tilezero tmm1", "jmp 3f",
-                    "2:",
-                    "tileloadd tmm0, [{out} + {row}]", "tileloadd tmm1, [{out2} + {row}]",
-                    "3:",
-                    // the last results of the block before
-                    "mov {t}, {steps}",
-                    "mov {v2}, {v}", "mov {p2}, {p}",
-                    "4:",
-                    "tileloadd tmm6, [{v2} + {line}]",
-                    "tileloadd tmm4, [{p2} + {line}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{p2} + {line} + 1024]",
-                    "tdpbf16ps tmm1, tmm5, tmm6",
-                    "add {v2}, 1024", "add {p2}, 2048",
-                    "dec {t}", "jnz 4b",
-                    "test {add}, {add}", "jnz 2f",
-                    "tilezero tmm2", "tilezero tmm3", "jmp 3f",
-                    "2:",
-                    "tileloadd tmm2, [{out} + {row} + 64]", "tileloadd tmm3, [{out2} + {row} + 64]",
-                    "3:",
-                    "mov {p2}, {p}",
-                    "tileloadd tmm6, [{v2} + {line}]",
-                    "tileloadd tmm4, [{p2} + {line}]",
-                    "tdpbf16ps tmm2, tmm4, tmm6",
-                    "tileloadd tmm5, [{p2} + {line} + 1024]",
-                    "tdpbf16ps tmm3, tmm5, tmm6",
-                    "mov {t}, {steps}",
-                    "jmp 6f",
-                    "5:",
-                    "tileloadd tmm6, [{v2} + {line}]",
-                    "tileloadd tmm4, [{p2} + {line}]",
-                    "tdpbf16ps tmm2, tmm4, tmm6",
-                    "tileloadd tmm5, [{p2} + {line} + 1024]",
-                    "tdpbf16ps tmm3, tmm5, tmm6",
-                    "6:",
-                    "add {v2}, 1024", "add {p2}, 2048",
-                    "dec {t}", "jnz 5b",
-                    "tilestored [{out} + {row}], tmm0", "tilestored [{out2} + {row}], tmm1",
-                    "tilestored [{out} + {row} + 64], tmm2", "tilestored [{out2} + {row} + 64], tmm3",
-                    add = in(reg) usize::from(add),
-                    out = in(reg) unit.out.add(block * KEYS),
-                    out2 = in(reg) unit.out.add(block * KEYS + TILE * row),
-                    row = in(reg) 4 * row,
-                    v = in(reg) keys.v.add(2 * block * keys.steps * TILE),
-                    v2 = out(reg) _,
-                    p = in(reg) self.p,
-                    p2 = out(reg) _,
-                    steps = in(reg) keys.steps,
-                    t = out(reg) _,
-                    line = in(reg) 64usize,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _,
-                    options(nostack),
-                );
+        // SAFETY: the tiles are configured and keep their values in between (see `Tiles`); two tiles of queries,
+        // `2 * self.steps` blocks of dims, `keys.steps` steps of keys in each
+        unsafe {
+            for block in (0..2 * self.steps).step_by(2) {
+                let v = keys.v.add(block * keys.steps * TILE);
+                let out = unit.out.add(block * TILE);
+                values_block!(self, keys.steps, v, out, row, add, block > 0, "0" "1" "2" "3");
+                let v = v.add(keys.steps * TILE);
+                values_block!(self, keys.steps, v, out.add(TILE), row, add, true, "2" "3" "0" "1");
             }
+            let last = unit.out.add((2 * self.steps - 1) * TILE);
+            self.tiles.store::<2>(last.cast(), 4 * row);
+            self.tiles.store::<3>(last.add(TILE * row).cast(), 4 * row);
         }
     }
 
-    /// Adds the sums of a group to its unit's if all are below the limit, and says so.
+    /// Adds the sums of a group to its unit's if all are below the limit, or `always`: they are not where an input is
+    /// not a number. Says whether it added them.
     ///
     /// # Safety
     /// The unit has its memory.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn settle(&mut self, unit: Unit) -> bool {
+    unsafe fn settle(&mut self, unit: Unit, always: bool) -> bool {
         // SAFETY: the caller's promise
         unsafe {
             let mut below = !0;
@@ -582,14 +479,15 @@ impl<'a> Pipeline<'a> {
                 let sum = _mm512_load_ps(self.fresh.add(i * CELLS));
                 below &= _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sum, _mm512_set1_ps(LIMIT));
             }
+            let settled = always || below == !0;
             for i in 0..QUERIES {
                 let (at, fresh) = (unit.sum.add(i * CELLS), self.fresh.add(i * CELLS));
-                if below == !0 {
+                if settled {
                     _mm512_store_ps(at, _mm512_add_ps(_mm512_load_ps(at), _mm512_load_ps(fresh)));
                 }
                 _mm512_store_ps(fresh, _mm512_setzero_ps());
             }
-            below == !0
+            settled
         }
     }
 
@@ -639,5 +537,5 @@ impl<'a> Pipeline<'a> {
 /// spread evenly: 2^-8 / (2 ln 2)). Probabilities are larger by that, and so are their sums.
 const UPLIFT: f32 = 1.0 + 0.721_347_5 / 256.0;
 
-/// 2^x in 0..1, times UPLIFT; largest relative error 1.8e-3.
+/// 2^x = 2^floor(x) p(x - floor(x)): p, times UPLIFT; largest relative error 1.8e-3.
 const EXP2: [f32; 3] = [1.001_724_8 * UPLIFT, 0.657_636_3 * UPLIFT, 0.337_189_43 * UPLIFT];

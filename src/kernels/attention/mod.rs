@@ -6,6 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod float;
+#[cfg(target_arch = "x86_64")]
+mod pack;
 #[cfg(test)]
 mod tests;
 
@@ -45,7 +47,7 @@ pub enum Arithmetic {
 #[derive(Default)]
 pub struct Scratch {
     lines: Vec<Line>,
-    charge: Charge,
+    _charge: Charge,
 }
 
 impl Scratch {
@@ -68,7 +70,7 @@ impl Scratch {
         if self.lines.len() < lines {
             *self = Scratch::default();
             let charge = exec.take(lines.saturating_mul(size_of::<Line>()), WHAT)?;
-            *self = Scratch { lines: try_vec(lines, WHAT)?, charge };
+            *self = Scratch { lines: try_vec(lines, WHAT)?, _charge: charge };
         }
         Ok(())
     }
@@ -327,7 +329,7 @@ impl Call<'_> {
                         std::slice::from_raw_parts_mut(packed.0.add(start + (2 * head + i) * lines + at), len)
                     });
                     let rows = |data| self.rows(data, kv_heads, head);
-                    amx::pack(amx, keys, first, rows(self.k), rows(self.v), k, v);
+                    pack::pack(amx, keys, first, rows(self.k), rows(self.v), k, v);
                 });
             });
         });
