@@ -238,29 +238,9 @@ macro_rules! kernels {
     };
 }
 
-/// Single instructions, for kernels that do other work between them. Tiles keep their values from one to the next: no
-/// other code touches these registers, as compilers give them to intrinsics alone.
+/// Tiles keep their values from one piece of assembly to the next: no other code touches these registers, as compilers
+/// give them to intrinsics alone.
 impl Tiles {
-    /// Tile `T` = 0.
-    #[inline(always)]
-    pub fn zero<const T: u8>(&self) {
-        // SAFETY: the tiles are configured
-        unsafe { asm!("tilezero tmm{t}", t = const T, options(nostack, nomem, preserves_flags)) };
-    }
-
-    /// Tile `T` = 16 rows of 64 bytes, `stride` bytes apart.
-    ///
-    /// # Safety
-    /// They are readable.
-    #[inline(always)]
-    pub unsafe fn load<const T: u8>(&self, from: *const u8, stride: usize) {
-        // SAFETY: the tiles are configured; the caller's promise
-        unsafe {
-            asm!("tileloadd tmm{t}, [{from} + {stride}]", t = const T, from = in(reg) from, stride = in(reg) stride,
-                options(nostack, readonly, preserves_flags));
-        }
-    }
-
     /// Writes tile `T` to 16 rows of 64 bytes, `stride` bytes apart.
     ///
     /// # Safety
@@ -271,16 +251,6 @@ impl Tiles {
         unsafe {
             asm!("tilestored [{to} + {stride}], tmm{t}", t = const T, to = in(reg) to, stride = in(reg) stride,
                 options(nostack, preserves_flags));
-        }
-    }
-
-    /// Tile `C` += tile `A` times tile `B`, pairs of bfloat16.
-    #[inline(always)]
-    pub fn bf16<const C: u8, const A: u8, const B: u8>(&self) {
-        // SAFETY: the tiles are configured
-        unsafe {
-            asm!("tdpbf16ps tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
-                options(nostack, nomem, preserves_flags));
         }
     }
 }
