@@ -8,9 +8,9 @@ use super::state::State;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gguf::Header;
-use crate::kernels::attention::{Arithmetic, Attention};
+use crate::kernels::attention::{Attention, Precision};
 use crate::kernels::elementwise::{Rope, rms_norm, silu_mul};
-use crate::kernels::{Activations, Bf16Rows, Epilogue, Int8Rows, has_int8, matmul};
+use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Scales, matmul};
 use crate::memory::try_reserve;
 use crate::parallel::Exec;
 use crate::tensor::{self, Matrix};
@@ -207,7 +207,7 @@ impl Transformer {
             sequences: &s.sequences,
             mask: None,
         };
-        shape.run(run.exec, run.attention, &mut s.attention, q, k, v, &mut s.h[..d])?;
+        shape.run(run.exec, run.attention_precision(), &mut s.attention, q, k, v, &mut s.h[..d])?;
         observers.input(Some(n), &["attn_output"], &s.h[..d], c.d_model);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add)
@@ -276,9 +276,8 @@ const MAX_POSITIONS: usize = 1 << 17;
 pub struct Run<'a> {
     exec: &'a Exec<'a>,
     file: &'a [u8],
-    /// float weights meet activations in bfloat16
-    bf16: bool,
-    attention: Arithmetic,
+    /// 8- and 16-bit products of what is stored in more
+    fast: bool,
 }
 
 /// The input of some projections, [rows, width]: quantized or rounded once for all of them, when the first needs it.
@@ -287,39 +286,42 @@ struct Input<'a> {
     width: usize,
     int8: &'a mut Int8Rows,
     bf16: &'a mut Bf16Rows,
-    has_int8: bool,
+    has_int8: Option<Scales>,
     has_bf16: bool,
 }
 
 impl<'a> Input<'a> {
     fn new(x: &'a [f32], width: usize, int8: &'a mut Int8Rows, bf16: &'a mut Bf16Rows) -> Self {
-        Input { x, width, int8, bf16, has_int8: false, has_bf16: false }
+        Input { x, width, int8, bf16, has_int8: None, has_bf16: false }
     }
 }
 
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
-        let fast = compute == Compute::Fast;
-        let attention = if fast && exec.kernels.prefers_bf16_attention() { Arithmetic::Bf16 } else { Arithmetic::F32 };
-        Run { exec, file, bf16: fast && exec.kernels.prefers_bf16(), attention }
+        Run { exec, file, fast: compute == Compute::Fast }
+    }
+
+    fn attention_precision(&self) -> Precision {
+        if self.fast && self.exec.kernels.has_bf16_attention() { Precision::Bf16 } else { Precision::F32 }
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
     fn project(&self, input: &mut Input, w: &Matrix, y: &mut [f32], epilogue: Epilogue) -> Result<()> {
-        let activations = if has_int8(w.dtype()) {
-            if !std::mem::replace(&mut input.has_int8, true) {
-                input.int8.quantize(self.exec, input.x, input.width)?;
+        let activations = match self.exec.kernels.arithmetic(w.dtype(), self.fast) {
+            Arithmetic::Int8(scales) => {
+                if input.has_int8.replace(scales) != Some(scales) {
+                    input.int8.quantize(self.exec, input.x, input.width, scales)?;
+                }
+                Activations::Int8(input.int8)
             }
-            Activations::Int8(input.int8)
-        } else if self.bf16 && w.dtype().is_float() {
-            if !std::mem::replace(&mut input.has_bf16, true) {
-                input.bf16.round(self.exec, input.x, input.width)?;
+            Arithmetic::Bf16 => {
+                if !std::mem::replace(&mut input.has_bf16, true) {
+                    input.bf16.round(self.exec, input.x, input.width)?;
+                }
+                Activations::Bf16(input.bf16)
             }
-            Activations::Bf16(input.bf16)
-        } else {
-            Activations::F32 { x: input.x, k: input.width }
+            Arithmetic::F32 => Activations::F32 { x: input.x, k: input.width },
         };
-        matmul(self.exec, w, activations, y, w.rows(), epilogue);
-        Ok(())
+        matmul(self.exec, w, activations, y, w.rows(), epilogue)
     }
 }

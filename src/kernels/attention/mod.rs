@@ -36,7 +36,7 @@ pub struct Attention<'a> {
 
 /// What the products of an attention are computed in. The softmax is always in f32, and so are sums.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Arithmetic {
+pub enum Precision {
     F32,
     /// Queries, keys, values and probabilities are rounded to bfloat16; where
     /// [`Kernels::has_bf16_attention`](super::Kernels::has_bf16_attention).
@@ -51,7 +51,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for a sequence of `rows` keys and values in [`Arithmetic::Bf16`] (f32 needs none); it counts against the
+    /// Room for a sequence of `rows` keys and values in [`Precision::Bf16`] (f32 needs none); it counts against the
     /// budget of `exec`. A call that needs more, as several sequences may, makes it grow.
     ///
     /// # Errors
@@ -164,13 +164,13 @@ impl Attention<'_> {
     /// `OutOfMemory` if there is none for packed keys, or for a thread's tile.
     ///
     /// # Panics
-    /// Where slices are too short for the sequences, or `arithmetic` is not there on these kernels: defects of the
+    /// Where slices are too short for the sequences, or `precision` is not there on these kernels: defects of the
     /// caller.
     #[allow(clippy::too_many_arguments)] // the operands of an attention
     pub fn run(
         &self,
         exec: &Exec,
-        arithmetic: Arithmetic,
+        precision: Precision,
         scratch: &mut Scratch,
         q: &[f32],
         k: &[f32],
@@ -188,9 +188,9 @@ impl Attention<'_> {
             out[self.sequences[s].start * d..self.sequences[s].end * d].fill(0.0);
         }
         let call = Call { shape: self, exec, live: &live, q, k, v, out: Shared(out.as_mut_ptr()) };
-        match arithmetic {
-            Arithmetic::F32 => call.in_f32(),
-            Arithmetic::Bf16 => call.in_bf16(scratch),
+        match precision {
+            Precision::F32 => call.in_f32(),
+            Precision::Bf16 => call.in_bf16(scratch),
         }
     }
 }
@@ -271,7 +271,7 @@ impl Call<'_> {
     }
 
     fn in_f32(&self) -> Result<()> {
-        let r = self.exec.kernels.panel_rows();
+        let r = self.exec.kernels.float_panel_rows();
         self.tasks(r, |s, head, queries| {
             let kv_heads = self.shape.kv_heads;
             let floats = float::scratch_floats(queries.len(), r, self.shape.head_dim);

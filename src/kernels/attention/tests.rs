@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Arithmetic, Attention, Scratch};
+use super::{Attention, Precision, Scratch};
 use crate::kernels::Kernels;
 use crate::kernels::tests::Random;
 use crate::memory::Budget;
@@ -38,27 +38,27 @@ impl Case {
         Attention { heads, kv_heads, head_dim, sequences: &self.sequences, mask: self.mask.as_deref() }
     }
 
-    fn run(&self, threads: usize, kernels: &'static Kernels, arithmetic: Arithmetic) -> Vec<f32> {
+    fn run(&self, threads: usize, kernels: &'static Kernels, precision: Precision) -> Vec<f32> {
         let threads = Threads::new(threads).unwrap();
         let exec = Exec::new(&threads, kernels, None);
         let mut out = vec![f32::NAN; self.q.len()];
         let mut scratch = Scratch::default();
-        self.shape().run(&exec, arithmetic, &mut scratch, &self.q, &self.k, &self.v, &mut out).unwrap();
+        self.shape().run(&exec, precision, &mut scratch, &self.q, &self.k, &self.v, &mut out).unwrap();
         out
     }
 
-    /// The definition, on inputs that are rounded as `arithmetic` rounds them, and what it is of the values'
+    /// The definition, on inputs that are rounded as `precision` rounds them, and what it is of the values'
     /// magnitudes, which errors are relative to.
-    fn definition(&self, arithmetic: Arithmetic) -> Vec<(f64, f64)> {
+    fn definition(&self, precision: Precision) -> Vec<(f64, f64)> {
         let dim = self.head_dim;
-        let round = |v: f32| match arithmetic {
-            Arithmetic::F32 => f64::from(v),
-            Arithmetic::Bf16 => half::bf16::from_f32(v).to_f64(),
+        let round = |v: f32| match precision {
+            Precision::F32 => f64::from(v),
+            Precision::Bf16 => half::bf16::from_f32(v).to_f64(),
         };
         let scale = std::f32::consts::LOG2_E / (dim as f32).sqrt();
-        let q = |v: f32| match arithmetic {
-            Arithmetic::F32 => f64::from(v) * std::f64::consts::LOG2_E / (dim as f64).sqrt(),
-            Arithmetic::Bf16 => round(v * scale),
+        let q = |v: f32| match precision {
+            Precision::F32 => f64::from(v) * std::f64::consts::LOG2_E / (dim as f64).sqrt(),
+            Precision::Bf16 => round(v * scale),
         };
         let q: Vec<f64> = self.q.iter().map(|v| q(*v)).collect();
         let [k, v] = [&self.k, &self.v].map(|x| x.iter().map(|v| round(*v)).collect::<Vec<f64>>());
@@ -87,34 +87,34 @@ impl Case {
 
     /// Every variant, each with several numbers of threads, which do not change a bit.
     fn check(&self, threads: &[usize]) {
-        for (kernels, arithmetic) in variants() {
-            let want = self.definition(arithmetic);
+        for (kernels, precision) in variants() {
+            let want = self.definition(precision);
             // f32: as much as 128 terms; bfloat16: 0.5% of a probability is cut off, 0.18% is the exponential's
-            let bound = if arithmetic == Arithmetic::F32 { 5e-5 } else { 7.5e-3 };
+            let bound = if precision == Precision::F32 { 5e-5 } else { 7.5e-3 };
             let mut first = Vec::new();
             for count in threads {
-                let got = self.run(*count, kernels, arithmetic);
+                let got = self.run(*count, kernels, precision);
                 for (i, (got, (want, size))) in got.iter().zip(&want).enumerate() {
                     let error = (f64::from(*got) - want).abs();
                     assert!(
                         error <= bound * size + 1e-30,
-                        "{} {arithmetic:?}, {} heads of {}, {:?}, at {i}: {got} for {want}",
+                        "{} {precision:?}, {} heads of {}, {:?}, at {i}: {got} for {want}",
                         kernels.name(),
                         self.heads,
                         self.head_dim,
                         self.sequences
                     );
                 }
-                assert!(first.is_empty() || first == got, "{} {arithmetic:?}, {count} threads", kernels.name());
+                assert!(first.is_empty() || first == got, "{} {precision:?}, {count} threads", kernels.name());
                 first = got;
             }
         }
     }
 }
 
-fn variants() -> impl Iterator<Item = (&'static Kernels, Arithmetic)> {
-    let in_f32 = Kernels::available().iter().map(|k| (k, Arithmetic::F32));
-    let in_bf16 = Kernels::available().iter().filter(|k| k.has_bf16_attention()).map(|k| (k, Arithmetic::Bf16));
+fn variants() -> impl Iterator<Item = (&'static Kernels, Precision)> {
+    let in_f32 = Kernels::available().iter().map(|k| (k, Precision::F32));
+    let in_bf16 = Kernels::available().iter().filter(|k| k.has_bf16_attention()).map(|k| (k, Precision::Bf16));
     in_f32.chain(in_bf16)
 }
 
@@ -183,12 +183,12 @@ fn what_is_not_a_number_stays_in_its_row() {
     let mut rng = Random(11);
     let mut case = Case::new(&mut rng, 1, 1, 64, &[600]);
     case.q[5 * 64 + 3] = f32::NAN;
-    for (kernels, arithmetic) in variants() {
-        let got = case.run(1, kernels, arithmetic);
-        let want = case.definition(arithmetic);
+    for (kernels, precision) in variants() {
+        let got = case.run(1, kernels, precision);
+        let want = case.definition(precision);
         for (i, got) in got.iter().enumerate() {
             match i / 64 {
-                5 => assert!(got.is_nan(), "{} {arithmetic:?}: {got}", kernels.name()),
+                5 => assert!(got.is_nan(), "{} {precision:?}: {got}", kernels.name()),
                 _ => assert!((f64::from(*got) - want[i].0).abs() <= 7.5e-3 * want[i].1, "{} {i}", kernels.name()),
             }
         }
@@ -207,7 +207,7 @@ fn packed_keys_count_against_the_budget() {
             let budget = Budget::new(Some(limit));
             let exec = Exec::new(&threads, kernels, None).within(&budget);
             let mut scratch = Scratch::default();
-            let run = case.shape().run(&exec, Arithmetic::Bf16, &mut scratch, &case.q, &case.k, &case.v, &mut out);
+            let run = case.shape().run(&exec, Precision::Bf16, &mut scratch, &case.q, &case.k, &case.v, &mut out);
             assert_eq!(run.is_ok(), fits, "{run:?}");
             assert_eq!(budget.used(), if fits { bytes } else { 0 });
         }
