@@ -180,6 +180,17 @@ impl Kernels {
         return false;
     }
 
+    /// Whether attention in bfloat16 is in hardware here, and so faster than in f32.
+    pub fn has_bf16_attention(&self) -> bool {
+        self.has_amx()
+    }
+
+    /// The token of AMX, where these kernels use it.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn amx(&self) -> Option<super::amx::Amx> {
+        self.amx
+    }
+
     /// How weights of a type are best multiplied; `fast` allows 8- and 16-bit products of what is stored in more.
     pub fn arithmetic(&self, dtype: GgmlType, fast: bool) -> Arithmetic {
         Arithmetic::of(dtype, fast, self.prefers_bf16(), self.has_amx())

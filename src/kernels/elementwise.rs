@@ -94,12 +94,37 @@ impl Rope {
                         split_pairs(head);
                     }
                     let (a, b) = head.split_at_mut(self.half);
-                    for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                        (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-                    }
+                    exec.kernels.run(Rotate { a, b, cos, sin });
                 }
             });
         });
+    }
+}
+
+/// `(a, b) = (a cos - b sin, b cos + a sin)`, element by element; rounded the same on every instruction set.
+struct Rotate<'a> {
+    a: &'a mut [f32],
+    b: &'a mut [f32],
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Op for Rotate<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn call<I: Isa>(self, isa: I) {
+        let (a, a_rest) = self.a.as_chunks_mut::<LANES>();
+        let (b, b_rest) = self.b.as_chunks_mut::<LANES>();
+        let (cos, cos_rest) = self.cos.as_chunks::<LANES>();
+        let (sin, sin_rest) = self.sin.as_chunks::<LANES>();
+        for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+            let (x, y, c, s) = (isa.load(a), isa.load(b), isa.load(c), isa.load(s));
+            isa.store(isa.sub(isa.mul(x, c), isa.mul(y, s)), a);
+            isa.store(isa.add(isa.mul(y, c), isa.mul(x, s)), b);
+        }
+        for (((a, b), c), s) in a_rest.iter_mut().zip(b_rest).zip(cos_rest).zip(sin_rest) {
+            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::config::Config;
 use crate::error::{Error, Result};
+use crate::kernels::attention::Scratch;
 use crate::kernels::{Bf16Rows, Int8Rows};
 use crate::memory::{Charge, try_resize, try_vec};
 use crate::parallel::Exec;
@@ -24,6 +25,7 @@ pub struct State {
     /// the input of a product, quantized or rounded
     pub(super) int8: Int8Rows,
     pub(super) bf16: Bf16Rows,
+    pub(super) attention: Scratch,
     /// position of every token inside its sequence
     pub(super) positions: Vec<u32>,
     /// the rows of each sequence
@@ -43,7 +45,9 @@ impl State {
         }
         // give back before asking again: the peak is one set of buffers
         *self = State::default();
-        let charge = exec.take(State::bytes(c, tokens), &format!("a run over {tokens} tokens"))?;
+        let mut attention = Scratch::default();
+        attention.reserve(exec, tokens, c.kv_heads, c.head_dim)?;
+        let charge = exec.take(State::own_bytes(c, tokens), &format!("a run over {tokens} tokens"))?;
         let rows = |width: usize| -> Result<Vec<f32>> {
             let len = tokens
                 .checked_mul(width)
@@ -62,6 +66,7 @@ impl State {
             up: rows(ff)?,
             int8: Int8Rows::with_capacity(tokens, d.max(ff))?,
             bf16: Bf16Rows::with_capacity(tokens, d.max(ff))?,
+            attention,
             positions: try_vec(tokens, "a batch's positions")?,
             sequences: Vec::new(),
             charge,
@@ -72,6 +77,11 @@ impl State {
 
     /// Bytes that [`State::reserve`] takes for `tokens` tokens.
     pub fn bytes(c: &Config, tokens: usize) -> usize {
+        State::own_bytes(c, tokens).saturating_add(Scratch::bytes(tokens, c.kv_heads, c.head_dim))
+    }
+
+    /// Without those that the memory of attention counts itself.
+    fn own_bytes(c: &Config, tokens: usize) -> usize {
         let widest = c.d_model.max(c.d_ff);
         let floats = 3 * c.d_model + 2 * c.kv_dim() + 2 * c.d_ff + 1;
         tokens

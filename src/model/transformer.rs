@@ -8,7 +8,7 @@ use super::state::State;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gguf::Header;
-use crate::kernels::attention::Attention;
+use crate::kernels::attention::{Attention, Precision};
 use crate::kernels::elementwise::{Rope, rms_norm, silu_mul};
 use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Scales, matmul};
 use crate::memory::try_reserve;
@@ -200,8 +200,14 @@ impl Transformer {
         run.project(&mut input, &layer.v.view(run.file), v, Epilogue::Store)?;
         self.rope.apply(run.exec, q, &s.positions[..tokens]);
         self.rope.apply(run.exec, k, &s.positions[..tokens]);
-        let shape = Attention { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, sequences: &s.sequences };
-        shape.run(run.exec, q, k, v, &mut s.h[..d])?;
+        let shape = Attention {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            sequences: &s.sequences,
+            mask: None,
+        };
+        shape.run(run.exec, run.attention_precision(), &mut s.attention, q, k, v, &mut s.h[..d])?;
         observers.input(Some(n), &["attn_output"], &s.h[..d], c.d_model);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add)
@@ -293,6 +299,10 @@ impl<'a> Input<'a> {
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
         Run { exec, file, fast: compute == Compute::Fast }
+    }
+
+    fn attention_precision(&self) -> Precision {
+        if self.fast && self.exec.kernels.has_bf16_attention() { Precision::Bf16 } else { Precision::F32 }
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.

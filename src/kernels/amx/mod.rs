@@ -241,6 +241,23 @@ macro_rules! kernels {
     };
 }
 
+/// Tiles keep their values from one piece of assembly to the next: no other code touches these registers, as compilers
+/// give them to intrinsics alone.
+impl Tiles {
+    /// Writes tile `T` to 16 rows of 64 bytes, `stride` bytes apart.
+    ///
+    /// # Safety
+    /// They are writable and used by nobody else meanwhile.
+    #[inline(always)]
+    pub unsafe fn store<const T: u8>(&self, to: *mut u8, stride: usize) {
+        // SAFETY: the tiles are configured; the caller's promise
+        unsafe {
+            asm!("tilestored [{to} + {stride}], tmm{t}", t = const T, to = in(reg) to, stride = in(reg) stride,
+                options(nostack, preserves_flags));
+        }
+    }
+}
+
 impl Tiles {
     /// `c = a b`, or `c += a b`, for ROWS x COLUMNS tiles (1 or 2 each).
     ///
