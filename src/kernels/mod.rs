@@ -1,6 +1,9 @@
 //! What is fast. One folder per instruction set; `portable` is the specification. Kernels know tensors and threads,
 //! never the model.
 
+#[cfg(target_arch = "x86_64")]
+#[allow(dead_code)]
+mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
