@@ -22,6 +22,12 @@ enum Level {
     Avx2(super::avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(super::avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(super::neon::Plain),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotProd(super::neon::DotProd),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(super::neon::I8mm),
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -51,6 +57,12 @@ macro_rules! with_isa {
             Level::Avx2($isa) => $body,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512($isa) => $body,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon($isa) => $body,
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDotProd($isa) => $body,
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonI8mm($isa) => $body,
         }
     };
 }
@@ -74,6 +86,12 @@ impl Kernels {
                 levels.extend(super::avx2::Avx2::new().map(Level::Avx2));
                 levels.extend(super::avx512::Avx512::new().map(Level::Avx512));
             }
+            #[cfg(target_arch = "aarch64")]
+            {
+                levels.extend(super::neon::Plain::new().map(Level::Neon));
+                levels.extend(super::neon::DotProd::new().map(Level::NeonDotProd));
+                levels.extend(super::neon::I8mm::new().map(Level::NeonI8mm));
+            }
             let kernels = |level| Kernels {
                 #[cfg(target_arch = "x86_64")]
                 bf16: if let Level::Avx512(_) = level { super::avx512::Avx512Bf16::new() } else { None },
@@ -88,7 +106,7 @@ impl Kernels {
         Self::available().last().expect("portable is always there")
     }
 
-    /// The kernels called `name` (`portable`, `avx2`, `avx512`), if the processor has them.
+    /// The kernels called `name` (`portable`, `avx2`, `avx512`, `neon`, `neon-dotprod`, `neon-i8mm`), if the processor has them.
     pub fn by_name(name: &str) -> Option<&'static Kernels> {
         Self::available().iter().find(|k| k.name() == name)
     }

@@ -13,6 +13,8 @@ mod dispatch;
 pub mod elementwise;
 mod encode;
 pub(crate) mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod processor;
 mod product;
