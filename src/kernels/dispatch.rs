@@ -6,6 +6,7 @@ use super::isa::{Isa, LANES, Op};
 use super::portable::Portable;
 use super::product::{Panel, Scratch};
 use super::quantize::Bf16Rows;
+use crate::error::{Error, Result};
 
 /// The kernels of one instruction set. All give the same results up to the rounding of fused multiply-adds.
 #[derive(Debug)]
@@ -106,9 +107,21 @@ impl Kernels {
         Self::available().last().expect("portable is always there")
     }
 
-    /// The kernels called `name` (`portable`, `avx2`, `avx512`, `neon`, `neon-dotprod`, `neon-i8mm`), if the processor has them.
+    /// The kernels called `name` (`portable`, `avx2`, `avx512`, `neon`, `neon-dotprod`, `neon-i8mm`), if the processor
+    /// has them.
     pub fn by_name(name: &str) -> Option<&'static Kernels> {
         Self::available().iter().find(|k| k.name() == name)
+    }
+
+    /// [`Kernels::by_name`], for a name that a person gave.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming those that the processor has, if this is not one of them.
+    pub fn named(name: &str) -> Result<&'static Kernels> {
+        Self::by_name(name).ok_or_else(|| {
+            let have: Vec<&str> = Self::available().iter().map(Kernels::name).collect();
+            Error::invalid(format!("instruction set `{name}` is not one of this processor's: {}", have.join(", ")))
+        })
     }
 
     pub fn name(&self) -> &'static str {
