@@ -12,31 +12,34 @@
 //! c [rows][columns] 32-bit           int32 or float
 //! ```
 
+mod product;
+
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use super::avx512::Avx512;
+pub use product::AmxPanel;
+
+use super::avx512::{Avx512, Avx512Bf16};
 
 /// Rows of a tile, columns of a tile, and cells of a step.
 pub const TILE: usize = 16;
-/// 32-bit numbers of a tile.
-pub const TILE_CELLS: usize = TILE * TILE;
 
 /// Proof that the processor has AMX with int8 and bfloat16 products, that the system lets this process use it, and
 /// that there is AVX-512 with VNNI and BF16.
 #[derive(Clone, Copy, Debug)]
 pub struct Amx {
     pub base: Avx512,
+    pub bf16: Avx512Bf16,
 }
 
 impl Amx {
     pub fn new() -> Option<Self> {
-        let base = Avx512::new()?;
+        let (base, bf16) = (Avx512::new()?, Avx512Bf16::new()?);
         static ALLOWED: OnceLock<bool> = OnceLock::new();
-        let allowed = *ALLOWED.get_or_init(|| is_x86_feature_detected!("avx512bf16") && has_tiles() && may_use_tiles());
-        allowed.then_some(Amx { base })
+        let allowed = *ALLOWED.get_or_init(|| has_tiles() && may_use_tiles());
+        allowed.then_some(Amx { base, bf16 })
     }
 
     /// Configures this thread's tiles for the kernels, until the value is dropped.
