@@ -39,7 +39,12 @@ impl Folder {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mmada"));
-        command.args(args).current_dir(self.0.path()).env_remove("MMADA_MODEL").stdin(Stdio::null());
+        command
+            .args(args)
+            .current_dir(self.0.path())
+            .env_remove("MMADA_MODEL")
+            .env_remove("MMADA_CPU")
+            .stdin(Stdio::null());
         command
     }
 
@@ -350,7 +355,31 @@ fn info_of_the_system_needs_no_model() {
     let json = folder.good(&["info", "--system", "--json", "-t", "2"]).json();
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(json["threads"], 2);
-    assert!(folder.good(&["info", "--system"]).out.contains("instruction set"));
+    let sets: Vec<&str> = json["instruction_sets"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
+    assert_eq!((sets[0], json["instruction_set"].as_str()), ("portable", sets.last().copied()));
+    let shown = format!("instruction set  {} (of {})\n", sets[sets.len() - 1], sets.join(", "));
+    assert!(folder.good(&["info", "--system"]).out.contains(&shown));
+}
+
+#[test]
+fn the_environment_can_force_a_lower_instruction_set() {
+    let folder = Folder::new();
+    let run = |args: &[&str], name: &str| Ran::from(folder.command(args).env("MMADA_CPU", name).output().unwrap());
+    let info = ["info", "--system", "--json"];
+    let sets = folder.good(&info).json()["instruction_sets"].clone();
+    for set in sets.as_array().unwrap() {
+        assert_eq!(run(&info, set.as_str().unwrap()).json()["instruction_set"], *set);
+    }
+    let best = sets.as_array().unwrap().last().unwrap();
+    assert_eq!(run(&info, "").json()["instruction_set"], *best, "empty is as if it were not set");
+
+    let ask = ["ask", "What is 2 + 2?", "--steps", "2", "--seed", "1", "--json"];
+    assert_eq!(folder.good(&ask).json()["instruction_set"], *best);
+    assert_eq!(run(&ask, "portable").json()["instruction_set"], "portable");
+    for (args, name) in [(&ask[..], "avx1024"), (&info, "Portable"), (&["draw", "a dog"], "vax")] {
+        run(args, name).assert_failed(2, &["MMADA_CPU", &format!("`{name}`"), "portable"]);
+    }
+    assert!(folder.files().is_empty());
 }
 
 // ---- animations

@@ -36,7 +36,7 @@ type ContextOptions struct {
 	// MemoryLimit is the bytes of buffers that the context and its generations may have at a time; a request that needs
 	// more fails with ErrOutOfMemory. The mapped model, the tokenizer, and small things are not counted. 0: no limit.
 	MemoryLimit uint64
-	// InstructionSet is empty for the best that the processor has, or one by name: "portable", "avx2", "avx512".
+	// InstructionSet is empty for the best that the processor has, or one by name: "portable", "avx2", "avx512", "neon" and so on.
 	InstructionSet string
 	// Compute says how exact products are.
 	Compute Compute

@@ -33,7 +33,8 @@ pub struct ContextOptions {
     pub threads: usize,
     /// How exact products are.
     pub compute: Compute,
-    /// An instruction set by name (`portable`, `avx2`, `avx512`) instead of the best that the processor has.
+    /// An instruction set by name (`portable`, `avx2`, `avx512`, `neon`, `neon-dotprod`, `neon-i8mm`) instead of the
+    /// best that the processor has. The library looks at no environment variable for it; the program `mmada` does.
     pub instruction_set: Option<String>,
     /// Bytes of buffers that the context and its generations may have at a time; a request that needs more fails with
     /// [`Error::OutOfMemory`]. The mapped model, the tokenizer, and small things are not counted. `None`: no limit.
@@ -74,10 +75,7 @@ impl Context {
     pub fn new(model: &Model, options: ContextOptions) -> Result<Self> {
         let kernels = match &options.instruction_set {
             None => Kernels::best(),
-            Some(name) => Kernels::by_name(name).ok_or_else(|| {
-                let have: Vec<&str> = Kernels::available().iter().map(Kernels::name).collect();
-                Error::invalid(format!("instruction set `{name}` is not one of this processor's: {}", have.join(", ")))
-            })?,
+            Some(name) => Kernels::named(name)?,
         };
         let inner = Inner {
             model: model.clone(),

@@ -2,13 +2,18 @@
 
 use std::sync::OnceLock;
 
-use super::activations::{Bf16Rows, Scales};
+#[cfg(target_arch = "x86_64")]
+use super::activations::Bf16Rows;
+use super::activations::Scales;
 #[cfg(target_arch = "x86_64")]
 use super::amx::AmxPanel;
 use super::isa::{Isa, LANES, Op};
 use super::portable::Portable;
-use super::product::{Activations, Bf16Tiles, Panel, PanelTask, Scratch};
+#[cfg(target_arch = "x86_64")]
+use super::product::Bf16Tiles;
+use super::product::{Activations, Panel, PanelTask, Scratch};
 use super::unpack::Arithmetic;
+use crate::error::{Error, Result};
 use crate::tensor::GgmlType;
 
 /// The kernels of one instruction set. All give the same results up to the rounding of fused multiply-adds.
@@ -28,6 +33,12 @@ enum Level {
     Avx2(super::avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(super::avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(super::neon::Plain),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotProd(super::neon::DotProd),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(super::neon::I8mm),
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -56,6 +67,12 @@ macro_rules! with_isa {
             Level::Avx2($isa) => $body,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512($isa) => $body,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon($isa) => $body,
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDotProd($isa) => $body,
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonI8mm($isa) => $body,
         }
     };
 }
@@ -88,6 +105,12 @@ impl Kernels {
                 levels.extend(super::avx2::Avx2::new().map(Level::Avx2));
                 levels.extend(super::avx512::Avx512::new().map(Level::Avx512));
             }
+            #[cfg(target_arch = "aarch64")]
+            {
+                levels.extend(super::neon::Plain::new().map(Level::Neon));
+                levels.extend(super::neon::DotProd::new().map(Level::NeonDotProd));
+                levels.extend(super::neon::I8mm::new().map(Level::NeonI8mm));
+            }
             let kernels = |level| Kernels {
                 #[cfg(target_arch = "x86_64")]
                 bf16: if let Level::Avx512(_) = level { super::avx512::Avx512Bf16::new() } else { None },
@@ -112,9 +135,21 @@ impl Kernels {
         Self::available().last().expect("portable is always there")
     }
 
-    /// The kernels called `name` (`portable`, `avx2`, `avx512`, `amx`), if the processor has them.
+    /// The kernels called `name` (`portable`, `avx2`, `avx512`, `amx`, `neon`, `neon-dotprod`, `neon-i8mm`), if the
+    /// processor has them.
     pub fn by_name(name: &str) -> Option<&'static Kernels> {
         Self::available().iter().find(|k| k.name() == name)
+    }
+
+    /// [`Kernels::by_name`], for a name that a person gave.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming those that the processor has, if this is not one of them.
+    pub fn named(name: &str) -> Result<&'static Kernels> {
+        Self::by_name(name).ok_or_else(|| {
+            let have: Vec<&str> = Self::available().iter().map(Kernels::name).collect();
+            Error::invalid(format!("instruction set `{name}` is not one of this processor's: {}", have.join(", ")))
+        })
     }
 
     pub fn name(&self) -> &'static str {

@@ -98,24 +98,53 @@ unsafe fn tile<I: Isa, const MR: usize, const NV: usize>(isa: I, p: &Block<'_>, 
                 let n = cells.min(LANES).min(p.k / 4 - cell);
                 let w = p.q.as_ptr().add((cell / LANES * r + row) * STEP + cell % LANES * 4);
                 let x = x.add(cell * CELLS);
-                for c in 0..n {
-                    let first = isa.load_x8(&*x.add(c * CELLS).cast());
-                    let mut columns = [first; NV];
-                    unroll!(v < NV, of 2 {
-                        if v > 0 {
-                            columns[v] = isa.load_x8(&*x.add(v * x_block + c * CELLS).cast());
-                        }
-                    });
-                    unroll!(m < MR, {
-                        let w = isa.splat_w8(*w.add(m * STEP + c * 4).cast::<[i8; 4]>());
-                        unroll!(v < NV, of 2 { sum[m][v] = isa.dot4(sum[m][v], columns[v], w) });
-                    });
-                }
+                sum = isa.int8_cells(sum, &Cells { x, x_block, w, n });
                 cell += n;
             }
             leave::<I, MR, NV>(isa, p, sum, acc, (row, g, block));
         }
     }
+}
+
+/// Some cells of the rows and columns of a tile: those of a step that share a scale.
+pub struct Cells {
+    /// of 16 activation rows, one after the other
+    pub x: *const u8,
+    /// bytes from these to the next 16
+    pub x_block: usize,
+    /// of a weight row, `STEP` bytes before those of the next
+    pub w: *const i8,
+    /// how many; a multiple of 4
+    pub n: usize,
+}
+
+/// `sum[m][v] +=` the products of weight row `m` with activation rows `16 v ..`, a cell after the other.
+///
+/// # Safety
+/// There are as many cells, for NV vectors and MR rows.
+#[inline(always)]
+pub unsafe fn dot_cells<I: Isa, const MR: usize, const NV: usize>(
+    isa: I,
+    mut sum: [[I::I32; NV]; MR],
+    p: &Cells,
+) -> [[I::I32; NV]; MR] {
+    // SAFETY: the caller's promise
+    unsafe {
+        for c in 0..p.n {
+            let first = isa.load_x8(&*p.x.add(c * CELLS).cast());
+            let mut columns = [first; NV];
+            unroll!(v < NV, of 2 {
+                if v > 0 {
+                    columns[v] = isa.load_x8(&*p.x.add(v * p.x_block + c * CELLS).cast());
+                }
+            });
+            unroll!(m < MR, {
+                let w = isa.splat_w8(*p.w.add(m * STEP + c * 4).cast::<[i8; 4]>());
+                unroll!(v < NV, of 2 { sum[m][v] = isa.dot4(sum[m][v], columns[v], w) });
+            });
+        }
+    }
+    sum
 }
 
 /// The sums of a group to floats: `acc += scale * (scale of x) * sum`, and the offset times the sum of x.

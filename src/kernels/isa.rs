@@ -86,6 +86,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]);
 
     fn splat_i32(self, v: i32) -> Self::I32;
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // what AMX has summed up
     fn load_i32(self, from: &[i32; LANES]) -> Self::I32;
     fn to_f32(self, a: Self::I32) -> Self::F32;
     fn load_x8(self, from: &[u8; CELLS]) -> Self::X8;
@@ -144,6 +145,19 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const INT8_VECTORS: usize;
     /// Columns of a tile of the float product.
     const F32_COLUMNS: usize;
+    /// [`super::int8::dot_cells`], unless the set has something better than a broadcast cell after the other.
+    ///
+    /// # Safety
+    /// As that function.
+    #[inline(always)]
+    unsafe fn int8_cells<const MR: usize, const NV: usize>(
+        self,
+        sum: [[Self::I32; NV]; MR],
+        p: &super::int8::Cells,
+    ) -> [[Self::I32; NV]; MR] {
+        // SAFETY: the caller's promise is the same
+        unsafe { super::int8::dot_cells(self, sum, p) }
+    }
     /// [`super::int8::tiles`] with this set's tile.
     ///
     /// # Safety

@@ -14,6 +14,8 @@ pub mod elementwise;
 mod encode;
 mod int8;
 pub(crate) mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod processor;
 mod product;

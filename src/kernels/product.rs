@@ -287,6 +287,7 @@ impl Panel<'_> {
 
     /// Against activations in bfloat16, on an instruction set that has its products.
     #[inline(always)]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other has products in bfloat16 here
     pub(super) fn bf16<I: Isa, B: Bf16Tiles>(&self, isa: I, tiles: B, x: &Bf16Rows, scratch: &mut Scratch) {
         self.clear(B::ROWS, scratch);
         for place in self.places(BF16_CHUNK, B::ROWS) {
@@ -438,6 +439,7 @@ pub unsafe fn f32_columns<I: Isa, const MR: usize, const NR: usize>(isa: I, p: &
 }
 
 /// A bfloat16 panel, activations, and where their products are added; layouts as in `int8`, in cells of two elements.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other has products in bfloat16 here
 pub(super) struct Bf16Block {
     pub panel: *const u16,
     pub panel_rows: usize,
@@ -455,6 +457,7 @@ pub(super) struct Bf16Block {
 }
 
 /// Instructions for products in bfloat16.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other has products in bfloat16 here
 pub(super) trait Bf16Tiles: Copy {
     /// Rows of a tile.
     const ROWS: usize;

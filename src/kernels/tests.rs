@@ -123,6 +123,22 @@ fn int8_product(threads: &Threads, kernels: &'static Kernels, w: &Matrix, x: &[f
     y
 }
 
+/// `scripts/test-emulated` says in `MMADA_EXPECTED_SETS` what the processor has that it emulates: a set that is not found
+/// there would not be tested.
+#[test]
+fn every_instruction_set_that_the_processor_has_is_found_by_its_name() {
+    let names: Vec<&str> = Kernels::available().iter().map(Kernels::name).collect();
+    assert_eq!(names[0], "portable");
+    for (i, name) in names.iter().enumerate() {
+        assert!(std::ptr::eq(Kernels::by_name(name).unwrap(), &Kernels::available()[i]), "two are called {name}");
+    }
+    assert_eq!(Kernels::best().name(), names[names.len() - 1]);
+    assert!(Kernels::by_name("").is_none() && Kernels::by_name("Portable").is_none());
+    if let Ok(expected) = std::env::var("MMADA_EXPECTED_SETS") {
+        assert_eq!(names.join(" "), expected);
+    }
+}
+
 const FLOATS: [GgmlType; 3] = [GgmlType::F32, GgmlType::F16, GgmlType::BF16];
 
 /// Types that have neither int8 nor float kernels: dequantized panel by panel.

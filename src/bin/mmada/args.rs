@@ -159,7 +159,7 @@ pub struct InfoArgs {
     /// Model file; left out, the one that the other commands would use
     #[arg(conflicts_with = "model")]
     pub file: Option<PathBuf>,
-    /// Show the version, the instruction set and the threads instead
+    /// Show the version, the instruction set ($MMADA_CPU, otherwise the best there is) and the threads instead
     #[arg(long, conflicts_with_all = ["file", "model"])]
     pub system: bool,
 }

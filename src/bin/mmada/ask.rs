@@ -36,6 +36,7 @@ pub fn run(common: &Common, args: &AskArgs, output: &Output) -> Result<(), Failu
     if output.json {
         let mut object = answer_json(&answer, &options, &times);
         object["model"] = json!(session.file);
+        object["instruction_set"] = json!(session.context.instruction_set());
         object["warnings"] = json!(generation.warnings());
         object["files"] = json!(args.trace.iter().map(|p| p.display().to_string()).collect::<Vec<_>>());
         output::print_json(&object)?;

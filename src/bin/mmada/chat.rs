@@ -78,6 +78,7 @@ impl Chat<'_> {
             let mut object = ask::answer_json(&answer, &options, &times);
             object["turn"] = json!(self.turn);
             object["model"] = json!(session.file);
+            object["instruction_set"] = json!(session.context.instruction_set());
             object["warnings"] = json!(generation.warnings());
             output::print_json(&object)?;
         } else {

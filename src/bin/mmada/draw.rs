@@ -134,6 +134,7 @@ fn report(
         let seeds: Vec<u64> = (0..args.count as u64).map(|i| image.seed.wrapping_add(i)).collect();
         return output::print_json(&json!({
             "model": session.file,
+            "instruction_set": session.context.instruction_set(),
             "files": names,
             "traces": files.traces.iter().map(|p| p.display().to_string()).collect::<Vec<_>>(),
             "width": width,

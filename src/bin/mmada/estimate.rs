@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use crate::args::Common;
 use crate::failure::Failure;
 use crate::info::size;
+use crate::instruction_set;
 
 /// Tokens that a question or a description is taken to have.
 const PROMPT: usize = 32;
@@ -25,8 +26,9 @@ struct Need {
 /// picture and a drawing.
 pub fn of(path: &Path, common: &Common) -> Result<Needs, Failure> {
     let model = Model::open(path)?;
+    let (threads, compute) = (common.threads, Compute::from(common.compute));
     let options =
-        ContextOptions { threads: common.threads, compute: Compute::from(common.compute), ..Default::default() };
+        ContextOptions { threads, compute, instruction_set: instruction_set::forced()?, ..Default::default() };
     let context = Context::new(&model, options)?;
     let mut estimates = vec![("answer", model.estimate_text(PROMPT, &model.text_options(false, false)))];
     if let (true, Some(downsampling)) = (model.has_images(), model.downsampling()) {

@@ -13,7 +13,7 @@ use serde_json::{Value as Json, json};
 use crate::args::{Common, InfoArgs};
 use crate::failure::Failure;
 use crate::output::{self, Output};
-use crate::{estimate, model_path};
+use crate::{estimate, instruction_set, model_path};
 
 /// Arrays up to this length, and strings up to this many bytes, are shown whole.
 const ARRAY_SHOWN: usize = 32;
@@ -50,17 +50,21 @@ pub fn run(common: &Common, args: &InfoArgs, output: &Output) -> Result<(), Fail
 }
 
 fn system(common: &Common, output: &Output) -> Result<(), Failure> {
-    let (version, isa) = (env!("CARGO_PKG_VERSION"), Kernels::best().name());
+    let version = env!("CARGO_PKG_VERSION");
+    let isa = instruction_set::forced()?.map_or(Ok(Kernels::best()), |name| Kernels::named(&name))?.name();
+    let available: Vec<&str> = Kernels::available().iter().map(Kernels::name).collect();
     let threads = Threads::new(common.threads)?.count();
     let (arch, os) = (std::env::consts::ARCH, std::env::consts::OS);
     if output.json {
         let object = json!({
-            "version": version, "instruction_set": isa, "threads": threads, "architecture": arch, "system": os,
+            "version": version, "instruction_set": isa, "instruction_sets": available, "threads": threads,
+            "architecture": arch, "system": os,
         });
         return output::print_json(&object);
     }
     output::print(&format!(
-        "version          {version}\ninstruction set  {isa}\nthreads          {threads}\nsystem           {arch} {os}\n"
+        "version          {version}\ninstruction set  {isa} (of {})\nthreads          {threads}\nsystem           {arch} {os}\n",
+        available.join(", ")
     ))
 }
 

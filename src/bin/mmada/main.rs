@@ -10,6 +10,7 @@ mod estimate;
 mod failure;
 mod font;
 mod info;
+mod instruction_set;
 mod interrupt;
 mod model_path;
 mod output;

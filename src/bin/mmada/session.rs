@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::progress::{Bar, Canvas, SHADE};
 use crate::trace::{Cell, CellState};
-use crate::{interrupt, model_path};
+use crate::{instruction_set, interrupt, model_path};
 
 /// An open model and a context to run it in.
 pub struct Session {
@@ -29,7 +29,8 @@ impl Session {
         let path = model_path::find(common.model.as_deref())?;
         let model = Model::open(&path)?;
         let compute = Compute::from(common.compute);
-        let options = ContextOptions { threads: common.threads, compute, ..Default::default() };
+        let instruction_set = instruction_set::forced()?;
+        let options = ContextOptions { threads: common.threads, compute, instruction_set, ..Default::default() };
         let context = Context::new(&model, options)?;
         Ok(Session { model, context, output: *output, file: path.display().to_string(), opening: began.elapsed() })
     }

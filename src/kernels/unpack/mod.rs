@@ -197,6 +197,7 @@ impl Part {
 
 /// Part of `w` as a bfloat16 panel, [step of 32][R][32]: BF16 as it is, other types rounded.
 #[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other has products in bfloat16 here
 pub(super) fn bf16_panel(w: &Matrix, place: &Place, panel: &mut [u16], tiles: impl Bf16Tiles) {
     let (r, len) = (place.panel_rows, place.k.len());
     let panel = panel.as_chunks_mut::<BF16_STEP>().0;

@@ -343,7 +343,7 @@ public struct ContextOptions: Sendable, Hashable {
     /// Bytes of buffers that the context and its generations may have at a time; a request that needs more fails with
     /// `.outOfMemory`. 0: no limit.
     public var memoryLimit: UInt64
-    /// An instruction set by name ("portable", "avx2", "avx512"); nil for the best that the processor has.
+    /// An instruction set by name ("portable", "avx2", "avx512", "neon" and so on); nil for the best that the processor has.
     public var instructionSet: String?
     /// The level of the least important messages that the context's logger gets.
     public var logLevel: LogLevel
