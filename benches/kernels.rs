@@ -1,0 +1,429 @@
+//! The kernels against the ceiling of the machine: `cargo bench --bench kernels`.
+//!
+//! First what the machine can do (`measure/peak.rs`), then every matrix product and attention as GOP/s (two operations
+//! per multiply-add) and as a share of the rate of the instruction that the kernel multiplies with. Times are the best of many
+//! runs: processor time with one thread, wall time with more. Each product is checked, before it is timed, against
+//! one of decoded weights in double precision.
+//!
+//! ```text
+//! cargo bench --bench kernels -- [--all] [--types Q4_K,Q8_0] [--variants avx512] [--paths int8] [--shapes 4096x4096]
+//!     [--n 32,512] [--threads 1,0] [--seconds 0.3] [--attention 128x1057] [--quantize] [--tsv]
+//! ```
+//!
+//! Without options: the best variant, 4096 x 4096, n = 32, 128 and 512, one thread and all (0). `--all` takes everything.
+//! Where products or attention are chosen by their options, only those run. `--quantize` counts the time for
+//! quantizing the activations too. `--tsv` prints one line per result for programs, and no peaks.
+
+mod measure;
+
+use std::process::ExitCode;
+
+use measure::best;
+use measure::peak::{self, Operands, Rate};
+use mmada::kernels::attention::Attention;
+use mmada::kernels::{Activations, Bf16Rows, Epilogue, Int8Rows, Kernels, has_int8, matmul};
+use mmada::parallel::{Exec, Threads};
+use mmada::tensor::{GgmlType, Matrix, dequantize, quantize};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+const TYPES: &str = "Q8_0,Q4_0,Q4_1,Q5_0,Q5_1,Q4_K,Q5_K,Q6_K,Q3_K,Q2_K,IQ4_NL,IQ4_XS,MXFP4,F32,F16,BF16";
+/// Rows x columns. The last is a part of the output matrix: 134656 rows in the model.
+const SHAPES: &str = "4096x4096,12288x4096,4096x12288,8192x4096";
+/// Head size x positions.
+const ATTENTION: &str = "64x1057,128x1057,64x4096,128x4096";
+/// Rows of weights that differ; further rows repeat them, because quantizing takes long.
+const DISTINCT: usize = 512;
+
+struct Options {
+    types: Vec<GgmlType>,
+    variants: Vec<&'static Kernels>,
+    /// none: all
+    paths: Vec<String>,
+    shapes: Vec<(usize, usize)>,
+    n: Vec<usize>,
+    threads: Vec<usize>,
+    attention: Vec<(usize, usize)>,
+    seconds: f64,
+    quantize: bool,
+    tsv: bool,
+}
+
+fn pair(text: &str) -> Outcome<(usize, usize)> {
+    let (a, b) = text.split_once('x').ok_or_else(|| format!("{text} is not like 4096x4096"))?;
+    Ok((a.parse()?, b.parse()?))
+}
+
+impl Options {
+    fn parse() -> Outcome<Self> {
+        let mut args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+        let mut flag = |name: &str| {
+            let before = args.len();
+            args.retain(|a| a != name);
+            args.len() < before
+        };
+        let (all, quantize, tsv) = (flag("--all"), flag("--quantize"), flag("--tsv"));
+        let mut given = std::collections::HashMap::new();
+        for option in args.chunks(2) {
+            match option {
+                [name, value] if KNOWN.contains(&&name[..]) => given.insert(name.clone(), value.clone()),
+                [name, ..] => {
+                    return Err(format!("what is {name}? {KNOWN:?}, each with a value, --all, --quantize, --tsv").into());
+                }
+                [] => None,
+            };
+        }
+        let products = ["--types", "--shapes", "--n", "--paths"].iter().any(|o| given.contains_key(*o));
+        let attention = given.contains_key("--attention");
+        let value = |name: &str, quick: &str, everything: &str| -> Vec<String> {
+            let text = given.get(name).map_or(if all { everything } else { quick }, |v| v);
+            text.split(',').filter(|v| !v.is_empty()).map(str::to_owned).collect()
+        };
+        let numbers = |name: &str, quick: &str, everything: &str| -> Outcome<Vec<usize>> {
+            value(name, quick, everything).iter().map(|v| Ok(v.parse()?)).collect()
+        };
+        let available: Vec<&str> = Kernels::available().iter().map(Kernels::name).collect();
+        let variants = value("--variants", Kernels::best().name(), &available.join(","));
+        let kernels =
+            |name: &String| Kernels::by_name(name).ok_or_else(|| format!("no variant {name} of {available:?}").into());
+        let dtype = |name: &String| GgmlType::from_name(name).ok_or_else(|| format!("no type {name}").into());
+        let (some, heads) = match (products, attention) {
+            (true, false) => ("4096x4096", ""),
+            (false, true) => ("", ATTENTION),
+            _ => ("4096x4096", "64x1057,128x1057"),
+        };
+        Ok(Options {
+            types: value("--types", TYPES, TYPES).iter().map(dtype).collect::<Outcome<_>>()?,
+            variants: variants.iter().map(kernels).collect::<Outcome<_>>()?,
+            paths: value("--paths", "", ""),
+            shapes: value("--shapes", some, if some.is_empty() { "" } else { SHAPES })
+                .iter()
+                .map(|s| pair(s))
+                .collect::<Outcome<_>>()?,
+            n: numbers("--n", "32,128,512", "1,8,32,64,128,512,1057")?,
+            threads: numbers("--threads", "1,0", "1,0")?,
+            attention: value("--attention", heads, if heads.is_empty() { "" } else { ATTENTION })
+                .iter()
+                .map(|s| pair(s))
+                .collect::<Outcome<_>>()?,
+            seconds: given.get("--seconds").map_or(Ok(0.3), |s| s.parse())?,
+            quantize,
+            tsv,
+        })
+    }
+}
+
+const KNOWN: [&str; 8] =
+    ["--types", "--variants", "--paths", "--shapes", "--n", "--threads", "--seconds", "--attention"];
+
+/// Random numbers (SplitMix64), normal enough: sums of uniform ones.
+struct Random(u64);
+
+impl Random {
+    fn uniform(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 24) as f32 - 0.5
+    }
+
+    fn normals(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| (0..4).map(|_| self.uniform()).sum::<f32>() * 1.732).collect()
+    }
+}
+
+/// Blocks of [rows, columns] weights.
+fn weights(dtype: GgmlType, rows: usize, columns: usize) -> Outcome<Vec<u8>> {
+    let row_bytes = dtype.row_bytes(columns).ok_or_else(|| format!("{dtype} has no rows of {columns} elements"))?;
+    let mut x = Random(1).normals(rows.min(DISTINCT) * columns);
+    x.iter_mut().for_each(|v| *v *= 0.02);
+    let mut blocks = vec![0; rows.min(DISTINCT) * row_bytes];
+    quantize(dtype, &x, &mut blocks)?;
+    Ok(blocks.iter().copied().cycle().take(rows * row_bytes).collect())
+}
+
+/// How a product is computed.
+#[derive(Clone, Copy)]
+struct Path {
+    name: &'static str,
+    operands: Operands,
+    /// The error that is accepted, relative to the root mean square of the results.
+    bound: f64,
+}
+
+/// The ways that a type goes on an instruction set.
+fn paths(dtype: GgmlType, kernels: &Kernels) -> Vec<Path> {
+    if has_int8(dtype) {
+        return vec![Path { name: "int8", operands: Operands::Int8, bound: 0.015 }];
+    }
+    let mut all = vec![Path { name: "f32", operands: Operands::F32, bound: 1e-5 }];
+    if kernels.has_bf16() {
+        all.push(Path { name: "bf16", operands: Operands::Bf16, bound: 0.005 });
+    }
+    all
+}
+
+/// A matrix product with its operands in every form.
+struct Product<'a> {
+    exec: Exec<'a>,
+    w: Matrix<'a>,
+    path: Path,
+    x: &'a [f32],
+    int8: Int8Rows,
+    bf16: Bf16Rows,
+    y: Vec<f32>,
+}
+
+impl Product<'_> {
+    /// Brings the activations into the path's form.
+    fn quantize(&mut self) -> mmada::Result<()> {
+        match self.path.operands {
+            Operands::F32 => Ok(()),
+            Operands::Bf16 => self.bf16.round(&self.exec, self.x, self.w.cols()),
+            Operands::Int8 => self.int8.quantize(&self.exec, self.x, self.w.cols()),
+        }
+    }
+
+    fn multiply(&mut self) {
+        let x = match self.path.operands {
+            Operands::F32 => Activations::F32 { x: self.x, k: self.w.cols() },
+            Operands::Bf16 => Activations::Bf16(&self.bf16),
+            Operands::Int8 => Activations::Int8(&self.int8),
+        };
+        matmul(&self.exec, &self.w, x, &mut self.y, self.w.rows(), Epilogue::Store);
+    }
+
+    /// The error of some results (rows and columns spread over all, the last ones included), relative to the root mean
+    /// square of the right ones.
+    fn error(&self) -> Outcome<f64> {
+        let (rows, k) = (self.w.rows(), self.w.cols());
+        let n = self.y.len() / rows;
+        let (mut wrong, mut all) = (0.0, 0.0);
+        let mut row = vec![0.0; k];
+        for i in (0..rows).rev().step_by(rows.div_ceil(24)) {
+            dequantize(self.w.dtype(), self.w.row(i), &mut row)?;
+            for j in (0..n).rev().step_by(n.div_ceil(9)) {
+                let x = &self.x[j * k..][..k];
+                let right: f64 = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                wrong += (f64::from(self.y[j * rows + i]) - right).powi(2);
+                all += right.powi(2);
+            }
+        }
+        Ok((wrong / all).sqrt())
+    }
+}
+
+/// One line of results.
+struct Line {
+    what: String,
+    variant: &'static str,
+    path: &'static str,
+    shape: String,
+    n: usize,
+    threads: usize,
+    /// in GOP/s
+    speed: f64,
+    /// the rate that it is a share of
+    ceiling: Option<Rate>,
+    /// GB/s of weights, where there are few columns, and the share of what the memory gives
+    read: Option<(f64, f64)>,
+    error: f64,
+}
+
+impl Line {
+    fn print(&self, tsv: bool) {
+        let Line { what, variant, path, shape, n, threads, speed, error, .. } = self;
+        if tsv {
+            return println!("{what}\t{variant}\t{path}\t{shape}\t{n}\t{threads}\t{speed:.1}\t{error:.6}");
+        }
+        let share = self.ceiling.map_or(String::new(), |rate| {
+            let ceiling = rate.registers.max(rate.memory);
+            format!("{:5.1}% of {:7.0} {}", 100.0 * speed / ceiling, ceiling, rate.name)
+        });
+        let read = self.read.map_or(String::new(), |(rate, all)| {
+            format!("   weights {rate:.1} GB/s, {:.0}% of reading", 100.0 * rate / all)
+        });
+        println!("{what:7} {variant:9} {path:5} {shape:>11} {n:5} {threads:2}  {speed:8.1} GOP/s  {share}{read}");
+    }
+}
+
+/// The rate of the instruction that a variant multiplies with.
+fn ceiling(rates: &[Rate], variant: &str, operands: Operands) -> Option<Rate> {
+    let instructions: &[&str] = match variant {
+        "amx" => &["AMX TDPBUSD", "AMX TDPBF16PS", "VFMADD231PS 512"],
+        "avx512" => &["VPDPBUSD 512", "VDPBF16PS 512", "VFMADD231PS 512"],
+        "avx2" => &["VPMADDUBSW 256", "VFMADD231PS 256"],
+        "avxvnni" => &["VPDPBUSD 256", "VFMADD231PS 256"],
+        "neon" => &["FMLA 128"],
+        _ => &[],
+    };
+    rates.iter().find(|r| r.operands == operands && instructions.contains(&r.name)).copied()
+}
+
+/// Threads with what they reach.
+struct Machine {
+    threads: Threads,
+    rates: Vec<Rate>,
+    bandwidth: f64,
+}
+
+impl Machine {
+    fn new(count: usize, tsv: bool) -> Outcome<Self> {
+        let threads = Threads::new(count)?;
+        if tsv {
+            return Ok(Machine { threads, rates: Vec::new(), bandwidth: f64::NAN });
+        }
+        let (rates, bandwidth) = (peak::rates(threads.count()), peak::bandwidth(threads.count()));
+        println!("\npeak of {} threads, GOP/s        registers    memory operand", threads.count());
+        for r in &rates {
+            println!("  {:<28} {:12.0} {:12.0}", r.name, r.registers, r.memory);
+        }
+        println!("  reading memory: {bandwidth:.1} GB/s\n");
+        Ok(Machine { threads, rates, bandwidth })
+    }
+}
+
+fn products(o: &Options, machine: &Machine, dtype: GgmlType, (rows, k): (usize, usize)) -> Outcome<()> {
+    let blocks = weights(dtype, rows, k)?;
+    let w = Matrix::new(dtype, rows, k, &blocks).ok_or("blocks do not fill the matrix")?;
+    let x = Random(2).normals(o.n.iter().max().unwrap_or(&0) * k);
+    let threads = machine.threads.count();
+    for kernels in &o.variants {
+        let wanted = |p: &Path| o.paths.is_empty() || o.paths.iter().any(|name| name == p.name);
+        for path in paths(dtype, kernels).into_iter().filter(wanted) {
+            for &n in &o.n {
+                let exec = Exec::new(&machine.threads, kernels, None);
+                let (int8, bf16) = (Int8Rows::default(), Bf16Rows::default());
+                let mut product = Product { exec, w, path, x: &x[..n * k], int8, bf16, y: vec![f32::NAN; n * rows] };
+                product.quantize()?;
+                product.multiply();
+                let error = product.error()?;
+                if error.is_nan() || error > path.bound {
+                    let (variant, bound) = (kernels.name(), path.bound);
+                    return Err(format!(
+                        "{dtype} {variant} {}, {rows}x{k}, n = {n}: the error is {error:.2e}, above {bound:.1e}",
+                        path.name
+                    )
+                    .into());
+                }
+                let mut failed = None;
+                let seconds = best(threads, o.seconds, || {
+                    if o.quantize {
+                        failed = product.quantize().err().or(failed.take());
+                    }
+                    product.multiply();
+                });
+                failed.map_or(Ok(()), Err)?;
+                Line {
+                    what: dtype.to_string(),
+                    variant: kernels.name(),
+                    path: path.name,
+                    shape: format!("{rows}x{k}"),
+                    n,
+                    threads,
+                    speed: 2e-9 * (rows * k * n) as f64 / seconds,
+                    ceiling: ceiling(&machine.rates, kernels.name(), path.operands),
+                    read: (n <= 8).then(|| (1e-9 * blocks.len() as f64 / seconds, machine.bandwidth)),
+                    error,
+                }
+                .print(o.tsv);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The error of some outputs of one head, relative to the root mean square of the right ones.
+fn attention_error(heads: usize, dim: usize, n: usize, [q, k, v, out]: [&[f32]; 4]) -> f64 {
+    let (mut wrong, mut all) = (0.0, 0.0);
+    for (query, head) in [(0, heads - 1), (n / 2, 0), (n - 1, heads / 2)] {
+        let at = |row: usize| (row * heads + head) * dim..(row * heads + head + 1) * dim;
+        let score = |key: usize| -> f64 {
+            q[at(query)].iter().zip(&k[at(key)]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+                / (dim as f64).sqrt()
+        };
+        let scores: Vec<f64> = (0..n).map(|key| score(key).exp()).collect();
+        let total: f64 = scores.iter().sum();
+        for c in 0..dim {
+            let right = scores.iter().enumerate().map(|(key, s)| s * f64::from(v[at(key)][c])).sum::<f64>() / total;
+            wrong += (f64::from(out[at(query)][c]) - right).powi(2);
+            all += right.powi(2);
+        }
+    }
+    (wrong / all).sqrt()
+}
+
+fn attention(o: &Options, machine: &Machine, (dim, n): (usize, usize)) -> Outcome<()> {
+    const BOUND: f64 = 0.01;
+    let heads = 4096 / dim; // rows as long as the model's
+    let mut random = Random(3);
+    let [q, k, v] = [(); 3].map(|()| random.normals(n * heads * dim));
+    let mut out = vec![f32::NAN; n * heads * dim];
+    let threads = machine.threads.count();
+    for kernels in &o.variants {
+        let exec = Exec::new(&machine.threads, kernels, None);
+        let sequences = [0..n];
+        let shape = Attention { heads, kv_heads: heads, head_dim: dim, sequences: &sequences };
+        shape.run(&exec, &q, &k, &v, &mut out)?;
+        let error = attention_error(heads, dim, n, [&q, &k, &v, &out]);
+        if error.is_nan() || error > BOUND {
+            return Err(format!(
+                "attention of {}, heads of {dim}, {n} positions: the error is {error:.2e}, above {BOUND}",
+                kernels.name()
+            )
+            .into());
+        }
+        let mut failed = None;
+        let seconds =
+            best(threads, o.seconds, || failed = shape.run(&exec, &q, &k, &v, &mut out).err().or(failed.take()));
+        failed.map_or(Ok(()), Err)?;
+        let of = |operands| ceiling(&machine.rates, kernels.name(), operands);
+        Line {
+            what: "attn".into(),
+            variant: kernels.name(),
+            path: "",
+            shape: format!("{heads} x {dim}"),
+            n,
+            threads,
+            // n^2 products of rows for the scores, and as many for the sums of values
+            speed: 4e-9 * (n * n * heads * dim) as f64 / seconds,
+            ceiling: of(Operands::Bf16).or(of(Operands::F32)),
+            read: None,
+            error,
+        }
+        .print(o.tsv);
+    }
+    Ok(())
+}
+
+fn run() -> Outcome<()> {
+    let mut o = Options::parse()?;
+    if !std::env::args().any(|a| a == "--bench") {
+        // `cargo test --benches`: everything is checked once on small shapes, and no time is taken
+        o.variants = Kernels::available().iter().collect();
+        (o.shapes, o.n, o.attention) = (vec![(80, 512)], vec![1, 19], vec![(64, 33), (128, 33)]);
+        (o.seconds, o.tsv) = (0.0, true);
+    }
+    for &count in &o.threads {
+        let machine = Machine::new(count, o.tsv)?;
+        for &shape in &o.shapes {
+            for &dtype in &o.types {
+                products(&o, &machine, dtype, shape)?;
+            }
+        }
+        for &shape in &o.attention {
+            attention(&o, &machine, shape)?;
+        }
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kernels: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
