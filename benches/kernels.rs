@@ -19,7 +19,7 @@ mod measure;
 use std::process::ExitCode;
 
 use measure::best;
-use measure::peak::{self, Operands, Rate};
+use measure::peak::{Machine, Operands, Rate};
 use mmada::kernels::attention::Attention;
 use mmada::kernels::{Activations, Bf16Rows, Epilogue, Int8Rows, Kernels, has_int8, matmul};
 use mmada::parallel::{Exec, Threads};
@@ -68,7 +68,9 @@ impl Options {
             match option {
                 [name, value] if KNOWN.contains(&&name[..]) => given.insert(name.clone(), value.clone()),
                 [name, ..] => {
-                    return Err(format!("what is {name}? {KNOWN:?}, each with a value, --all, --quantize, --tsv").into());
+                    return Err(
+                        format!("what is {name}? {KNOWN:?}, each with a value, --all, --quantize, --tsv").into()
+                    );
                 }
                 [] => None,
             };
@@ -236,10 +238,7 @@ impl Line {
         if tsv {
             return println!("{what}\t{variant}\t{path}\t{shape}\t{n}\t{threads}\t{speed:.1}\t{error:.6}");
         }
-        let share = self.ceiling.map_or(String::new(), |rate| {
-            let ceiling = rate.registers.max(rate.memory);
-            format!("{:5.1}% of {:7.0} {}", 100.0 * speed / ceiling, ceiling, rate.name)
-        });
+        let share = self.ceiling.map_or(String::new(), |rate| rate.share(*speed));
         let read = self.read.map_or(String::new(), |(rate, all)| {
             format!("   weights {rate:.1} GB/s, {:.0}% of reading", 100.0 * rate / all)
         });
@@ -247,52 +246,16 @@ impl Line {
     }
 }
 
-/// The rate of the instruction that a variant multiplies with.
-fn ceiling(rates: &[Rate], variant: &str, operands: Operands) -> Option<Rate> {
-    let instructions: &[&str] = match variant {
-        "amx" => &["AMX TDPBUSD", "AMX TDPBF16PS", "VFMADD231PS 512"],
-        "avx512" => &["VPDPBUSD 512", "VDPBF16PS 512", "VFMADD231PS 512"],
-        "avx2" => &["VPMADDUBSW 256", "VFMADD231PS 256"],
-        "avxvnni" => &["VPDPBUSD 256", "VFMADD231PS 256"],
-        "neon" => &["FMLA 128"],
-        _ => &[],
-    };
-    rates.iter().find(|r| r.operands == operands && instructions.contains(&r.name)).copied()
-}
-
-/// Threads with what they reach.
-struct Machine {
-    threads: Threads,
-    rates: Vec<Rate>,
-    bandwidth: f64,
-}
-
-impl Machine {
-    fn new(count: usize, tsv: bool) -> Outcome<Self> {
-        let threads = Threads::new(count)?;
-        if tsv {
-            return Ok(Machine { threads, rates: Vec::new(), bandwidth: f64::NAN });
-        }
-        let (rates, bandwidth) = (peak::rates(threads.count()), peak::bandwidth(threads.count()));
-        println!("\npeak of {} threads, GOP/s        registers    memory operand", threads.count());
-        for r in &rates {
-            println!("  {:<28} {:12.0} {:12.0}", r.name, r.registers, r.memory);
-        }
-        println!("  reading memory: {bandwidth:.1} GB/s\n");
-        Ok(Machine { threads, rates, bandwidth })
-    }
-}
-
-fn products(o: &Options, machine: &Machine, dtype: GgmlType, (rows, k): (usize, usize)) -> Outcome<()> {
+fn products(o: &Options, machine: &Machine, pool: &Threads, dtype: GgmlType, (rows, k): (usize, usize)) -> Outcome<()> {
     let blocks = weights(dtype, rows, k)?;
     let w = Matrix::new(dtype, rows, k, &blocks).ok_or("blocks do not fill the matrix")?;
     let x = Random(2).normals(o.n.iter().max().unwrap_or(&0) * k);
-    let threads = machine.threads.count();
+    let threads = pool.count();
     for kernels in &o.variants {
         let wanted = |p: &Path| o.paths.is_empty() || o.paths.iter().any(|name| name == p.name);
         for path in paths(dtype, kernels).into_iter().filter(wanted) {
             for &n in &o.n {
-                let exec = Exec::new(&machine.threads, kernels, None);
+                let exec = Exec::new(pool, kernels, None);
                 let (int8, bf16) = (Int8Rows::default(), Bf16Rows::default());
                 let mut product = Product { exec, w, path, x: &x[..n * k], int8, bf16, y: vec![f32::NAN; n * rows] };
                 product.quantize()?;
@@ -322,7 +285,7 @@ fn products(o: &Options, machine: &Machine, dtype: GgmlType, (rows, k): (usize, 
                     n,
                     threads,
                     speed: 2e-9 * (rows * k * n) as f64 / seconds,
-                    ceiling: ceiling(&machine.rates, kernels.name(), path.operands),
+                    ceiling: machine.ceiling(kernels.name(), path.operands),
                     read: (n <= 8).then(|| (1e-9 * blocks.len() as f64 / seconds, machine.bandwidth)),
                     error,
                 }
@@ -353,15 +316,15 @@ fn attention_error(heads: usize, dim: usize, n: usize, [q, k, v, out]: [&[f32]; 
     (wrong / all).sqrt()
 }
 
-fn attention(o: &Options, machine: &Machine, (dim, n): (usize, usize)) -> Outcome<()> {
+fn attention(o: &Options, machine: &Machine, pool: &Threads, (dim, n): (usize, usize)) -> Outcome<()> {
     const BOUND: f64 = 0.01;
     let heads = 4096 / dim; // rows as long as the model's
     let mut random = Random(3);
     let [q, k, v] = [(); 3].map(|()| random.normals(n * heads * dim));
     let mut out = vec![f32::NAN; n * heads * dim];
-    let threads = machine.threads.count();
+    let threads = pool.count();
     for kernels in &o.variants {
-        let exec = Exec::new(&machine.threads, kernels, None);
+        let exec = Exec::new(pool, kernels, None);
         let sequences = [0..n];
         let shape = Attention { heads, kv_heads: heads, head_dim: dim, sequences: &sequences };
         shape.run(&exec, &q, &k, &v, &mut out)?;
@@ -377,7 +340,7 @@ fn attention(o: &Options, machine: &Machine, (dim, n): (usize, usize)) -> Outcom
         let seconds =
             best(threads, o.seconds, || failed = shape.run(&exec, &q, &k, &v, &mut out).err().or(failed.take()));
         failed.map_or(Ok(()), Err)?;
-        let of = |operands| ceiling(&machine.rates, kernels.name(), operands);
+        let of = |operands| machine.ceiling(kernels.name(), operands);
         Line {
             what: "attn".into(),
             variant: kernels.name(),
@@ -405,14 +368,15 @@ fn run() -> Outcome<()> {
         (o.seconds, o.tsv) = (0.0, true);
     }
     for &count in &o.threads {
-        let machine = Machine::new(count, o.tsv)?;
+        let pool = Threads::new(count)?;
+        let machine = if o.tsv { Machine::default() } else { Machine::measure(pool.count()) };
         for &shape in &o.shapes {
             for &dtype in &o.types {
-                products(&o, &machine, dtype, shape)?;
+                products(&o, &machine, &pool, dtype, shape)?;
             }
         }
         for &shape in &o.attention {
-            attention(&o, &machine, shape)?;
+            attention(&o, &machine, &pool, shape)?;
         }
     }
     Ok(())

@@ -55,15 +55,59 @@ pub struct Rate {
     pub memory: f64,
 }
 
-/// The rates of all dot instructions of this processor that a kernel may use.
-pub fn rates(threads: usize) -> Vec<Rate> {
-    let measured = |l: Loop| Rate {
-        name: l.name,
-        operands: l.operands,
-        registers: rate(l.registers, l.operations, threads),
-        memory: rate(l.memory, l.operations, threads),
-    };
-    arch::loops().into_iter().map(measured).collect()
+impl Rate {
+    /// The faster of both ways.
+    pub fn best(&self) -> f64 {
+        self.registers.max(self.memory)
+    }
+
+    /// What part of it `speed` is, to be printed.
+    pub fn share(&self, speed: f64) -> String {
+        format!("{:5.1}% of {:5.0} {}", 100.0 * speed / self.best(), self.best(), self.name)
+    }
+}
+
+/// What some threads reach together; by default unknown.
+#[derive(Default)]
+pub struct Machine {
+    rates: Vec<Rate>,
+    /// GB/s of reading memory in order
+    pub bandwidth: f64,
+}
+
+impl Machine {
+    /// Measures and prints it.
+    pub fn measure(threads: usize) -> Machine {
+        let measured = |l: Loop| Rate {
+            name: l.name,
+            operands: l.operands,
+            registers: rate(l.registers, l.operations, threads),
+            memory: rate(l.memory, l.operations, threads),
+        };
+        let rates: Vec<Rate> = arch::loops().into_iter().map(measured).collect();
+        let bandwidth = bandwidth(threads);
+        println!("\npeak of {threads} threads, GOP/s      registers   memory operand");
+        for r in &rates {
+            println!("  {:<28} {:11.0} {:15.0}", r.name, r.registers, r.memory);
+        }
+        println!("  reading memory: {bandwidth:.1} GB/s\n");
+        Machine { rates, bandwidth }
+    }
+
+    /// The rate of the instruction that the kernels called `variant` multiply `operands` with.
+    pub fn ceiling(&self, variant: &str, operands: Operands) -> Option<Rate> {
+        let instructions: &[&str] = match variant {
+            "amx" => &["AMX TDPBUSD", "AMX TDPBF16PS", "VFMADD231PS 512"],
+            "avx512" => &["VPDPBUSD 512", "VDPBF16PS 512", "VFMADD231PS 512"],
+            "avx2" => &["VPMADDUBSW 256", "VFMADD231PS 256"],
+            "avxvnni" => &["VPDPBUSD 256", "VFMADD231PS 256"],
+            "neon" => &["SMULL", "FMLA"],
+            "dotprod" => &["SDOT", "FMLA"],
+            "i8mm" => &["SMMLA", "BFMMLA", "FMLA"],
+            _ => &[],
+        };
+        self.rates.iter().find(|r| r.operands == operands && instructions.contains(&r.name)).copied()
+    }
 }
 
 fn rate(run: fn(usize, &Block), operations: usize, threads: usize) -> f64 {
@@ -75,7 +119,7 @@ fn rate(run: fn(usize, &Block), operations: usize, threads: usize) -> f64 {
 }
 
 /// GB/s of reading memory in order, all threads together.
-pub fn bandwidth(threads: usize) -> f64 {
+fn bandwidth(threads: usize) -> f64 {
     const BYTES: usize = 256 << 20;
     let data: Vec<u64> = (0..BYTES as u64 / 8).collect();
     let sum = || {
