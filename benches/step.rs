@@ -6,7 +6,7 @@
 //! time with one thread, wall time with more.
 //!
 //! ```text
-//! cargo bench --bench step -- [--model FILE] [--layers 2] [--type Q4_K_M] [--n 128,512,1024] [--threads 1,0] [--seconds 2]
+//! cargo bench --bench step -- [--model FILE] [--layers 4] [--type Q4_K_M] [--n 128,512,1024] [--threads 1,0] [--seconds 2]
 //!     [--variant avx512] [--prompt]
 //! ```
 //!
@@ -50,7 +50,7 @@ impl Options {
     fn parse() -> Outcome<Self> {
         let mut o = Options {
             model: None,
-            layers: 2,
+            layers: 4,
             recipe: "Q4_K_M".into(),
             n: vec![128, 512, 1024],
             threads: vec![1, 0],

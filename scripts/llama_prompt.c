@@ -3,7 +3,7 @@
 //
 //   llama_prompt MODEL.gguf THREADS SECONDS N plain|repack|default
 //
-// Prints the seconds of the best of as many runs as fit into SECONDS (three at least): processor time of this process
+// Prints the seconds of the best of as many runs as fit into SECONDS (two at least, after one that warms up): processor time of this process
 // with one thread, wall time with more. `plain` takes weights as they lie in the file; `default` lets llama.cpp reorder
 // them when it loads, for AMX where the processor has it; `repack` the same without AMX.
 
@@ -80,7 +80,7 @@ int main(int argc, char **argv) {
     if (!ids) return 1;
     for (int i = 0; i < n; i++) ids[i] = i * 7 % vocab;
     double best = INFINITY, start = now(2);
-    for (int run = 0; run < 4 || now(2) - start < seconds; run++) {
+    for (int run = 0; run < 3 || now(2) - start < seconds; run++) {
         double t = now(threads);
         if (llama_decode(context, llama_batch_get_one(ids, n))) return 1;
         llama_synchronize(context);

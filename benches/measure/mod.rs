@@ -7,7 +7,7 @@ pub mod peak;
 use std::time::{Duration, Instant};
 
 /// Runs that are made at least, however long they take.
-const RUNS: usize = 3;
+const RUNS: usize = 2;
 
 /// The shortest time of `work` in seconds, of as many runs as fit into `budget` seconds: on a machine that others use too,
 /// the best of many runs is what repeats. With one thread it is the processor time of this process (the caller
