@@ -32,6 +32,8 @@ const TYPES: &str = "Q8_0,Q4_0,Q4_1,Q5_0,Q5_1,Q4_K,Q5_K,Q6_K,Q3_K,Q2_K,IQ4_NL,IQ
 const SHAPES: &str = "4096x4096,12288x4096,4096x12288,8192x4096";
 /// Head size x positions.
 const ATTENTION: &str = "64x1057,128x1057,64x4096,128x4096";
+/// The error that is accepted there, relative to the root mean square of the results.
+const ATTENTION_BOUND: f64 = 0.01;
 /// Rows of weights that differ; further rows repeat them, because quantizing takes long.
 const DISTINCT: usize = 512;
 
@@ -65,15 +67,11 @@ impl Options {
         let (all, quantize, tsv) = (flag("--all"), flag("--quantize"), flag("--tsv"));
         let mut given = std::collections::HashMap::new();
         for option in args.chunks(2) {
-            match option {
-                [name, value] if KNOWN.contains(&&name[..]) => given.insert(name.clone(), value.clone()),
-                [name, ..] => {
-                    return Err(
-                        format!("what is {name}? {KNOWN:?}, each with a value, --all, --quantize, --tsv").into()
-                    );
-                }
-                [] => None,
-            };
+            let [name, value] = option else { return Err(format!("{option:?} needs a value").into()) };
+            if !KNOWN.contains(&&name[..]) {
+                return Err(format!("what is {name}? {KNOWN:?}, each with a value, --all, --quantize, --tsv").into());
+            }
+            given.insert(name.clone(), value.clone());
         }
         let products = ["--types", "--shapes", "--n", "--paths"].iter().any(|o| given.contains_key(*o));
         let attention = given.contains_key("--attention");
@@ -246,54 +244,108 @@ impl Line {
     }
 }
 
-fn products(o: &Options, machine: &Machine, pool: &Threads, dtype: GgmlType, (rows, k): (usize, usize)) -> Outcome<()> {
-    let blocks = weights(dtype, rows, k)?;
-    let w = Matrix::new(dtype, rows, k, &blocks).ok_or("blocks do not fill the matrix")?;
-    let x = Random(2).normals(o.n.iter().max().unwrap_or(&0) * k);
-    let threads = pool.count();
-    for kernels in &o.variants {
-        let wanted = |p: &Path| o.paths.is_empty() || o.paths.iter().any(|name| name == p.name);
-        for path in paths(dtype, kernels).into_iter().filter(wanted) {
-            for &n in &o.n {
-                let exec = Exec::new(pool, kernels, None);
-                let (int8, bf16) = (Int8Rows::default(), Bf16Rows::default());
-                let mut product = Product { exec, w, path, x: &x[..n * k], int8, bf16, y: vec![f32::NAN; n * rows] };
-                product.quantize()?;
-                product.multiply();
-                let error = product.error()?;
-                if error.is_nan() || error > path.bound {
-                    let (variant, bound) = (kernels.name(), path.bound);
-                    return Err(format!(
-                        "{dtype} {variant} {}, {rows}x{k}, n = {n}: the error is {error:.2e}, above {bound:.1e}",
-                        path.name
-                    )
-                    .into());
+/// What is the same for all cases of one number of threads.
+struct Bench<'a> {
+    options: &'a Options,
+    pool: &'a Threads,
+    machine: Machine,
+}
+
+impl Bench<'_> {
+    /// All variants, paths and numbers of columns for one matrix.
+    fn products(&self, dtype: GgmlType, (rows, k): (usize, usize)) -> Outcome<()> {
+        let o = self.options;
+        let blocks = weights(dtype, rows, k)?;
+        let w = Matrix::new(dtype, rows, k, &blocks).ok_or("blocks do not fill the matrix")?;
+        let x = Random(2).normals(o.n.iter().max().unwrap_or(&0) * k);
+        for kernels in &o.variants {
+            let wanted = |p: &Path| o.paths.is_empty() || o.paths.iter().any(|name| name == p.name);
+            for path in paths(dtype, kernels).into_iter().filter(wanted) {
+                for &n in &o.n {
+                    let exec = Exec::new(self.pool, kernels, None);
+                    let (int8, bf16) = (Int8Rows::default(), Bf16Rows::default());
+                    let product = Product { exec, w, path, x: &x[..n * k], int8, bf16, y: vec![f32::NAN; n * rows] };
+                    self.product(product).map_err(|e| format!("{dtype} {}, n = {n}: {e}", kernels.name()))?;
                 }
-                let mut failed = None;
-                let seconds = best(threads, o.seconds, || {
-                    if o.quantize {
-                        failed = product.quantize().err().or(failed.take());
-                    }
-                    product.multiply();
-                });
-                failed.map_or(Ok(()), Err)?;
-                Line {
-                    what: dtype.to_string(),
-                    variant: kernels.name(),
-                    path: path.name,
-                    shape: format!("{rows}x{k}"),
-                    n,
-                    threads,
-                    speed: 2e-9 * (rows * k * n) as f64 / seconds,
-                    ceiling: machine.ceiling(kernels.name(), path.operands),
-                    read: (n <= 8).then(|| (1e-9 * blocks.len() as f64 / seconds, machine.bandwidth)),
-                    error,
-                }
-                .print(o.tsv);
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Checks, times and prints one product.
+    fn product(&self, mut product: Product) -> Outcome<()> {
+        let (w, path, variant) = (product.w, product.path, product.exec.kernels.name());
+        let n = product.y.len() / w.rows();
+        product.quantize()?;
+        product.multiply();
+        let error = accepted(product.error()?, path.bound)?;
+        let mut quantized = Ok(());
+        let seconds = best(self.pool.count(), self.options.seconds, || {
+            if self.options.quantize {
+                quantized = product.quantize();
+            }
+            product.multiply();
+        });
+        quantized?;
+        let line = Line {
+            what: w.dtype().to_string(),
+            variant,
+            path: path.name,
+            shape: format!("{}x{}", w.rows(), w.cols()),
+            n,
+            threads: self.pool.count(),
+            speed: 2e-9 * (w.rows() * w.cols() * n) as f64 / seconds,
+            ceiling: self.machine.ceiling(variant, path.operands),
+            read: (n <= 8).then(|| (1e-9 * w.data().len() as f64 / seconds, self.machine.bandwidth)),
+            error,
+        };
+        line.print(self.options.tsv);
+        Ok(())
+    }
+
+    /// All variants for heads of `dim` and sequences of `n`.
+    fn attention(&self, (dim, n): (usize, usize)) -> Outcome<()> {
+        let heads = 4096 / dim; // rows as long as the model's
+        let mut random = Random(3);
+        let [q, k, v] = [(); 3].map(|()| random.normals(n * heads * dim));
+        let mut out = vec![f32::NAN; n * heads * dim];
+        for kernels in &self.options.variants {
+            let (exec, variant) = (Exec::new(self.pool, kernels, None), kernels.name());
+            let all = 0..n;
+            let sequences = std::slice::from_ref(&all);
+            let shape = Attention { heads, kv_heads: heads, head_dim: dim, sequences };
+            shape.run(&exec, &q, &k, &v, &mut out)?;
+            let error = accepted(attention_error(heads, dim, n, [&q, &k, &v, &out]), ATTENTION_BOUND)
+                .map_err(|e| format!("attention of {variant}, heads of {dim}, {n} positions: {e}"))?;
+            let mut done = Ok(());
+            let seconds =
+                best(self.pool.count(), self.options.seconds, || done = shape.run(&exec, &q, &k, &v, &mut out));
+            done?;
+            let line = Line {
+                what: "attn".into(),
+                variant,
+                path: "",
+                shape: format!("{heads} x {dim}"),
+                n,
+                threads: self.pool.count(),
+                // n^2 products of rows for the scores, and as many for the sums of values
+                speed: 4e-9 * (n * n * heads * dim) as f64 / seconds,
+                ceiling: self.machine.float_ceiling(variant),
+                read: None,
+                error,
+            };
+            line.print(self.options.tsv);
+        }
+        Ok(())
+    }
+}
+
+/// An error that is below its bound.
+fn accepted(error: f64, bound: f64) -> Outcome<f64> {
+    match error <= bound {
+        true => Ok(error),
+        false => Err(format!("the result's error is {error:.2e}, above {bound:.1e}").into()), // or NaN
+    }
 }
 
 /// The error of some outputs of one head, relative to the root mean square of the right ones.
@@ -316,49 +368,6 @@ fn attention_error(heads: usize, dim: usize, n: usize, [q, k, v, out]: [&[f32]; 
     (wrong / all).sqrt()
 }
 
-fn attention(o: &Options, machine: &Machine, pool: &Threads, (dim, n): (usize, usize)) -> Outcome<()> {
-    const BOUND: f64 = 0.01;
-    let heads = 4096 / dim; // rows as long as the model's
-    let mut random = Random(3);
-    let [q, k, v] = [(); 3].map(|()| random.normals(n * heads * dim));
-    let mut out = vec![f32::NAN; n * heads * dim];
-    let threads = pool.count();
-    for kernels in &o.variants {
-        let exec = Exec::new(pool, kernels, None);
-        let sequences = [0..n];
-        let shape = Attention { heads, kv_heads: heads, head_dim: dim, sequences: &sequences };
-        shape.run(&exec, &q, &k, &v, &mut out)?;
-        let error = attention_error(heads, dim, n, [&q, &k, &v, &out]);
-        if error.is_nan() || error > BOUND {
-            return Err(format!(
-                "attention of {}, heads of {dim}, {n} positions: the error is {error:.2e}, above {BOUND}",
-                kernels.name()
-            )
-            .into());
-        }
-        let mut failed = None;
-        let seconds =
-            best(threads, o.seconds, || failed = shape.run(&exec, &q, &k, &v, &mut out).err().or(failed.take()));
-        failed.map_or(Ok(()), Err)?;
-        let of = |operands| machine.ceiling(kernels.name(), operands);
-        Line {
-            what: "attn".into(),
-            variant: kernels.name(),
-            path: "",
-            shape: format!("{heads} x {dim}"),
-            n,
-            threads,
-            // n^2 products of rows for the scores, and as many for the sums of values
-            speed: 4e-9 * (n * n * heads * dim) as f64 / seconds,
-            ceiling: of(Operands::Bf16).or(of(Operands::F32)),
-            read: None,
-            error,
-        }
-        .print(o.tsv);
-    }
-    Ok(())
-}
-
 fn run() -> Outcome<()> {
     let mut o = Options::parse()?;
     if !std::env::args().any(|a| a == "--bench") {
@@ -370,14 +379,11 @@ fn run() -> Outcome<()> {
     for &count in &o.threads {
         let pool = Threads::new(count)?;
         let machine = if o.tsv { Machine::default() } else { Machine::measure(pool.count()) };
+        let bench = Bench { options: &o, pool: &pool, machine };
         for &shape in &o.shapes {
-            for &dtype in &o.types {
-                products(&o, &machine, &pool, dtype, shape)?;
-            }
+            o.types.iter().try_for_each(|&dtype| bench.products(dtype, shape))?;
         }
-        for &shape in &o.attention {
-            attention(&o, &machine, &pool, shape)?;
-        }
+        o.attention.iter().try_for_each(|&shape| bench.attention(shape))?;
     }
     Ok(())
 }

@@ -101,14 +101,14 @@ fn ids(model: &Model, n: usize) -> Vec<u32> {
     (0..n).map(|i| if i < n / 2 { (i as u32 * 7) % v.text } else { v.mask }).collect()
 }
 
-/// Seconds of a step. The first one is checked.
+/// Seconds of a step, whose logits are looked at.
 fn step(context: &Context, batch: &[SequenceRequest], seconds: f64) -> Outcome<f64> {
-    if context.logits(batch)?.iter().flatten().any(|v| !v.is_finite()) {
-        return Err("a logit is not finite".into());
+    let mut logits = Ok(Vec::new());
+    let time = best(context.threads(), seconds, || logits = context.logits(batch));
+    match logits?.iter().flatten().all(|v| v.is_finite()) {
+        true => Ok(time),
+        false => Err("a logit is not finite".into()),
     }
-    let mut failed = None;
-    let time = best(context.threads(), seconds, || failed = context.logits(batch).err().or(failed.take()));
-    failed.map_or(Ok(time), |error| Err(error.into()))
 }
 
 /// A step with all its logits and one with hardly any: the difference is the output matrix, the rest are the layers.
@@ -184,15 +184,12 @@ fn run(o: &Options, file: &Path, threads: usize) -> Outcome<()> {
     }
     let side = CODES.isqrt();
     let picture: Vec<u32> = (0..CODES as u32).map(|i| (i * 31) % codes.len() as u32).collect();
-    let mut failed = None;
-    let seconds = best(context.threads(), o.seconds, || {
-        failed = context.decode_image(&picture, side, side).err().or(failed.take());
-    });
-    failed.map_or(Ok(()), Err)?;
+    let mut decoded = None;
+    let seconds = best(context.threads(), o.seconds, || decoded = Some(context.decode_image(&picture, side, side)));
+    decoded.transpose()?;
     let work = model.images().map_or(0, |images| images.decode_cost(side, side).multiply_adds);
     let speed = 2e-9 * work as f64 / seconds;
-    let ceiling = |operands| machine.ceiling(context.instruction_set(), operands);
-    let share = ceiling(Operands::Bf16).or(ceiling(Operands::F32)).map_or(String::new(), |rate| rate.share(speed));
+    let share = machine.float_ceiling(context.instruction_set()).map_or(String::new(), |rate| rate.share(speed));
     println!("decoding a picture of {CODES} codes: {seconds:.2} s, {speed:.1} GFLOP/s {share}");
     if let Some(peak) = peak_memory() {
         println!("memory of decoding: the file and {peak:.2} GiB, the buffers of the steps included");

@@ -108,6 +108,12 @@ impl Machine {
         };
         self.rates.iter().find(|r| r.operands == operands && instructions.contains(&r.name)).copied()
     }
+
+    /// The faster rate of bfloat16 and f32: processors with AMX have a VDPBF16PS that is slower than two VFMADD231PS.
+    pub fn float_ceiling(&self, variant: &str) -> Option<Rate> {
+        let rates = [Operands::Bf16, Operands::F32].map(|operands| self.ceiling(variant, operands));
+        rates.into_iter().flatten().max_by(|a, b| a.best().total_cmp(&b.best()))
+    }
 }
 
 fn rate(run: fn(usize, &Block), operations: usize, threads: usize) -> f64 {
