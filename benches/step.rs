@@ -10,7 +10,7 @@
 //!     [--variant avx512] [--prompt]
 //! ```
 //!
-//! `--prompt` prints, for programs, the seconds of a step that gives the logits of all n tokens, and nothing else.
+//! `--prompt` prints nothing but, for programs, the seconds of a step that gives the logits of all n tokens, and the variant.
 
 mod measure;
 
@@ -156,7 +156,7 @@ fn run(o: &Options, file: &Path, threads: usize) -> Outcome<()> {
         for &n in &o.n {
             let (ids, rows) = (ids(&model, n), (0..n).collect::<Vec<_>>());
             let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 0..text }];
-            println!("{:.6}", step(&context, &batch, o.seconds)?);
+            println!("{:.6} {}", step(&context, &batch, o.seconds)?, context.instruction_set());
         }
         return Ok(());
     }
