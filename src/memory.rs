@@ -18,6 +18,54 @@ pub fn try_vec<T: Clone + Default>(len: usize, what: &str) -> Result<Vec<T>> {
     Ok(v)
 }
 
+/// A cache line.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Numbers that start at a cache line, so that vectors and tiles loaded from them never span two. They begin as zeros.
+pub struct Aligned<T> {
+    lines: Vec<Line>,
+    kind: std::marker::PhantomData<T>,
+}
+
+impl<T> Default for Aligned<T> {
+    fn default() -> Self {
+        Aligned { lines: Vec::new(), kind: std::marker::PhantomData }
+    }
+}
+
+impl<T: bytemuck::Pod> Aligned<T> {
+    /// Makes room for `len` numbers or more; those that are there stay.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, naming `what`.
+    pub fn try_grow_to(&mut self, len: usize, what: &str) -> Result<()> {
+        let lines = len.saturating_mul(size_of::<T>()).div_ceil(64);
+        let more = lines.saturating_sub(self.lines.len());
+        if more > 0 {
+            try_reserve(&mut self.lines, more, what)?;
+            self.lines.resize(lines, bytemuck::Zeroable::zeroed());
+        }
+        Ok(())
+    }
+}
+
+impl<T: bytemuck::Pod> std::ops::Deref for Aligned<T> {
+    type Target = [T];
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(&self.lines)
+    }
+}
+
+impl<T: bytemuck::Pod> std::ops::DerefMut for Aligned<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.lines)
+    }
+}
+
 /// An empty vector with room for `len` elements.
 pub fn try_with_capacity<T>(len: usize, what: &str) -> Result<Vec<T>> {
     let mut v = Vec::new();

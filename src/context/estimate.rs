@@ -5,9 +5,9 @@ use std::time::Instant;
 use super::{Context, Model};
 use crate::error::Result;
 use crate::generate::{ImageOptions, TextOptions};
-use crate::kernels::{Activations, Epilogue, Int8Rows, has_int8, matmul, matmul_f32};
+use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, matmul};
 use crate::memory::{try_collect, try_vec};
-use crate::model::State;
+use crate::model::{Compute, State};
 
 /// Memory and work of a request. Both are bounds: an answer may end early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,16 +76,23 @@ impl Context {
         let exec = self.exec(None);
         let x: Vec<f32> = try_collect((0..COLUMNS * w.cols()).map(|i| (i % 17) as f32 - 8.0), "a measurement")?;
         let mut y = try_vec(COLUMNS * w.rows(), "a measurement")?;
-        let mut int8 = Int8Rows::default();
+        let (mut int8, mut bf16) = (Int8Rows::default(), Bf16Rows::default());
+        let arithmetic = exec.kernels.arithmetic(w.dtype(), self.compute() == Compute::Fast);
         let mut best = f64::INFINITY;
         for _ in 0..4 {
             let start = Instant::now();
-            if has_int8(w.dtype()) {
-                int8.quantize(&exec, &x, w.cols())?;
-                matmul(&exec, &w, Activations::Int8(&int8), &mut y, w.rows(), Epilogue::Store);
-            } else {
-                matmul_f32(&exec, &w, &x, &mut y, w.rows(), Epilogue::Store);
-            }
+            let activations = match arithmetic {
+                Arithmetic::Int8(scales) => {
+                    int8.quantize(&exec, &x, w.cols(), scales)?;
+                    Activations::Int8(&int8)
+                }
+                Arithmetic::Bf16 => {
+                    bf16.round(&exec, &x, w.cols())?;
+                    Activations::Bf16(&bf16)
+                }
+                Arithmetic::F32 => Activations::F32 { x: &x, k: w.cols() },
+            };
+            matmul(&exec, &w, activations, &mut y, w.rows(), Epilogue::Store)?;
             best = best.min(start.elapsed().as_secs_f64());
         }
         let work = (COLUMNS * w.rows()) as f64 * w.cols() as f64;

@@ -56,7 +56,7 @@ impl Attention<'_> {
         assert!(q.len() >= rows * d && out.len() >= rows * d, "rows of queries");
         assert!(k.len() >= rows * kv_d && v.len() >= rows * kv_d, "rows of keys and values");
         assert!(self.heads.is_multiple_of(self.kv_heads), "heads in groups");
-        let r = exec.kernels.panel_rows();
+        let r = exec.kernels.float_panel_rows();
         let out = Output(out.as_mut_ptr());
         let out = &out;
         exec.run(|| {

@@ -2,10 +2,14 @@
 
 use std::sync::OnceLock;
 
+use super::activations::{Bf16Rows, Scales};
+#[cfg(target_arch = "x86_64")]
+use super::amx::AmxPanel;
 use super::isa::{Isa, LANES, Op};
 use super::portable::Portable;
-use super::product::{Panel, Scratch};
-use super::quantize::Bf16Rows;
+use super::product::{Activations, Bf16Tiles, Panel, PanelTask, Scratch};
+use super::unpack::Arithmetic;
+use crate::tensor::GgmlType;
 
 /// The kernels of one instruction set. All give the same results up to the rounding of fused multiply-adds.
 #[derive(Debug)]
@@ -13,6 +17,8 @@ pub struct Kernels {
     level: Level,
     #[cfg(target_arch = "x86_64")]
     bf16: Option<super::avx512::Avx512Bf16>,
+    #[cfg(target_arch = "x86_64")]
+    amx: Option<super::amx::Amx>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +32,7 @@ enum Level {
 
 #[cfg(target_arch = "x86_64")]
 struct Bf16Panel<'a> {
-    isa: super::avx512::Avx512Bf16,
+    tiles: super::avx512::Avx512Bf16,
     panel: Panel<'a>,
     x: &'a Bf16Rows,
     scratch: &'a mut Scratch,
@@ -36,9 +42,8 @@ struct Bf16Panel<'a> {
 impl Op for Bf16Panel<'_> {
     type Output = ();
     #[inline(always)]
-    fn call<I: Isa>(self, _: I) {
-        // SAFETY: the panel's own promise: see `Panel::bf16`
-        self.panel.bf16(self.x, I::PANEL * LANES, self.scratch, |block| unsafe { self.isa.columns(block) });
+    fn call<I: Isa>(self, isa: I) {
+        self.panel.bf16(isa, self.tiles, self.x, self.scratch);
     }
 }
 
@@ -61,6 +66,15 @@ fn name_of<I: Isa>(_: I) -> &'static str {
 fn panel_of<I: Isa>(_: I) -> usize {
     I::PANEL * LANES
 }
+fn int8_rows_of<I: Isa>(_: I) -> usize {
+    I::INT8_ROWS
+}
+fn biased_of<I: Isa>(_: I) -> bool {
+    I::BIASED
+}
+
+/// Most rows of a panel of int8 or bfloat16 weights: those of a chunk then fit into the first cache.
+const PANEL_ROWS: usize = 64;
 
 impl Kernels {
     /// All that this processor can run, the slowest first.
@@ -77,9 +91,19 @@ impl Kernels {
             let kernels = |level| Kernels {
                 #[cfg(target_arch = "x86_64")]
                 bf16: if let Level::Avx512(_) = level { super::avx512::Avx512Bf16::new() } else { None },
+                #[cfg(target_arch = "x86_64")]
+                amx: None,
                 level,
             };
-            levels.into_iter().map(kernels).collect()
+            #[allow(unused_mut)]
+            let mut all: Vec<Kernels> = levels.into_iter().map(kernels).collect();
+            #[cfg(target_arch = "x86_64")]
+            all.extend(super::amx::Amx::new().map(|amx| Kernels {
+                level: Level::Avx512(amx.base),
+                bf16: Some(amx.bf16),
+                amx: Some(amx),
+            }));
+            all
         })
     }
 
@@ -88,21 +112,59 @@ impl Kernels {
         Self::available().last().expect("portable is always there")
     }
 
-    /// The kernels called `name` (`portable`, `avx2`, `avx512`), if the processor has them.
+    /// The kernels called `name` (`portable`, `avx2`, `avx512`, `amx`), if the processor has them.
     pub fn by_name(name: &str) -> Option<&'static Kernels> {
         Self::available().iter().find(|k| k.name() == name)
     }
 
     pub fn name(&self) -> &'static str {
-        with_isa!(self.level, isa => name_of(isa))
+        if self.has_amx() { "amx" } else { with_isa!(self.level, isa => name_of(isa)) }
     }
 
-    /// Rows in a panel of weights.
-    pub(super) fn panel_rows(&self) -> usize {
+    fn has_amx(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.amx.is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
+    /// Rows in a panel of float weights, and of queries.
+    pub(super) fn float_panel_rows(&self) -> usize {
         with_isa!(self.level, isa => panel_of(isa))
     }
 
-    /// Whether products of float weights with activations in bfloat16 are in hardware here.
+    /// Rows in a panel of weights for a product with `x`.
+    pub(super) fn panel_rows(&self, x: &Activations) -> usize {
+        match x {
+            Activations::F32 { .. } => self.float_panel_rows(),
+            Activations::Int8(x) if !self.has_tiles(x.scales()) => {
+                let tile = with_isa!(self.level, isa => int8_rows_of(isa));
+                PANEL_ROWS / tile * tile
+            }
+            Activations::Bf16(_) if !self.has_amx() => self.bf16_panel_rows(),
+            _ => PANEL_ROWS,
+        }
+    }
+
+    fn bf16_panel_rows(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        return PANEL_ROWS / <super::avx512::Avx512Bf16 as Bf16Tiles>::ROWS
+            * <super::avx512::Avx512Bf16 as Bf16Tiles>::ROWS;
+        #[cfg(not(target_arch = "x86_64"))]
+        PANEL_ROWS
+    }
+
+    /// Whether int8 products with these scales run on AMX: groups of 16 or 32 elements are too short for it.
+    fn has_tiles(&self, scales: Scales) -> bool {
+        self.has_amx() && scales == Scales::Wide
+    }
+
+    /// Whether int8 activations are stored with 128 added.
+    pub(super) fn biased(&self, scales: Scales) -> bool {
+        !self.has_tiles(scales) && with_isa!(self.level, isa => biased_of(isa))
+    }
+
+    /// Whether products of weights with activations in bfloat16 are in hardware here.
     pub fn has_bf16(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.bf16.is_some();
@@ -113,19 +175,28 @@ impl Kernels {
     /// Whether they are faster than products in f32.
     pub fn prefers_bf16(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return self.bf16.is_some_and(|isa| isa.pays());
+        return self.amx.is_some() || self.bf16.is_some_and(|isa| isa.pays());
         #[cfg(not(target_arch = "x86_64"))]
         return false;
     }
 
-    /// Runs a panel's product in bfloat16. The caller has asked [`Kernels::has_bf16`].
-    pub(super) fn run_bf16(&self, panel: Panel, x: &Bf16Rows, scratch: &mut Scratch) {
+    /// How weights of a type are best multiplied; `fast` allows 8- and 16-bit products of what is stored in more.
+    pub fn arithmetic(&self, dtype: GgmlType, fast: bool) -> Arithmetic {
+        Arithmetic::of(dtype, fast, self.prefers_bf16(), self.has_amx())
+    }
+
+    /// Runs a panel's product. For activations in bfloat16 the caller has asked [`Kernels::has_bf16`].
+    pub(super) fn run_panel(&self, panel: Panel, scratch: &mut Scratch) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(isa) = self.bf16 {
-            return isa.run(Bf16Panel { isa, panel, x, scratch });
+        match (panel.x, self.amx, self.bf16) {
+            (Activations::Bf16(_), Some(amx), _) => return amx.bf16.run(AmxPanel { amx, panel, scratch }),
+            (Activations::Int8(x), Some(amx), _) if self.has_tiles(x.scales()) => {
+                return amx.bf16.run(AmxPanel { amx, panel, scratch });
+            }
+            (Activations::Bf16(x), None, Some(tiles)) => return tiles.run(Bf16Panel { tiles, panel, x, scratch }),
+            _ => {}
         }
-        let _ = (panel, x, scratch);
-        unreachable!("no bfloat16 products on {}", self.name());
+        self.run(PanelTask { panel, scratch });
     }
 
     /// Runs `op` with this instruction set.

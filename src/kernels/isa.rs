@@ -11,6 +11,28 @@ use crate::tensor::{self, fold};
 
 /// Lanes of every vector here, and of the encoders', which are written for them.
 pub const LANES: usize = tensor::LANES;
+/// Bytes of a vector of cells: four bytes in each lane.
+pub const CELLS: usize = 4 * LANES;
+
+/// `$body` for `$i` in `0..$n`, with `$n` a constant of at most 14 (or 2: `of 2`), written out so that `$i` is a constant in each: arrays
+/// of vectors that are indexed with it live in registers. (The compiler unrolls loops too late for that, or not at all
+/// where the body is long, and then stores every accumulator at every step.)
+macro_rules! unroll {
+    ($i:ident < $n:expr, $body:block) => {
+        unroll!(@ $i $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13)
+    };
+    ($i:ident < $n:expr, of 2 $body:block) => {
+        unroll!(@ $i $n, $body, 0 1)
+    };
+    (@ $i:ident $n:expr, $body:block, $($at:literal)+) => {
+        $(if $at < $n {
+            #[allow(unused_variables)]
+            let $i = $at;
+            $body
+        })+
+    };
+}
+pub(super) use unroll;
 
 /// Work that is generic over the instruction set.
 pub trait Op {
@@ -22,14 +44,16 @@ pub trait Op {
 /// One instruction set. Methods are lane-wise unless they say otherwise.
 pub trait Isa: Copy + Send + Sync + 'static {
     const NAME: &'static str;
-    /// Vectors of rows in a panel of weights: a panel has `PANEL * LANES` rows.
+    /// Vectors of rows in a panel of float weights: a panel has `PANEL * LANES` rows.
     const PANEL: usize;
     /// 16 floats.
     type F32: Copy;
     /// 16 integers.
     type I32: Copy;
-    /// 16 x 4 signed bytes: four consecutive elements of 16 rows of weights.
-    type I8: Copy;
+    /// A cell, that is four consecutive elements, of 16 rows of int8 activations.
+    type X8: Copy;
+    /// A cell of one row of int8 weights, as [`Isa::dot4`] wants it for all lanes.
+    type W8: Copy;
 
     /// Runs `op` compiled for this instruction set.
     fn run<O: Op>(self, op: O) -> O::Output;
@@ -58,19 +82,39 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn zero_if_less(self, a: Self::F32, b: Self::F32, v: Self::F32) -> Self::F32;
     /// `a < b ? x : y`
     fn if_less(self, a: Self::F32, b: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32;
-    /// Whole numbers in -128..=127 as bytes with 128 added.
-    fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]);
+    /// Whole numbers in -128..=127 as bytes.
+    fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]);
 
+    fn splat_i32(self, v: i32) -> Self::I32;
     fn load_i32(self, from: &[i32; LANES]) -> Self::I32;
     fn to_f32(self, a: Self::I32) -> Self::F32;
-    fn load_i8(self, from: &[i8; LANES * 4]) -> Self::I8;
-    /// Per lane: `acc + sum_4 w * x - 128 * sum_4 w`-style dot product of four weights with four activation bytes
-    /// given with 128 added. Sets whose instruction takes an unsigned operand leave the `-128 * sum w` to the
-    /// caller: see [`Isa::BIASED`].
-    fn dot4(self, acc: Self::I32, w: Self::I8, x: [u8; 4]) -> Self::I32;
-    /// Whether `dot4` multiplies with the biased bytes as they are (the caller starts from `-128 * sum w`);
-    /// otherwise it takes the bias off itself (the caller starts from 0).
+    fn load_x8(self, from: &[u8; CELLS]) -> Self::X8;
+    fn splat_w8(self, w: [i8; 4]) -> Self::W8;
+    /// Per lane `acc + sum_4 w x`.
+    fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32;
+    /// Whether [`Isa::dot4`] takes activations as unsigned bytes: they are then stored with 128 added, and the caller
+    /// starts from `-128 * sum w`.
     const BIASED: bool;
+
+    /// Four tables of 16 bytes.
+    type Tables: Copy;
+    /// The tables whose entries are the numbers rounded, ties to even; all within -128..=127.
+    fn tables(self, values: [Self::F32; 4]) -> Self::Tables;
+    /// `out[i] = tables[i / 16][index of i]`, where the indices are the low nibbles of 32 bytes, then the high ones.
+    fn look_up_nibbles(self, bytes: &[u8; 32], tables: Self::Tables, out: &mut [i8; CELLS]);
+    /// The same with the low nibbles of 16 bytes, their high ones, and the nibbles of 16 other bytes.
+    fn look_up_two(self, bytes: [&[u8; 16]; 2], tables: Self::Tables, out: &mut [i8; CELLS]);
+    /// The same with indices of a byte each, all below 16.
+    fn look_up(self, indices: &[u8; CELLS], tables: Self::Tables, out: &mut [i8; CELLS]);
+    /// Rows to columns of 16 x 16 numbers.
+    #[inline(always)]
+    fn transpose(self, m: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
+        for (i, row) in m.iter().enumerate() {
+            for (j, v) in row.iter().enumerate() {
+                out[j][i] = *v;
+            }
+        }
+    }
 
     /// Sum over lanes in one fixed order: halves folded onto each other.
     #[inline(always)]
@@ -86,20 +130,58 @@ pub trait Isa: Copy + Send + Sync + 'static {
         fold(a, f32::max)
     }
 
-    /// Columns of a tile of the integer product, and of the float product.
-    const INT8_COLUMNS: usize;
+    /// Rows of weights of a tile of the integer product, and vectors of 16 activation rows.
+    const INT8_ROWS: usize;
+    const INT8_VECTORS: usize;
+    /// Columns of a tile of the float product.
     const F32_COLUMNS: usize;
-    /// [`super::product::int8_columns`] with this set's tile.
+    /// [`super::int8::tiles`] with this set's tile.
     ///
     /// # Safety
     /// As that function.
-    unsafe fn int8_columns(self, p: &super::product::Int8Block<'_>);
+    unsafe fn int8_tiles(self, p: &super::int8::Block<'_>);
     /// [`super::product::f32_columns`] with this set's tile.
     ///
     /// # Safety
     /// As that function.
     unsafe fn f32_columns(self, p: &super::product::F32Block);
 }
+
+/// The table methods of [`Isa`] for sets whose tables are arrays of bytes and [`Isa::look_up`] all they have of their own.
+macro_rules! tables_in_memory {
+    () => {
+        type Tables = [[i8; LANES]; 4];
+        #[inline(always)]
+        fn tables(self, values: [Self::F32; 4]) -> Self::Tables {
+            let mut tables = [[0; LANES]; 4];
+            for (table, v) in tables.iter_mut().zip(values) {
+                self.store_i8(self.round(v), table);
+            }
+            tables
+        }
+        #[inline(always)]
+        fn look_up_nibbles(self, bytes: &[u8; 32], tables: Self::Tables, out: &mut [i8; CELLS]) {
+            let mut indices = [0; CELLS];
+            for (i, b) in bytes.iter().enumerate() {
+                indices[i] = b & 15;
+                indices[i + 32] = b >> 4;
+            }
+            self.look_up(&indices, tables, out);
+        }
+        #[inline(always)]
+        fn look_up_two(self, bytes: [&[u8; 16]; 2], tables: Self::Tables, out: &mut [i8; CELLS]) {
+            let mut indices = [0; CELLS];
+            for (half, bytes) in indices.as_chunks_mut::<32>().0.iter_mut().zip(bytes) {
+                for (i, b) in bytes.iter().enumerate() {
+                    half[i] = b & 15;
+                    half[i + 16] = b >> 4;
+                }
+            }
+            self.look_up(&indices, tables, out);
+        }
+    };
+}
+pub(super) use tables_in_memory;
 
 /// exp(x) by range reduction to |r| <= ln2/2 and a degree-7 polynomial; below -87 the result is 0, above 88 it
 /// stays at exp(88). Error at most 2 ULP (checked in the tests).

@@ -1,6 +1,9 @@
 //! What is fast. One folder per instruction set; `portable` is the specification. Kernels know tensors and threads,
 //! never the model.
 
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -9,18 +12,19 @@ mod avx512;
 mod dispatch;
 pub mod elementwise;
 mod encode;
+mod int8;
 pub(crate) mod isa;
 mod portable;
 mod processor;
 mod product;
-mod quantize;
 mod unpack;
 
 #[cfg(test)]
 mod tests;
 
+pub use activations::{Bf16Rows, Int8Rows, Scales};
 pub use dispatch::Kernels;
 pub use processor::processor_name;
 pub use product::{Activations, Epilogue, matmul, matmul_f32};
-pub use quantize::{Bf16Rows, Int8Rows};
-pub use unpack::has_int8;
+
+pub use unpack::{Arithmetic, has_int8};

@@ -1,34 +1,39 @@
 //! Matrix products: one driver over the micro-kernels of every instruction set.
 //!
-//! `y[j][i] = sum_k w[i][k] * x[j][k]`. A *panel* is `R = I::PANEL * 16` rows of weights over a chunk of the inner
-//! dimension, unpacked from its GGUF blocks once per product into the layout that the dot instruction wants, and
-//! used for all columns while it is in cache:
+//! `y[j][i] = sum_k w[i][k] * x[j][k]`. A *panel* is some rows of weights over a chunk of the inner dimension, unpacked
+//! from its GGUF blocks once per product and used for all columns while it is in cache:
 //!
 //! ```text
-//! float panel   [k][R] f32                     one vector load per 16 rows and k
-//! bf16 panel    [pair of k][R] 2 x bf16
-//! int8 panel    [group][quad][R][4] i8         quad = 4 consecutive k; group = 32 (or 16) k with one scale
-//!               scale [group][R] f32, start [group][R] i32, offset [group][R] f32 (types with a minimum)
+//! int8 and bfloat16   see `int8`: 16 activation rows in the lanes, weights are broadcast
+//! float               [k][R] f32, R = I::PANEL * 16: weights in the lanes, activations are broadcast
 //! ```
 //!
-//! Panels are row-major inside a quad because the broadcast operand is the activation: one 4-byte load serves all
-//! 16 rows of a register. Work is split over rows and columns, never over k, so every output is summed in one order.
+//! Work is split over rows and columns, never over k, so every output is summed in one order.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::isa::{Isa, LANES, Op};
-use super::quantize::{Bf16Rows, Int8Rows};
-use super::unpack;
+use super::activations::{BF16_STEP, Bf16Rows, Int8Rows};
+use super::int8;
+use super::isa::{Isa, LANES, Op, unroll};
+use super::unpack::{self, Place};
+use crate::error::Result;
+use crate::memory::Aligned;
 use crate::parallel::Exec;
 use crate::tensor::Matrix;
 
-/// Elements of k in a panel: 1024 x 32 rows of int8 are 32 KiB, of f32 (256) too.
-const INT8_CHUNK: usize = 1024;
+/// Elements of k in a float panel, with 32 rows 32 KiB; in a bfloat16 panel.
 const F32_CHUNK: usize = 256;
-const BF16_CHUNK: usize = 512;
+pub(super) const BF16_CHUNK: usize = 256;
+/// Columns of activations that are copied to lie closer together: in place they may be a power of two apart, and fall
+/// into the same cache sets. With the elements of a chunk and some room between columns, 39 KiB.
+const F32_COLUMNS: usize = 36;
+const F32_STRIDE: usize = F32_CHUNK + LANES;
+/// Most columns of a task, and most results: 1 MiB, which stays in the second cache.
+const MAX_COLUMNS: usize = 1024;
+const ACC_LEN: usize = 1 << 18;
 
 /// What a product does with its results.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,56 +78,102 @@ unsafe impl Sync for Output {}
 /// `y[j * y_stride + i] (=|+=) sum_k w[i, k] * x[j, k]`. Int8 activations want a type of [`unpack::has_int8`];
 /// float activations take every type that can be dequantized (in f32 arithmetic).
 ///
+/// # Errors
+/// `OutOfMemory` if a thread gets no memory for its panel; `y` may hold a part of the results.
+///
 /// # Panics
 /// When shapes do not fit: `x` rows shorter than `w.cols()`, or `y` too small. These are defects of the caller,
 /// who has checked the model's shapes.
-pub fn matmul(exec: &Exec, w: &Matrix, x: Activations, y: &mut [f32], y_stride: usize, epilogue: Epilogue) {
+pub fn matmul(
+    exec: &Exec,
+    w: &Matrix,
+    x: Activations,
+    y: &mut [f32],
+    y_stride: usize,
+    epilogue: Epilogue,
+) -> Result<()> {
     let (n, k) = x.n_k();
     if n == 0 || w.rows() == 0 {
-        return;
+        return Ok(());
     }
     assert_eq!(k, w.cols(), "inner dimensions of a product");
     assert!(y_stride >= w.rows() && y.len() >= (n - 1) * y_stride + w.rows(), "output of a product");
     let y = Output(y.as_mut_ptr());
-    let panel_rows = exec.kernels.panel_rows();
+    let panel_rows = exec.kernels.panel_rows(&x);
     let panels = w.rows().div_ceil(panel_rows);
     // enough tasks to keep all threads busy, but columns long enough to pay for unpacking the panel again
     let wanted = (4 * exec.threads.count()).div_ceil(panels);
-    let chunks = wanted.min(n.div_ceil(96)).max(1);
-    let chunk = n.div_ceil(chunks);
+    let chunks = wanted.min(n.div_ceil(96)).max(n.div_ceil(MAX_COLUMNS));
+    let chunk = n.div_ceil(chunks).next_multiple_of(2 * LANES);
+    // a task has as many panels as its results leave room for in the second cache: activations are read once for all
+    let depth = match x {
+        Activations::F32 { .. } => 1,
+        _ => (ACC_LEN / (chunk * panel_rows)).min(panels / (4 * exec.threads.count())).max(1),
+    };
+    let (task_rows, panels) = (panel_rows * depth, panels.div_ceil(depth));
     let task = |t: usize| {
-        let first = (t % panels) * panel_rows;
-        let rows = first..w.rows().min(first + panel_rows);
+        let first = (t % panels) * task_rows;
+        let rows = first..w.rows().min(first + task_rows);
         let cols = (t / panels) * chunk..n.min((t / panels + 1) * chunk);
-        let panel = Panel { w, x, rows, cols, y, y_stride, add: epilogue == Epilogue::Add };
+        let panel = Panel { w, x, rows, cols, panel_rows, y, y_stride, add: epilogue == Epilogue::Add };
         // the scratch is taken out here: a closure inside `call` would be compiled without the instruction set
-        SCRATCH.with_borrow_mut(|scratch| match x {
-            Activations::Bf16(x) => exec.kernels.run_bf16(panel, x, scratch),
-            _ => exec.kernels.run(PanelTask { panel, scratch }),
-        });
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.reserve(&x, panel_rows, panel.acc_len())?;
+            exec.kernels.run_panel(panel, scratch);
+            Ok(())
+        })
     };
     let tasks = panels * n.div_ceil(chunk);
-    if tasks == 1 {
-        task(0);
-    } else {
-        exec.run(|| (0..tasks).into_par_iter().for_each(task));
-    }
+    if tasks == 1 { task(0) } else { exec.run(|| (0..tasks).into_par_iter().try_for_each(task)) }
 }
 
 /// [`matmul`] of float activations `x` ([n, w.cols()]).
-pub fn matmul_f32(exec: &Exec, w: &Matrix, x: &[f32], y: &mut [f32], y_stride: usize, epilogue: Epilogue) {
-    matmul(exec, w, Activations::F32 { x, k: w.cols() }, y, y_stride, epilogue);
+pub fn matmul_f32(
+    exec: &Exec,
+    w: &Matrix,
+    x: &[f32],
+    y: &mut [f32],
+    y_stride: usize,
+    epilogue: Epilogue,
+) -> Result<()> {
+    matmul(exec, w, Activations::F32 { x, k: w.cols() }, y, y_stride, epilogue)
 }
 
 /// Memory of a thread for one panel, kept from task to task.
 #[derive(Default)]
 pub(super) struct Scratch {
-    pub f32: Vec<f32>,
-    pub bf16: Vec<u32>,
-    pub i8: Vec<i8>,
-    pub scale: Vec<f32>,
-    pub offset: Vec<f32>,
-    pub start: Vec<i32>,
+    pub f32: Aligned<f32>,
+    /// columns of float activations
+    pub columns: Aligned<f32>,
+    pub bf16: Aligned<u16>,
+    pub i8: Aligned<i8>,
+    pub scale: Aligned<f32>,
+    pub offset: Aligned<f32>,
+    pub start: Aligned<i32>,
+    /// results, [rows][columns]
+    pub acc: Aligned<f32>,
+}
+
+impl Scratch {
+    /// Room for panels of `panel_rows` rows against `x`, and for `acc` results.
+    fn reserve(&mut self, x: &Activations, panel_rows: usize, acc: usize) -> Result<()> {
+        let what = "a panel of weights";
+        match x {
+            Activations::F32 { .. } => {
+                self.f32.try_grow_to(panel_rows * F32_CHUNK, what)?;
+                return self.columns.try_grow_to(F32_COLUMNS * F32_STRIDE, what);
+            }
+            Activations::Bf16(_) => self.bf16.try_grow_to(panel_rows * BF16_CHUNK, what)?,
+            Activations::Int8(_) => {
+                let groups = panel_rows * int8::CHUNK / unpack::SHORTEST_GROUP;
+                self.i8.try_grow_to(panel_rows * int8::CHUNK, what)?;
+                self.scale.try_grow_to(groups, what)?;
+                self.offset.try_grow_to(groups, what)?;
+                self.start.try_grow_to(groups, what)?;
+            }
+        }
+        self.acc.try_grow_to(acc, "a product's results")
+    }
 }
 
 thread_local! {
@@ -131,19 +182,20 @@ thread_local! {
 
 /// One task: some rows, some columns, all of k.
 pub(super) struct Panel<'a> {
-    w: &'a Matrix<'a>,
-    x: Activations<'a>,
-    rows: Range<usize>,
-    cols: Range<usize>,
+    pub w: &'a Matrix<'a>,
+    pub x: Activations<'a>,
+    pub rows: Range<usize>,
+    pub cols: Range<usize>,
+    pub panel_rows: usize,
     y: Output,
     y_stride: usize,
     add: bool,
 }
 
-/// A panel with the memory of the thread that computes it.
-struct PanelTask<'a> {
-    panel: Panel<'a>,
-    scratch: &'a mut Scratch,
+/// A panel with the memory of the thread that computes it, on instruction sets that have nothing better.
+pub(super) struct PanelTask<'a> {
+    pub panel: Panel<'a>,
+    pub scratch: &'a mut Scratch,
 }
 
 impl Op for PanelTask<'_> {
@@ -154,7 +206,7 @@ impl Op for PanelTask<'_> {
         match panel.x {
             Activations::F32 { x, .. } => panel.f32(isa, x, scratch),
             Activations::Int8(x) => panel.int8(isa, x, scratch),
-            Activations::Bf16(_) => unreachable!("goes through `run_bf16`"),
+            Activations::Bf16(_) => unreachable!("`Kernels::run_panel` looks for an instruction set that has them"),
         }
     }
 }
@@ -165,75 +217,172 @@ impl Panel<'_> {
         let (r, k) = (I::PANEL * LANES, self.w.cols());
         for k0 in (0..k).step_by(F32_CHUNK) {
             let len = F32_CHUNK.min(k - k0);
-            scratch.f32.resize(r * F32_CHUNK, 0.0);
             unpack::f32_panel(self.w, self.rows.clone(), k0..k0 + len, r, &mut scratch.f32);
-            let block = F32Block {
-                panel: scratch.f32.as_ptr(),
-                k: len,
-                x: x[k0..].as_ptr(),
-                x_col: k,
-                x_k: 1,
-                cols: self.cols.clone(),
-                // SAFETY: rows.start < w.rows() <= y_stride, inside `y`
-                y: unsafe { self.y.0.add(self.rows.start) },
-                y_stride: self.y_stride,
-                rows: self.rows.len(),
-                add: self.add || k0 > 0,
-            };
-            // SAFETY: the panel holds k * R floats; `x` holds columns cols of k floats; `matmul` checked that `y`
-            // holds (cols, rows), which no other task writes
-            unsafe { isa.f32_columns(&block) };
-        }
-    }
-
-    /// The panel against activations in bfloat16; `columns` is the micro-kernel, for panels of `r` rows.
-    #[inline(always)]
-    pub(super) fn bf16(&self, x: &Bf16Rows, r: usize, scratch: &mut Scratch, columns: impl Fn(&Bf16Block)) {
-        let k = self.w.cols();
-        for k0 in (0..k).step_by(BF16_CHUNK) {
-            let len = BF16_CHUNK.min(k - k0);
-            scratch.bf16.resize(r * BF16_CHUNK / 2, 0);
-            unpack::bf16_panel(self.w, self.rows.clone(), k0..k0 + len, r, &mut scratch.bf16);
-            columns(&Bf16Block {
-                panel: scratch.bf16.as_ptr(),
-                pairs: len.div_ceil(2),
-                x: x.pairs(k0).as_ptr(),
-                x_col: x.stride(),
-                cols: self.cols.clone(),
-                // SAFETY: rows.start < w.rows() <= y_stride, inside `y`
-                y: unsafe { self.y.0.add(self.rows.start) },
-                y_stride: self.y_stride,
-                rows: self.rows.len(),
-                add: self.add || k0 > 0,
-            });
+            for first in self.cols.clone().step_by(F32_COLUMNS) {
+                let cols = first..self.cols.end.min(first + F32_COLUMNS);
+                for (j, to) in cols.clone().zip(scratch.columns.chunks_exact_mut(F32_STRIDE)) {
+                    to[..len].copy_from_slice(&x[j * k + k0..][..len]);
+                }
+                let block = F32Block {
+                    panel: scratch.f32.as_ptr(),
+                    k: len,
+                    x: scratch.columns.as_ptr(),
+                    x_col: F32_STRIDE,
+                    x_k: 1,
+                    cols: 0..cols.len(),
+                    // SAFETY: rows.start < w.rows() <= y_stride and first < n: inside `y`
+                    y: unsafe { self.y.0.add(first * self.y_stride + self.rows.start) },
+                    y_stride: self.y_stride,
+                    rows: self.rows.len(),
+                    add: self.add || k0 > 0,
+                };
+                // SAFETY: the panel holds k * R floats; `columns` holds the columns; `matmul` checked that `y` holds
+                // (cols, rows), which no other task writes
+                unsafe { isa.f32_columns(&block) };
+            }
         }
     }
 
     #[inline(always)]
     fn int8<I: Isa>(&self, isa: I, x: &Int8Rows, scratch: &mut Scratch) {
-        let (r, k) = (I::PANEL * LANES, self.w.cols());
-        for k0 in (0..k).step_by(INT8_CHUNK) {
-            let len = INT8_CHUNK.min(k - k0);
-            let shape = unpack::int8_panel(self.w, self.rows.clone(), k0..k0 + len, r, I::BIASED, scratch);
-            let block = Int8Block {
-                q: &scratch.i8[..r * len],
-                scale: &scratch.scale,
-                start: &scratch.start,
-                offset: shape.offset.then_some(&scratch.offset[..]),
-                group: shape.group,
-                groups: len / shape.group,
-                x,
-                k0,
-                cols: self.cols.clone(),
-                // SAFETY: rows.start < w.rows() <= y_stride, inside `y`
-                y: unsafe { self.y.0.add(self.rows.start) },
-                y_stride: self.y_stride,
-                rows: self.rows.len(),
-                add: self.add || k0 > 0,
+        self.clear(I::INT8_ROWS, scratch);
+        for place in self.places(int8::CHUNK, I::INT8_ROWS) {
+            let block = self.int8_block(isa, &place, x, I::BIASED, scratch);
+            // SAFETY: the panel holds `groups` groups of its rows, `x` the blocks, `acc` rows * columns floats
+            unsafe { isa.int8_tiles(&block) };
+        }
+        self.write(isa, &scratch.acc);
+    }
+
+    /// Unpacks the chunk at `place`.
+    #[inline(always)]
+    pub(super) fn int8_block<'s, I: Isa>(
+        &self,
+        isa: I,
+        place: &Place,
+        x: &'s Int8Rows,
+        biased: bool,
+        scratch: &'s mut Scratch,
+    ) -> int8::Block<'s> {
+        let shape = unpack::int8_panel(isa, self.w, place, x.scales(), biased, scratch);
+        let acc = self.acc(place, scratch);
+        int8::Block {
+            q: &scratch.i8,
+            scale: &scratch.scale,
+            start: &scratch.start,
+            offset: &scratch.offset,
+            shape,
+            groups: place.k.len().div_ceil(shape.group),
+            panel_rows: place.panel_rows,
+            rows: place.padded,
+            x,
+            k0: place.k.start,
+            k: place.k.len(),
+            first_block: self.blocks().start,
+            blocks: self.blocks().len(),
+            acc,
+            acc_row: self.acc_row(),
+        }
+    }
+
+    /// Against activations in bfloat16, on an instruction set that has its products.
+    #[inline(always)]
+    pub(super) fn bf16<I: Isa, B: Bf16Tiles>(&self, isa: I, tiles: B, x: &Bf16Rows, scratch: &mut Scratch) {
+        self.clear(B::ROWS, scratch);
+        for place in self.places(BF16_CHUNK, B::ROWS) {
+            unpack::bf16_panel(self.w, &place, &mut scratch.bf16, tiles);
+            let block = Bf16Block {
+                panel: scratch.bf16.as_ptr(),
+                panel_rows: place.panel_rows,
+                rows: place.padded,
+                steps: place.k.len().div_ceil(BF16_STEP),
+                x: x.cells(self.blocks().start, place.k.start / BF16_STEP),
+                x_block: x.block_bytes(),
+                blocks: self.blocks().len(),
+                acc: self.acc(&place, scratch),
+                acc_row: self.acc_row(),
             };
-            // SAFETY: the panel holds `groups` groups of R rows; `x` holds columns cols up to k0 + len; `matmul`
-            // checked that `y` holds (cols, rows), which no other task writes
-            unsafe { isa.int8_columns(&block) };
+            // SAFETY: the panel holds `steps` steps of its rows, `x` the blocks, `acc` rows * columns floats
+            unsafe { tiles.tiles(&block) };
+        }
+        self.write(isa, &scratch.acc);
+    }
+
+    /// Blocks of 16 columns.
+    pub(super) fn blocks(&self) -> Range<usize> {
+        self.cols.start / LANES..self.cols.end.div_ceil(LANES)
+    }
+
+    /// Floats from row to row of `acc`: an odd number of blocks, so that rows fall into different cache sets.
+    fn acc_row(&self) -> usize {
+        (self.blocks().len() | 1) * LANES
+    }
+
+    /// Most results that there are in `acc`, whatever the tiles.
+    fn acc_len(&self) -> usize {
+        self.rows.len().next_multiple_of(self.panel_rows) * self.acc_row()
+    }
+
+    /// Makes `acc` zeros, [rows in whole tiles][columns in whole blocks].
+    #[inline(always)]
+    pub(super) fn clear(&self, tile_rows: usize, scratch: &mut Scratch) {
+        let len = self.rows.len().next_multiple_of(tile_rows) * self.acc_row();
+        scratch.acc[..len].fill(0.0);
+    }
+
+    /// The results of a panel at `place`.
+    fn acc(&self, place: &Place, scratch: &mut Scratch) -> *mut f32 {
+        scratch.acc[(place.rows.start - self.rows.start) * self.acc_row()..].as_mut_ptr()
+    }
+
+    /// The panels of this task, a chunk of k after the other, so that the chunk's activations stay in the second cache
+    /// for all of its panels.
+    pub(super) fn places(&self, chunk: usize, tile_rows: usize) -> impl Iterator<Item = Place> {
+        let (rows, cols, panel_rows) = (self.rows.clone(), self.w.cols(), self.panel_rows);
+        let block = (self.w.dtype().block_len(), self.w.dtype().block_bytes());
+        (0..cols).step_by(chunk).flat_map(move |k0| {
+            rows.clone().step_by(panel_rows).map({
+                let end = rows.end;
+                move |first| {
+                    let rows = first..end.min(first + panel_rows);
+                    let padded = rows.len().next_multiple_of(tile_rows);
+                    Place { rows, k: k0..cols.min(k0 + chunk), panel_rows, padded, block }
+                }
+            })
+        })
+    }
+
+    /// Transposes `acc` to where the results go.
+    #[inline(always)]
+    pub(super) fn write<I: Isa>(&self, isa: I, acc: &[f32]) {
+        let acc_row = self.acc_row();
+        let (mut tile, mut turned) = ([[0u32; LANES]; LANES], [[0u32; LANES]; LANES]);
+        for block in self.blocks() {
+            let n = LANES.min(self.cols.end - block * LANES);
+            for first in (0..self.rows.len()).step_by(LANES) {
+                let rows = LANES.min(self.rows.len() - first);
+                for (i, tile) in tile.iter_mut().enumerate().take(rows) {
+                    let from = &acc[(first + i) * acc_row + (block - self.blocks().start) * LANES..][..LANES];
+                    tile.copy_from_slice(bytemuck::cast_slice(from));
+                }
+                isa.transpose(&tile, &mut turned);
+                for (j, column) in turned.iter().enumerate().take(n) {
+                    let at = (block * LANES + j) * self.y_stride + self.rows.start + first;
+                    // SAFETY: `matmul` checked that `y` holds (cols, rows), which no other task writes
+                    let to = unsafe { std::slice::from_raw_parts_mut(self.y.0.add(at), rows) };
+                    match <&mut [f32; LANES]>::try_from(&mut *to) {
+                        Ok(to) => {
+                            let v = isa.load(bytemuck::cast_ref(column));
+                            isa.store(if self.add { isa.add(isa.load(to), v) } else { v }, to);
+                        }
+                        Err(_) => {
+                            for (to, v) in to.iter_mut().zip(column) {
+                                *to = if self.add { *to + f32::from_bits(*v) } else { f32::from_bits(*v) };
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 }
@@ -254,39 +403,6 @@ pub struct F32Block {
     /// rows that are written, at most R
     pub rows: usize,
     pub add: bool,
-}
-
-/// A bfloat16 panel against some columns.
-pub struct Bf16Block {
-    /// [pair of k][R], the even k in the low half
-    pub panel: *const u32,
-    pub pairs: usize,
-    /// pair (column j, p) lies at `x[j * x_col + p]`
-    pub x: *const u32,
-    pub x_col: usize,
-    pub cols: Range<usize>,
-    pub y: *mut f32,
-    pub y_stride: usize,
-    pub rows: usize,
-    pub add: bool,
-}
-
-/// An int8 panel against some columns.
-pub struct Int8Block<'a> {
-    q: &'a [i8],
-    scale: &'a [f32],
-    start: &'a [i32],
-    offset: Option<&'a [f32]>,
-    /// elements per group: 16 or 32
-    group: usize,
-    groups: usize,
-    x: &'a Int8Rows,
-    k0: usize,
-    cols: Range<usize>,
-    y: *mut f32,
-    y_stride: usize,
-    rows: usize,
-    add: bool,
 }
 
 /// Columns in tiles of `NR`, then of 4, then single ones.
@@ -321,32 +437,35 @@ pub unsafe fn f32_columns<I: Isa, const MR: usize, const NR: usize>(isa: I, p: &
     tiles!(p.cols, f32_tile, isa, p)
 }
 
-/// All columns of an int8 block, in tiles of MR vectors of rows x NR columns.
-///
-/// # Safety
-/// The block's slices hold `groups` groups of `MR * 16` rows, `x` has all of `cols` and `k0 + groups * group`
-/// elements, and `y` is writable at every (column, row) and not accessed by others meanwhile.
-#[inline(always)]
-pub unsafe fn int8_columns<I: Isa, const MR: usize, const NR: usize>(isa: I, p: &Int8Block<'_>) {
-    tiles!(p.cols, int8_tile, isa, p)
+/// A bfloat16 panel, activations, and where their products are added; layouts as in `int8`, in cells of two elements.
+pub(super) struct Bf16Block {
+    pub panel: *const u16,
+    pub panel_rows: usize,
+    /// rows to compute, a multiple of [`Bf16Tiles::ROWS`]
+    pub rows: usize,
+    pub steps: usize,
+    pub x: *const u8,
+    /// bytes from block to block of `x`
+    pub x_block: usize,
+    /// blocks of 16 activation rows
+    pub blocks: usize,
+    /// element (row i, column j) is `acc[i * acc_row + j]`
+    pub acc: *mut f32,
+    pub acc_row: usize,
 }
 
-/// An array of what `$load` gives for `$m` in `0..$n`. Not `array::from_fn`: its closure would be compiled without the
-/// instruction set, and every load would be a call.
-macro_rules! vectors {
-    ($m:ident, $n:ident, $load:expr) => {{
-        let mut all = [{
-            let $m = 0;
-            $load
-        }; $n];
-        let mut i = 1;
-        while i < $n {
-            let $m = i;
-            all[i] = $load;
-            i += 1;
-        }
-        all
-    }};
+/// Instructions for products in bfloat16.
+pub(super) trait Bf16Tiles: Copy {
+    /// Rows of a tile.
+    const ROWS: usize;
+    /// To the nearest, ties to even; subnormal numbers may become zeros.
+    fn round(self, from: &[f32; BF16_STEP], to: &mut [u16; BF16_STEP]);
+    /// All products of a block.
+    ///
+    /// # Safety
+    /// `panel` has `steps` steps of `panel_rows` rows, `x` has `steps` steps of all `blocks`, and `acc` has `rows` rows of
+    /// `16 * blocks` floats that nobody else uses meanwhile.
+    unsafe fn tiles(self, p: &Bf16Block);
 }
 
 /// # Safety
@@ -359,56 +478,12 @@ unsafe fn f32_tile<I: Isa, const MR: usize, const NR: usize>(isa: I, p: &F32Bloc
         let x = p.x.add(j0 * p.x_col);
         for k in 0..p.k {
             let at = p.panel.add(k * MR * LANES);
-            let w = vectors!(m, MR, isa.load(&*at.add(m * LANES).cast::<[f32; LANES]>()));
-            for (j, acc) in acc.iter_mut().enumerate() {
+            let mut w = [isa.splat(0.0); MR];
+            unroll!(m < MR, of 2 { w[m] = isa.load(&*at.add(m * LANES).cast::<[f32; LANES]>()) });
+            unroll!(j < NR, {
                 let v = isa.splat(*x.add(j * p.x_col + k * p.x_k));
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = isa.mul_add(w, v, *acc);
-                }
-            }
-        }
-        write::<I, MR, NR>(isa, acc, p.y.add(j0 * p.y_stride), p.y_stride, p.rows, p.add);
-    }
-}
-
-/// # Safety
-/// As [`int8_columns`], for columns `j0 .. j0 + NR`.
-#[inline(always)]
-unsafe fn int8_tile<I: Isa, const MR: usize, const NR: usize>(isa: I, p: &Int8Block<'_>, j0: usize) {
-    let r = MR * LANES;
-    let mut acc = [[isa.splat(0.0); MR]; NR];
-    // SAFETY: the panel's arrays hold `groups` groups of R rows; `x` has the columns and elements asked for
-    unsafe {
-        let (q, scale, start) = (p.q.as_ptr(), p.scale.as_ptr(), p.start.as_ptr());
-        for g in 0..p.groups {
-            let k = p.k0 + g * p.group;
-            let start = vectors!(m, MR, isa.load_i32(&*start.add(g * r + m * LANES).cast::<[i32; LANES]>()));
-            let mut sum = [start; NR];
-            for quad in 0..p.group / 4 {
-                let at = q.add((g * p.group + quad * 4) * r);
-                let w = vectors!(m, MR, isa.load_i8(&*at.add(m * LANES * 4).cast::<[i8; LANES * 4]>()));
-                for (j, sum) in sum.iter_mut().enumerate() {
-                    let x = p.x.quad(j0 + j, k + quad * 4);
-                    for (sum, w) in sum.iter_mut().zip(w) {
-                        *sum = isa.dot4(*sum, w, x);
-                    }
-                }
-            }
-            let scale = vectors!(m, MR, isa.load(&*scale.add(g * r + m * LANES).cast::<[f32; LANES]>()));
-            for j in 0..NR {
-                let d = isa.splat(p.x.scale_at(j0 + j, k));
-                for m in 0..MR {
-                    acc[j][m] = isa.fused(isa.to_f32(sum[j][m]), isa.mul(scale[m], d), acc[j][m]);
-                }
-            }
-            if let Some(offset) = p.offset {
-                for m in 0..MR {
-                    let o = isa.load(&*offset.as_ptr().add(g * r + m * LANES).cast::<[f32; LANES]>());
-                    for (j, acc) in acc.iter_mut().enumerate() {
-                        acc[m] = isa.fused(o, isa.splat(p.x.sum_at(j0 + j, k, p.group)), acc[m]);
-                    }
-                }
-            }
+                unroll!(m < MR, of 2 { acc[j][m] = isa.mul_add(w[m], v, acc[j][m]) });
+            });
         }
         write::<I, MR, NR>(isa, acc, p.y.add(j0 * p.y_stride), p.y_stride, p.rows, p.add);
     }
@@ -427,8 +502,9 @@ unsafe fn write<I: Isa, const MR: usize, const NR: usize>(
     rows: usize,
     add: bool,
 ) {
-    for (j, acc) in acc.into_iter().enumerate() {
-        for (m, v) in acc.into_iter().enumerate() {
+    unroll!(j < NR, {
+        unroll!(m < MR, of 2 {
+            let v = acc[j][m];
             // SAFETY: only the first `rows` of a column are touched
             unsafe {
                 let at = y.add(j * stride + m * LANES);
@@ -445,6 +521,6 @@ unsafe fn write<I: Isa, const MR: usize, const NR: usize>(
                     }
                 }
             }
-        }
-    }
+        });
+    });
 }

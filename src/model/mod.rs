@@ -10,12 +10,14 @@ pub use state::State;
 pub use transformer::{InputObserver, LayerObserver, MatrixInput, Observers, Run, SequenceRequest, Transformer};
 pub use weights::{TensorRef, Weights, is_backbone};
 
-/// How products with F32, F16 and BF16 weights are computed. Quantized weights always take int8 activations.
+/// How products are computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Compute {
-    /// 8- and 16-bit products are allowed wherever they do not change answers noticeably.
+    /// As fast as the processor can without changing answers noticeably: float weights and those of more than four bits
+    /// may meet activations in bfloat16, those of up to four bits may be quantized to int8 once more on the way.
     #[default]
     Fast,
-    /// Float weights meet f32 activations in f32 arithmetic.
+    /// Float weights meet f32 activations in f32 arithmetic, quantized ones int8 activations with the scales of their
+    /// blocks. Gives the same on every processor, up to the rounding of fused multiply-adds.
     Exact,
 }

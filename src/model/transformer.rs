@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::kernels::attention::Attention;
 use crate::kernels::elementwise::{Rope, rms_norm, silu_mul};
-use crate::kernels::{Activations, Bf16Rows, Epilogue, Int8Rows, has_int8, matmul};
+use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Scales, matmul};
 use crate::memory::try_reserve;
 use crate::parallel::Exec;
 use crate::tensor::{self, Matrix};
@@ -270,8 +270,8 @@ const MAX_POSITIONS: usize = 1 << 17;
 pub struct Run<'a> {
     exec: &'a Exec<'a>,
     file: &'a [u8],
-    /// float weights meet activations in bfloat16
-    bf16: bool,
+    /// 8- and 16-bit products of what is stored in more
+    fast: bool,
 }
 
 /// The input of some projections, [rows, width]: quantized or rounded once for all of them, when the first needs it.
@@ -280,37 +280,38 @@ struct Input<'a> {
     width: usize,
     int8: &'a mut Int8Rows,
     bf16: &'a mut Bf16Rows,
-    has_int8: bool,
+    has_int8: Option<Scales>,
     has_bf16: bool,
 }
 
 impl<'a> Input<'a> {
     fn new(x: &'a [f32], width: usize, int8: &'a mut Int8Rows, bf16: &'a mut Bf16Rows) -> Self {
-        Input { x, width, int8, bf16, has_int8: false, has_bf16: false }
+        Input { x, width, int8, bf16, has_int8: None, has_bf16: false }
     }
 }
 
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
-        Run { exec, file, bf16: compute == Compute::Fast && exec.kernels.prefers_bf16() }
+        Run { exec, file, fast: compute == Compute::Fast }
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
     fn project(&self, input: &mut Input, w: &Matrix, y: &mut [f32], epilogue: Epilogue) -> Result<()> {
-        let activations = if has_int8(w.dtype()) {
-            if !std::mem::replace(&mut input.has_int8, true) {
-                input.int8.quantize(self.exec, input.x, input.width)?;
+        let activations = match self.exec.kernels.arithmetic(w.dtype(), self.fast) {
+            Arithmetic::Int8(scales) => {
+                if input.has_int8.replace(scales) != Some(scales) {
+                    input.int8.quantize(self.exec, input.x, input.width, scales)?;
+                }
+                Activations::Int8(input.int8)
             }
-            Activations::Int8(input.int8)
-        } else if self.bf16 && w.dtype().is_float() {
-            if !std::mem::replace(&mut input.has_bf16, true) {
-                input.bf16.round(self.exec, input.x, input.width)?;
+            Arithmetic::Bf16 => {
+                if !std::mem::replace(&mut input.has_bf16, true) {
+                    input.bf16.round(self.exec, input.x, input.width)?;
+                }
+                Activations::Bf16(input.bf16)
             }
-            Activations::Bf16(input.bf16)
-        } else {
-            Activations::F32 { x: input.x, k: input.width }
+            Arithmetic::F32 => Activations::F32 { x: input.x, k: input.width },
         };
-        matmul(self.exec, w, activations, y, w.rows(), epilogue);
-        Ok(())
+        matmul(self.exec, w, activations, y, w.rows(), epilogue)
     }
 }

@@ -25,8 +25,15 @@ impl Half {
     pub fn new(v: f32) -> Self {
         Half(half::f16::from_f32(v).to_le_bytes())
     }
+    /// Exact. Inlined and without a branch, because products read a scale for every few weights: the exponent is moved
+    /// into place and rebiased by a multiplication, which makes subnormal numbers normal ones on the way.
+    #[inline(always)]
     pub fn get(self) -> f32 {
-        half::f16::from_le_bytes(self.0).to_f32()
+        const REBIAS: f32 = f32::from_bits((254 - 15) << 23); // 2^(127 - 15)
+        let bits = u32::from(u16::from_le_bytes(self.0));
+        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * REBIAS;
+        let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+        f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
     }
     pub fn from_bits(bits: u16) -> Self {
         Half(bits.to_le_bytes())

@@ -59,7 +59,7 @@ impl Attention {
         // is left out, as the weights of an average sum to one: it is added to the average.
         let mut v = run.scratch.features(1, c, n)?;
         let input = matrix(n, c, &h.data)?;
-        matmul_f32(run.exec, &input, &self.v.dense(run.bytes)?, &mut v.data, n, Epilogue::Store);
+        matmul_f32(run.exec, &input, &self.v.dense(run.bytes)?, &mut v.data, n, Epilogue::Store)?;
         let bias = self.v.bias(run.bytes)?;
 
         let (keys, values) = (matrix(n, c, &k.data)?, matrix(c, n, &v.data)?);
@@ -70,11 +70,11 @@ impl Attention {
             let tile = start..n.min(start + tile);
             set_len(&mut charge, &mut scores, tile.len() * n, "the scores of an attention")?;
             let part = |rows: &Range<usize>| rows.start * c..rows.end * c;
-            matmul_f32(run.exec, &keys, &q.data[part(&tile)], &mut scores, n, Epilogue::Store);
+            matmul_f32(run.exec, &keys, &q.data[part(&tile)], &mut scores, n, Epilogue::Store)?;
             run.exec.run(|| scores.par_chunks_exact_mut(n).for_each(softmax));
             let out = &mut h.data[part(&tile)];
             out.chunks_exact_mut(c).for_each(|position| position.copy_from_slice(&bias));
-            matmul_f32(run.exec, &values, &scores, out, c, Epilogue::Add);
+            matmul_f32(run.exec, &values, &scores, out, c, Epilogue::Add)?;
         }
         run.conv_add(&self.proj_out, &h, None, &mut x)?;
         for done in [h, q, k, v] {

@@ -117,7 +117,7 @@ impl Convolution<'_> {
                 self.gather(rows, first_row, chunk, width, &mut scratch.patches);
                 &scratch.patches
             };
-            matmul_f32(self.exec, &matrix, windows, out, outputs, Epilogue::Add);
+            matmul_f32(self.exec, &matrix, windows, out, outputs, Epilogue::Add)?;
         }
         Ok(())
     }

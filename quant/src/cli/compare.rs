@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use mmada::Result;
+use mmada::{Compute, Result};
 use mmada_quantize::states::StateOptions;
 use mmada_quantize::{CompareOptions, compare, plot};
 
@@ -31,6 +31,9 @@ pub struct CompareArgs {
     /// Of all random numbers: the same seed gives the same result
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// How the models compute (the reference is always exact): fast shows what 8- and 16-bit products add
+    #[arg(long, value_name = "exact|fast", default_value = "exact", value_parser = ["exact", "fast"])]
+    compute: String,
     /// Print everything as JSON instead of the table
     #[arg(long)]
     json: bool,
@@ -54,6 +57,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
             seed: args.seed,
             drawings: args.drawings,
             plot: args.plot.clone(),
+            compute: if args.compute == "fast" { Compute::Fast } else { Compute::Exact },
             threads: args.threads,
             cancel: Some(cancel),
             ..CompareOptions::new(args.reference, args.models)

@@ -53,6 +53,8 @@ pub struct CompareOptions {
     /// Where the caller is going to write [`plot`]: what cannot be written, or would replace what is compared, is refused
     /// before the work.
     pub plot: Option<PathBuf>,
+    /// How the models compute. The reference is always exact.
+    pub compute: Compute,
     /// Threads; 0 means one per core. Results do not depend on it.
     pub threads: usize,
     /// Set it to stop.
@@ -70,6 +72,7 @@ impl CompareOptions {
             seed: 0,
             drawings: 2,
             plot: None,
+            compute: Compute::Exact,
             threads: 0,
             cancel: None,
         }
@@ -84,7 +87,7 @@ impl CompareOptions {
     }
 }
 
-/// Runs every model on the same states, with float products in f32 arithmetic ([`Compute::Exact`]).
+/// Runs every model on the same states; the reference with exact arithmetic ([`Compute::Exact`]).
 ///
 /// # Errors
 /// One sentence that names the file at fault: a model that cannot be opened, is of another shape or vocabulary than the
@@ -95,10 +98,10 @@ pub fn compare(options: &CompareOptions, progress: &mut dyn FnMut(Progress)) -> 
         return Err(Error::invalid("there is no model to compare to the reference"));
     }
     options.plot.as_deref().map_or(Ok(()), plot::check)?;
-    let reference = open(&options.reference, options.threads)?;
+    let reference = open(&options.reference, options.threads, Compute::Exact)?;
     let mut models = Vec::new();
     for path in &options.models {
-        let context = open(path, options.threads)?;
+        let context = open(path, options.threads, options.compute)?;
         same::check(reference.model(), context.model())?;
         models.push(context);
     }
@@ -127,6 +130,7 @@ pub fn compare(options: &CompareOptions, progress: &mut dyn FnMut(Progress)) -> 
         positions: states.iter().map(|state| state.masked.len() as u64).sum(),
         per_sample: options.per_sample,
         seed: options.seed,
+        compute: options.compute,
         seconds: started.elapsed(),
     })
 }
@@ -139,8 +143,8 @@ pub fn plot(comparison: &Comparison) -> RgbImage {
     plot::draw(&comparison.reference.name(), &marks.collect::<Vec<_>>())
 }
 
-fn open(path: &Path, threads: usize) -> Result<Context> {
-    let options = ContextOptions { threads, compute: Compute::Exact, ..ContextOptions::default() };
+fn open(path: &Path, threads: usize, compute: Compute) -> Result<Context> {
+    let options = ContextOptions { threads, compute, ..ContextOptions::default() };
     Context::new(&Model::open(path)?, options)
 }
 

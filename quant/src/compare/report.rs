@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mmada::Result;
+use mmada::{Compute, Result};
 use serde_json::{Value, json};
 
 use super::summary::Summary;
@@ -143,6 +143,8 @@ pub struct Comparison {
     pub positions: u64,
     pub per_sample: usize,
     pub seed: u64,
+    /// Of the models; the reference is exact.
+    pub compute: Compute,
     pub seconds: Duration,
 }
 
@@ -152,7 +154,7 @@ impl Comparison {
     pub fn to_json(&self) -> Value {
         json!({
             "reference": self.reference.to_json(),
-            "compute": "exact",
+            "compute": if self.compute == Compute::Exact { "exact" } else { "fast" },
             "data": self.data.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
             "samples": self.samples,
             "states_per_sample": self.per_sample,

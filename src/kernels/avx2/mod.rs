@@ -2,8 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::{Isa, LANES, Op};
-use super::product::{F32Block, Int8Block, f32_columns, int8_columns};
+use super::int8;
+use super::isa::{CELLS, Isa, LANES, Op, tables_in_memory};
+use super::product::{F32Block, f32_columns};
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -27,12 +28,15 @@ macro_rules! both {
 impl Isa for Avx2 {
     const NAME: &'static str = "avx2";
     const PANEL: usize = 1;
-    const INT8_COLUMNS: usize = 2;
+    const INT8_ROWS: usize = 4;
+    const INT8_VECTORS: usize = 1;
     const F32_COLUMNS: usize = 6;
     const BIASED: bool = false;
     type F32 = [__m256; 2];
     type I32 = [__m256i; 2];
-    type I8 = [__m256i; 2];
+    type X8 = [__m256i; 2];
+    /// the weights, and their magnitudes
+    type W8 = [__m256i; 2];
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
@@ -139,15 +143,20 @@ impl Isa for Avx2 {
         unsafe { fold_add(_mm256_add_ps(v[0], v[1])) }
     }
     #[inline(always)]
-    fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]) {
+    fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]) {
         // SAFETY: `self` proves AVX2; 16 bytes are writable
         unsafe {
             let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
             let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-            let biased = _mm_xor_si128(bytes, _mm_set1_epi8(i8::MIN));
-            _mm_storeu_si128(to.as_mut_ptr().cast(), biased);
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
         }
+    }
+    #[inline(always)]
+    fn splat_i32(self, v: i32) -> Self::I32 {
+        // SAFETY: `self` proves AVX2
+        let v = unsafe { _mm256_set1_epi32(v) };
+        [v, v]
     }
     #[inline(always)]
     fn load_i32(self, from: &[i32; LANES]) -> Self::I32 {
@@ -159,29 +168,48 @@ impl Isa for Avx2 {
         both!(_mm256_cvtepi32_ps, a)
     }
     #[inline(always)]
-    fn load_i8(self, from: &[i8; LANES * 4]) -> Self::I8 {
+    fn load_x8(self, from: &[u8; CELLS]) -> Self::X8 {
         // SAFETY: `self` proves AVX2; 64 bytes are readable
         unsafe { [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())] }
+    }
+    #[inline(always)]
+    fn splat_w8(self, w: [i8; 4]) -> Self::W8 {
+        // SAFETY: `self` proves AVX2
+        unsafe {
+            let w = _mm256_set1_epi32(i32::from_ne_bytes(w.map(|b| b as u8)));
+            [w, _mm256_abs_epi8(w)]
+        }
     }
     /// |w| is the unsigned operand and x takes w's sign: at most 128 * 127 * 2, so the 16-bit sums cannot saturate.
     /// (The other way round, -128 with its sign changed would wrap.)
     #[inline(always)]
-    fn dot4(self, acc: Self::I32, w: Self::I8, x: [u8; 4]) -> Self::I32 {
+    fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32 {
         // SAFETY: `self` proves AVX2
         unsafe {
-            let x = _mm256_set1_epi32(i32::from_le_bytes(x) ^ 0x8080_8080_u32 as i32);
             let mut sum = acc; // a loop, not a closure: that would be compiled without AVX2
             for i in 0..2 {
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]));
+                let pairs = _mm256_maddubs_epi16(w[1], _mm256_sign_epi8(x[i], w[0]));
                 sum[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
             }
             sum
         }
     }
+    tables_in_memory!();
     #[inline(always)]
-    unsafe fn int8_columns(self, p: &Int8Block<'_>) {
+    fn look_up(self, indices: &[u8; CELLS], tables: Self::Tables, out: &mut [i8; CELLS]) {
+        // SAFETY: `self` proves AVX2; both halves of all arrays are 32 bytes
+        unsafe {
+            for half in 0..2 {
+                let table = _mm256_loadu_si256(tables.as_ptr().add(2 * half).cast());
+                let indices = _mm256_loadu_si256(indices.as_ptr().add(32 * half).cast());
+                _mm256_storeu_si256(out.as_mut_ptr().add(32 * half).cast(), _mm256_shuffle_epi8(table, indices));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn int8_tiles(self, p: &int8::Block<'_>) {
         // SAFETY: the caller's promise is the same
-        unsafe { int8_columns::<Self, 1, { Self::INT8_COLUMNS }>(self, p) }
+        unsafe { int8::tiles::<Self, { Self::INT8_ROWS }, { Self::INT8_VECTORS }>(self, p) }
     }
     #[inline(always)]
     unsafe fn f32_columns(self, p: &F32Block) {

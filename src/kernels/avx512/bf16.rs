@@ -3,16 +3,17 @@
 use std::arch::x86_64::*;
 
 use super::Avx512;
-use crate::kernels::isa::{LANES, Op};
-use crate::kernels::product::Bf16Block;
+use crate::kernels::activations::{BF16_STEP, STEP_BYTES};
+use crate::kernels::isa::{CELLS, Isa, LANES, Op, unroll};
+use crate::kernels::product::{Bf16Block, Bf16Tiles};
 
 /// Proof that the processor has AVX512-BF16 besides what [`Avx512`] proves.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512Bf16(Avx512);
 
-/// Vectors of rows and columns of a tile.
-const MR: usize = 2;
-const NR: usize = 12;
+/// Rows of weights and vectors of activations of a tile.
+const MR: usize = 12;
+const NV: usize = 2;
 
 impl Avx512Bf16 {
     pub fn new() -> Option<Self> {
@@ -30,74 +31,82 @@ impl Avx512Bf16 {
         features.edx & AMX_BF16 == 0
     }
 
-    /// Runs `op`, which unpacks a panel and calls [`Avx512Bf16::columns`], compiled for AVX-512.
+    /// Runs `op` compiled for AVX-512 with BF16.
+    #[inline(always)]
     pub fn run<O: Op>(self, op: O) -> O::Output {
-        crate::kernels::isa::Isa::run(self.0, op)
-    }
-
-    /// All columns of a block.
-    ///
-    /// # Safety
-    /// `panel` holds `pairs * MR * 16` pairs, `x` has `pairs` pairs in each of `cols`, and `y` is writable at every
-    /// (column, row) and not accessed by others meanwhile.
-    pub unsafe fn columns(self, p: &Bf16Block) {
-        // SAFETY: `self` proves the features, the rest is the caller's promise
-        unsafe { columns(p) }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        fn inner<O: Op>(isa: Avx512, op: O) -> O::Output {
+            op.call(isa)
+        }
+        // SAFETY: `self` proves that the processor has these features
+        unsafe { inner(self.0, op) }
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn columns(p: &Bf16Block) {
-    let mut j = p.cols.start;
-    // SAFETY: every tile lies inside `cols`, the rest is the caller's promise
-    unsafe {
-        while j + NR <= p.cols.end {
-            tile::<NR>(p, j);
-            j += NR;
+impl Bf16Tiles for Avx512Bf16 {
+    const ROWS: usize = MR;
+
+    #[inline(always)]
+    fn round(self, from: &[f32; BF16_STEP], to: &mut [u16; BF16_STEP]) {
+        // SAFETY: `self` proves the features; 32 floats are readable, 64 bytes writable
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(LANES)));
+            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), halves);
         }
-        while j + 4 <= p.cols.end {
-            tile::<4>(p, j);
-            j += 4;
-        }
-        while j < p.cols.end {
-            tile::<1>(p, j);
-            j += 1;
+    }
+
+    #[inline(always)]
+    unsafe fn tiles(self, p: &Bf16Block) {
+        let mut block = 0;
+        // SAFETY: every tile lies inside the rows and blocks, the rest is the caller's promise
+        unsafe {
+            while block + NV <= p.blocks {
+                for row in (0..p.rows).step_by(MR) {
+                    tile::<NV>(self.0, p, row, block);
+                }
+                block += NV;
+            }
+            while block < p.blocks {
+                for row in (0..p.rows).step_by(MR) {
+                    tile::<1>(self.0, p, row, block);
+                }
+                block += 1;
+            }
         }
     }
 }
 
 /// # Safety
-/// As [`Avx512Bf16::columns`], for `N` columns from `j0`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn tile<const N: usize>(p: &Bf16Block, j0: usize) {
-    let mut acc = [[_mm512_setzero_ps(); MR]; N];
-    // SAFETY: the caller's promise about panel, x and y
+/// The processor has AVX512-BF16; as [`Bf16Tiles::tiles`], for MR rows from `row` on and N blocks from `block` on.
+#[inline(always)]
+unsafe fn tile<const N: usize>(isa: Avx512, p: &Bf16Block, row: usize, block: usize) {
+    // SAFETY: the caller's promise
     unsafe {
-        let x = p.x.add(j0 * p.x_col);
-        for k in 0..p.pairs {
-            let w: [__m512i; MR] =
-                std::array::from_fn(|m| _mm512_loadu_si512(p.panel.add((k * MR + m) * LANES).cast()));
-            for (j, acc) in acc.iter_mut().enumerate() {
-                let v = _mm512_set1_epi32(*x.add(j * p.x_col + k) as i32);
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    // SAFETY of the transmutes: 64 bytes each, every bit pattern is valid
-                    *acc = _mm512_dpbf16_ps(
-                        *acc,
-                        std::mem::transmute::<__m512i, __m512bh>(w),
-                        std::mem::transmute::<__m512i, __m512bh>(v),
-                    );
-                }
+        let acc = p.acc.add(row * p.acc_row + block * LANES);
+        let x = p.x.add(block * p.x_block);
+        let mut sum = [[isa.splat(0.0); N]; MR];
+        unroll!(m < MR, {
+            unroll!(v < N, of 2 { sum[m][v] = isa.load(&*acc.add(m * p.acc_row + v * LANES).cast()) });
+        });
+        for step in 0..p.steps {
+            let w = p.panel.add((step * p.panel_rows + row) * BF16_STEP);
+            let x = x.add(step * STEP_BYTES);
+            for cell in 0..LANES {
+                let mut columns = [_mm512_setzero_si512(); N];
+                unroll!(v < N, of 2 { columns[v] = _mm512_loadu_si512(x.add(v * p.x_block + cell * CELLS).cast()) });
+                unroll!(m < MR, {
+                    let w = w.add(m * BF16_STEP + 2 * cell).cast::<i32>().read_unaligned();
+                    let w = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(w));
+                    unroll!(v < N, of 2 {
+                        sum[m][v] =
+                            _mm512_dpbf16_ps(sum[m][v], std::mem::transmute::<__m512i, __m512bh>(columns[v]), w);
+                    });
+                });
             }
         }
-        for (j, acc) in acc.into_iter().enumerate() {
-            for (m, v) in acc.into_iter().enumerate() {
-                let rows = p.rows.saturating_sub(m * LANES).min(LANES);
-                let mask = ((1u32 << rows) - 1) as u16;
-                let at = p.y.add((j0 + j) * p.y_stride + m * LANES);
-                let v = if p.add { _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, at)) } else { v };
-                _mm512_mask_storeu_ps(at, mask, v);
-            }
-        }
+        unroll!(m < MR, {
+            unroll!(v < N, of 2 { isa.store(sum[m][v], &mut *acc.add(m * p.acc_row + v * LANES).cast()) });
+        });
     }
 }

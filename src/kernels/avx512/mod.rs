@@ -6,8 +6,9 @@ use std::arch::x86_64::*;
 
 pub use bf16::Avx512Bf16;
 
-use super::isa::{Isa, LANES, Op};
-use super::product::{F32Block, Int8Block, f32_columns, int8_columns};
+use super::int8;
+use super::isa::{CELLS, Isa, LANES, Op};
+use super::product::{F32Block, f32_columns};
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -29,12 +30,14 @@ impl Avx512 {
 impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
     const PANEL: usize = 2;
-    const INT8_COLUMNS: usize = 6;
+    const INT8_ROWS: usize = 14;
+    const INT8_VECTORS: usize = 2;
     const F32_COLUMNS: usize = 12;
     const BIASED: bool = true;
     type F32 = __m512;
     type I32 = __m512i;
-    type I8 = __m512i;
+    type X8 = __m512i;
+    type W8 = __m512i;
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
@@ -133,12 +136,14 @@ impl Isa for Avx512 {
         unsafe { super::avx2::fold_add(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
     #[inline(always)]
-    fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]) {
+    fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]) {
         // SAFETY: `self` proves AVX-512; 16 bytes are writable
-        unsafe {
-            let bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v));
-            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_xor_si128(bytes, _mm_set1_epi8(i8::MIN)));
-        }
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))) }
+    }
+    #[inline(always)]
+    fn splat_i32(self, v: i32) -> Self::I32 {
+        // SAFETY: `self` proves AVX-512
+        unsafe { _mm512_set1_epi32(v) }
     }
     #[inline(always)]
     fn load_i32(self, from: &[i32; LANES]) -> Self::I32 {
@@ -151,23 +156,129 @@ impl Isa for Avx512 {
         unsafe { _mm512_cvtepi32_ps(a) }
     }
     #[inline(always)]
-    fn load_i8(self, from: &[i8; LANES * 4]) -> Self::I8 {
+    fn load_x8(self, from: &[u8; CELLS]) -> Self::X8 {
         // SAFETY: `self` proves AVX-512; 64 bytes are readable
         unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
     }
     #[inline(always)]
-    fn dot4(self, acc: Self::I32, w: Self::I8, x: [u8; 4]) -> Self::I32 {
-        // SAFETY: `self` proves VNNI
-        unsafe { _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(i32::from_le_bytes(x)), w) }
+    fn splat_w8(self, w: [i8; 4]) -> Self::W8 {
+        // SAFETY: `self` proves AVX-512
+        unsafe { _mm512_set1_epi32(i32::from_ne_bytes([w[0] as u8, w[1] as u8, w[2] as u8, w[3] as u8])) }
     }
     #[inline(always)]
-    unsafe fn int8_columns(self, p: &Int8Block<'_>) {
+    fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32 {
+        // SAFETY: `self` proves VNNI
+        unsafe { _mm512_dpbusd_epi32(acc, x, w) }
+    }
+    /// A table in each quarter.
+    type Tables = __m512i;
+    #[inline(always)]
+    fn tables(self, values: [Self::F32; 4]) -> Self::Tables {
+        // SAFETY: `self` proves AVX-512 BW
+        unsafe {
+            let [a, b, c, d] = [
+                _mm512_cvtps_epi32(values[0]),
+                _mm512_cvtps_epi32(values[1]),
+                _mm512_cvtps_epi32(values[2]),
+                _mm512_cvtps_epi32(values[3]),
+            ];
+            // packing works inside quarters: quarter q holds numbers 4q .. 4q + 4 of each table
+            let bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes)
+        }
+    }
+    #[inline(always)]
+    fn look_up_nibbles(self, bytes: &[u8; 32], tables: Self::Tables, out: &mut [i8; CELLS]) {
+        // SAFETY: `self` proves AVX-512 BW; 32 bytes are readable
+        unsafe {
+            let twice = _mm512_broadcast_i64x4(_mm256_loadu_si256(bytes.as_ptr().cast()));
+            shuffle(_mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4)), tables, out);
+        }
+    }
+    #[inline(always)]
+    fn look_up_two(self, bytes: [&[u8; 16]; 2], tables: Self::Tables, out: &mut [i8; CELLS]) {
+        // SAFETY: `self` proves AVX-512 BW; 16 bytes are readable in each
+        unsafe {
+            let [a, b] = [_mm_loadu_si128(bytes[0].as_ptr().cast()), _mm_loadu_si128(bytes[1].as_ptr().cast())];
+            let pair = _mm512_inserti32x4::<2>(_mm512_castsi128_si512(a), b);
+            let twice = _mm512_shuffle_i32x4::<0b10_10_00_00>(pair, pair);
+            shuffle(_mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4)), tables, out);
+        }
+    }
+    #[inline(always)]
+    fn look_up(self, indices: &[u8; CELLS], tables: Self::Tables, out: &mut [i8; CELLS]) {
+        // SAFETY: `self` proves AVX-512 BW; 64 bytes are readable
+        unsafe { shuffle(_mm512_loadu_si512(indices.as_ptr().cast()), tables, out) }
+    }
+    #[inline(always)]
+    fn transpose(self, m: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
+        // SAFETY: `self` proves AVX-512
+        unsafe { transpose(m, out) }
+    }
+    #[inline(always)]
+    unsafe fn int8_tiles(self, p: &int8::Block<'_>) {
         // SAFETY: the caller's promise is the same
-        unsafe { int8_columns::<Self, 2, { Self::INT8_COLUMNS }>(self, p) }
+        unsafe { int8::tiles::<Self, { Self::INT8_ROWS }, { Self::INT8_VECTORS }>(self, p) }
     }
     #[inline(always)]
     unsafe fn f32_columns(self, p: &F32Block) {
         // SAFETY: the caller's promise is the same
         unsafe { f32_columns::<Self, 2, { Self::F32_COLUMNS }>(self, p) }
+    }
+}
+
+/// Looks the low nibbles of `indices` up.
+///
+/// # Safety
+/// The processor has AVX-512 BW.
+#[inline(always)]
+unsafe fn shuffle(indices: __m512i, tables: __m512i, out: &mut [i8; CELLS]) {
+    // SAFETY: the caller's promise; 64 bytes are writable
+    unsafe {
+        let indices = _mm512_and_si512(indices, _mm512_set1_epi8(15));
+        _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_shuffle_epi8(tables, indices));
+    }
+}
+
+/// 16 x 16 numbers in four rounds: pairs of rows are interleaved by numbers, by pairs of numbers, then by quarters of
+/// registers twice.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn transpose(m: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
+    // SAFETY: the caller's promise; all loads and stores are of whole rows
+    unsafe {
+        let mut a = [_mm512_setzero_si512(); LANES];
+        let mut b = a;
+        for i in 0..LANES {
+            a[i] = _mm512_loadu_si512(m[i].as_ptr().cast());
+        }
+        // b[i + 0..2] = rows i, i + 1 interleaved; quarter q holds columns 4q .. 4q + 4
+        for i in (0..LANES).step_by(2) {
+            b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+        }
+        // a[i + c], quarter q: column 4q + c of rows i .. i + 4
+        for i in (0..LANES).step_by(4) {
+            a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+            a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+            a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+            a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+        }
+        for c in 0..4 {
+            // rows 0..8 and 8..16 of the columns c + 0, 8 (lo) and c + 4, 12 (hi)
+            let lo = [_mm512_shuffle_i32x4::<0x88>(a[c], a[c + 4]), _mm512_shuffle_i32x4::<0x88>(a[c + 8], a[c + 12])];
+            let hi = [_mm512_shuffle_i32x4::<0xdd>(a[c], a[c + 4]), _mm512_shuffle_i32x4::<0xdd>(a[c + 8], a[c + 12])];
+            let columns = [
+                _mm512_shuffle_i32x4::<0x88>(lo[0], lo[1]),
+                _mm512_shuffle_i32x4::<0x88>(hi[0], hi[1]),
+                _mm512_shuffle_i32x4::<0xdd>(lo[0], lo[1]),
+                _mm512_shuffle_i32x4::<0xdd>(hi[0], hi[1]),
+            ];
+            for q in 0..4 {
+                _mm512_storeu_si512(out[4 * q + c].as_mut_ptr().cast(), columns[q]);
+            }
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! The specification: plain Rust that every processor runs.
 
-use super::isa::{Isa, LANES, Op};
-use super::product::{F32Block, Int8Block, f32_columns, int8_columns};
+use super::int8;
+use super::isa::{CELLS, Isa, LANES, Op, tables_in_memory};
+use super::product::{F32Block, f32_columns};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Portable;
@@ -15,12 +16,14 @@ macro_rules! lanes {
 impl Isa for Portable {
     const NAME: &'static str = "portable";
     const PANEL: usize = 1;
-    const INT8_COLUMNS: usize = 4;
+    const INT8_ROWS: usize = 4;
+    const INT8_VECTORS: usize = 1;
     const F32_COLUMNS: usize = 4;
     const BIASED: bool = false;
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
-    type I8 = [i8; LANES * 4];
+    type X8 = [i8; CELLS];
+    type W8 = [i8; 4];
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
@@ -93,8 +96,12 @@ impl Isa for Portable {
         lanes!(|i| if a[i] < b[i] { x[i] } else { y[i] })
     }
     #[inline(always)]
-    fn store_biased(self, v: Self::F32, to: &mut [u8; LANES]) {
-        *to = lanes!(|i| (v[i] as i32 + 128) as u8);
+    fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]) {
+        *to = lanes!(|i| v[i] as i8);
+    }
+    #[inline(always)]
+    fn splat_i32(self, v: i32) -> Self::I32 {
+        [v; LANES]
     }
     #[inline(always)]
     fn load_i32(self, from: &[i32; LANES]) -> Self::I32 {
@@ -105,18 +112,28 @@ impl Isa for Portable {
         lanes!(|i| a[i] as f32)
     }
     #[inline(always)]
-    fn load_i8(self, from: &[i8; LANES * 4]) -> Self::I8 {
-        *from
+    fn load_x8(self, from: &[u8; CELLS]) -> Self::X8 {
+        lanes!(|i| from[i] as i8)
     }
     #[inline(always)]
-    fn dot4(self, acc: Self::I32, w: Self::I8, x: [u8; 4]) -> Self::I32 {
-        let x = x.map(|b| i32::from(b) - 128);
-        lanes!(|i| acc[i] + (0..4).map(|q| i32::from(w[4 * i + q]) * x[q]).sum::<i32>())
+    fn splat_w8(self, w: [i8; 4]) -> Self::W8 {
+        w
     }
     #[inline(always)]
-    unsafe fn int8_columns(self, p: &Int8Block<'_>) {
+    fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32 {
+        lanes!(|i| acc[i] + (0..4).map(|q| i32::from(w[q]) * i32::from(x[4 * i + q])).sum::<i32>())
+    }
+    tables_in_memory!();
+    #[inline(always)]
+    fn look_up(self, indices: &[u8; CELLS], tables: Self::Tables, out: &mut [i8; CELLS]) {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = tables[i / LANES][usize::from(indices[i] & 15)];
+        }
+    }
+    #[inline(always)]
+    unsafe fn int8_tiles(self, p: &int8::Block<'_>) {
         // SAFETY: the caller's promise is the same
-        unsafe { int8_columns::<Self, 1, { Self::INT8_COLUMNS }>(self, p) }
+        unsafe { int8::tiles::<Self, { Self::INT8_ROWS }, { Self::INT8_VECTORS }>(self, p) }
     }
     #[inline(always)]
     unsafe fn f32_columns(self, p: &F32Block) {

@@ -1,0 +1,325 @@
+//! Activations to int8 and to bfloat16, packed as the products read them.
+//!
+//! A *cell* is 4 bytes of a row: four int8 or two bfloat16. A *step* is 16 cells, a *block* 16 rows:
+//!
+//! ```text
+//! cells  [block][step][16 cells][16 rows]     a vector holds the same cell of 16 rows
+//! scale  [block][group][16 rows] f32          int8: group = 32 or 256 elements with one scale
+//! sums   [block][16 elements][16 rows] f32    int8 with groups of 32
+//! ```
+//!
+//! The last block is filled up with rows of zeros, the last step with cells of zeros.
+
+use rayon::prelude::*;
+
+use super::isa::{CELLS, Isa, LANES, Op};
+use crate::error::Result;
+use crate::memory::Aligned;
+use crate::parallel::Exec;
+
+/// int8 elements of a step.
+pub(super) const STEP: usize = CELLS;
+/// Bytes of a step of a block.
+pub(super) const STEP_BYTES: usize = LANES * CELLS;
+
+/// How many elements share a scale, in weights and activations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Scales {
+    /// Those of the weights' blocks: activations have a scale every 32 elements.
+    #[default]
+    Blocks,
+    /// One for 256 elements of both: weights are quantized to int8 again on the way.
+    Wide,
+}
+
+impl Scales {
+    /// Elements of activations that share a scale.
+    pub const fn group(self) -> usize {
+        match self {
+            Scales::Blocks => 32,
+            Scales::Wide => WIDE,
+        }
+    }
+}
+
+/// Elements that share a scale where scales are wide.
+pub(super) const WIDE: usize = 256;
+
+/// `n` rows of `k` activations in int8: `x = scale * q`. Instruction sets whose dot product takes an unsigned operand
+/// get `q + 128` ([`Isa::BIASED`]). Sums of every 16 elements serve the types with a minimum.
+#[derive(Default)]
+pub struct Int8Rows {
+    n: usize,
+    k: usize,
+    scales: Scales,
+    cells: Aligned<u8>,
+    scale: Aligned<f32>,
+    /// sum of q over 16 elements
+    sums: Aligned<f32>,
+}
+
+impl Int8Rows {
+    /// Room for `n` rows of up to `k` elements.
+    pub fn with_capacity(n: usize, k: usize) -> Result<Self> {
+        let mut rows = Int8Rows::default();
+        rows.reserve(n, k)?;
+        Ok(rows)
+    }
+
+    fn reserve(&mut self, n: usize, k: usize) -> Result<()> {
+        let what = "int8 activations";
+        let rows = n.div_ceil(LANES).saturating_mul(LANES);
+        self.scale.try_grow_to(rows.saturating_mul(k.div_ceil(32)), what)?;
+        self.sums.try_grow_to(rows.saturating_mul(k.div_ceil(LANES)), what)?;
+        self.cells.try_grow_to(rows.saturating_mul(k.next_multiple_of(STEP)), what)
+    }
+
+    pub fn n(&self) -> usize {
+        self.n
+    }
+    pub fn k(&self) -> usize {
+        self.k
+    }
+    /// What the last [`Int8Rows::quantize`] was asked for.
+    pub fn scales(&self) -> Scales {
+        self.scales
+    }
+
+    /// Bytes that [`Int8Rows::with_capacity`] takes.
+    pub fn bytes(n: usize, k: usize) -> usize {
+        let row = k.next_multiple_of(STEP) + k.div_ceil(32) * 4 + k.div_ceil(LANES) * 4;
+        n.div_ceil(LANES).saturating_mul(LANES).saturating_mul(row)
+    }
+
+    /// Quantizes `x`, [n, k]; `k` is a multiple of 32. Grows where the capacity given at first is too small.
+    ///
+    /// # Errors
+    /// `OutOfMemory` where it cannot grow.
+    pub fn quantize(&mut self, exec: &Exec, x: &[f32], k: usize, scales: Scales) -> Result<()> {
+        assert!(k.is_multiple_of(32) && x.len().is_multiple_of(k.max(1)), "rows of whole groups");
+        let n = x.len() / k.max(1);
+        self.reserve(n, k)?;
+        (self.n, self.k, self.scales) = (n, k, scales);
+        if n == 0 {
+            return Ok(());
+        }
+        let (groups, sums) = (k.div_ceil(scales.group()) * LANES, k / LANES * LANES);
+        let cells = self.cells.par_chunks_mut(k.div_ceil(STEP) * STEP_BYTES);
+        let biased = exec.kernels.biased(scales);
+        let blocks =
+            (x.par_chunks(LANES * k), cells, self.scale.par_chunks_mut(groups), self.sums.par_chunks_mut(sums));
+        exec.run(|| {
+            blocks.into_par_iter().with_min_len(blocks_per_task(k)).for_each(|(x, cells, scale, sums)| {
+                exec.kernels.run(QuantizeBlock { x, k, scales, biased, cells, scale, sums })
+            })
+        });
+        Ok(())
+    }
+
+    /// The cells of a block of rows, from a step on.
+    pub(super) fn cells(&self, block: usize, step: usize) -> *const u8 {
+        self.cells[(block * self.k.div_ceil(STEP) + step) * STEP_BYTES..].as_ptr()
+    }
+    /// Bytes from block to block of [`Int8Rows::cells`].
+    pub(super) fn block_bytes(&self) -> usize {
+        self.k.div_ceil(STEP) * STEP_BYTES
+    }
+    /// The scales of all blocks, and how many a block has.
+    pub(super) fn scale(&self) -> (&[f32], usize) {
+        (&self.scale, self.k.div_ceil(self.scales.group()) * LANES)
+    }
+    /// The sums of all blocks, and how many a block has.
+    pub(super) fn sums(&self) -> (&[f32], usize) {
+        (&self.sums, self.k / LANES * LANES)
+    }
+}
+
+/// Blocks of rows that are worth a task of their own.
+fn blocks_per_task(k: usize) -> usize {
+    super::elementwise::rows_per_task(k).div_ceil(LANES)
+}
+
+/// Up to 16 rows of `k` elements.
+struct QuantizeBlock<'a> {
+    x: &'a [f32],
+    k: usize,
+    scales: Scales,
+    biased: bool,
+    cells: &'a mut [u8],
+    scale: &'a mut [f32],
+    sums: &'a mut [f32],
+}
+
+impl Op for QuantizeBlock<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn call<I: Isa>(mut self, isa: I) {
+        let (k, group) = (self.k, self.scales.group());
+        let sign = if self.biased { 0x8080_8080 } else { 0 };
+        // some groups of 16 rows, transposed a step at a time
+        let mut rows = [[[0u32; LANES]; LANES]; WIDE / STEP];
+        let mut columns = [[0u32; LANES]; LANES];
+        let span = group.max(STEP);
+        for first in (0..k).step_by(span) {
+            let len = span.min(k - first);
+            for t in 0..LANES {
+                let Some(x) = self.x.get(t * k + first..t * k + first + len) else {
+                    rows.iter_mut().for_each(|step| step[t] = [0; LANES]);
+                    continue;
+                };
+                for (g, x) in x.chunks(group).enumerate() {
+                    let at = first + g * group;
+                    self.scale[at / group * LANES + t] = quantize_group(isa, x, &mut rows, t, g * group);
+                }
+                if self.scales == Scales::Blocks {
+                    self.sum(&rows, t, first, len);
+                }
+            }
+            for (s, rows) in rows.iter().enumerate().take(len.div_ceil(STEP)) {
+                isa.transpose(rows, &mut columns);
+                let to = &mut self.cells[(first / STEP + s) * STEP_BYTES..][..STEP_BYTES];
+                for (to, v) in to.as_chunks_mut::<4>().0.iter_mut().zip(columns.as_flattened()) {
+                    *to = (v ^ sign).to_ne_bytes();
+                }
+            }
+        }
+    }
+}
+
+impl QuantizeBlock<'_> {
+    /// Sums of 16 elements of row `t`.
+    #[inline(always)]
+    fn sum(&mut self, rows: &[[[u32; LANES]; LANES]], t: usize, first: usize, len: usize) {
+        for part in 0..len / LANES {
+            let cells = &rows[part * 4 / LANES][t][part * 4 % LANES..][..4];
+            let mut sum = 0;
+            for v in cells.iter().flat_map(|cell| cell.to_ne_bytes()) {
+                sum += i32::from(v as i8);
+            }
+            self.sums[(first / LANES + part) * LANES + t] = sum as f32;
+        }
+    }
+}
+
+/// A group of row `t` to int8, from element `at` of the steps on; returns its scale.
+#[inline(always)]
+fn quantize_group<I: Isa>(isa: I, x: &[f32], rows: &mut [[[u32; LANES]; LANES]], t: usize, at: usize) -> f32 {
+    let x = x.as_chunks::<LANES>().0;
+    let mut peak = isa.splat(0.0);
+    for x in x {
+        // NaN in the first operand would give the second
+        peak = isa.max(peak, isa.abs(isa.load(x)));
+    }
+    let d = isa.reduce_max(peak) / 127.0;
+    // a group whose scale would be subnormal, infinite or NaN counts as zeros (or as its NaN, in the scale)
+    let inverse = if d.is_normal() { 1.0 / d } else { 0.0 };
+    let inverse = isa.splat(if inverse.is_finite() { inverse } else { 0.0 });
+    let mut q = [0i8; LANES];
+    for (i, x) in x.iter().enumerate() {
+        isa.store_i8(isa.round(isa.mul(isa.load(x), inverse)), &mut q);
+        let cell = at / 4 + i * 4;
+        let to: &mut [u8] = bytemuck::cast_slice_mut(&mut rows[cell / LANES][t][cell % LANES..][..4]);
+        to.copy_from_slice(bytemuck::cast_slice(&q));
+    }
+    if d.is_normal() || !d.is_finite() { d } else { 0.0 }
+}
+
+/// `n` rows of `k` activations in bfloat16, in pairs; an odd row ends with a zero.
+#[derive(Default)]
+pub struct Bf16Rows {
+    n: usize,
+    k: usize,
+    cells: Aligned<u32>,
+}
+
+/// The bits of the nearest bfloat16, ties to even (NaN stays NaN).
+#[inline(always)]
+pub(super) fn bf16_bits(v: f32) -> u32 {
+    let bits = v.to_bits();
+    if v.is_nan() { (bits >> 16) | 0x40 } else { (bits + 0x7fff + (bits >> 16 & 1)) >> 16 }
+}
+
+/// bfloat16 elements of a step.
+pub(super) const BF16_STEP: usize = 2 * LANES;
+
+impl Bf16Rows {
+    /// Room for `n` rows of `k` elements.
+    pub fn with_capacity(n: usize, k: usize) -> Result<Self> {
+        let mut rows = Bf16Rows::default();
+        rows.cells.try_grow_to(Self::bytes(n, k) / 4, "bfloat16 activations")?;
+        Ok(rows)
+    }
+
+    pub fn n(&self) -> usize {
+        self.n
+    }
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes that [`Bf16Rows::with_capacity`] takes.
+    pub fn bytes(n: usize, k: usize) -> usize {
+        n.div_ceil(LANES).saturating_mul(LANES).saturating_mul(k.next_multiple_of(BF16_STEP) * 2)
+    }
+
+    /// Rounds `x`, [n, k]. Grows where the capacity given at first is too small.
+    ///
+    /// # Errors
+    /// `OutOfMemory` where it cannot grow.
+    pub fn round(&mut self, exec: &Exec, x: &[f32], k: usize) -> Result<()> {
+        assert!(x.len().is_multiple_of(k.max(1)), "whole rows");
+        let n = x.len() / k.max(1);
+        self.cells.try_grow_to(Self::bytes(n, k) / 4, "bfloat16 activations")?;
+        (self.n, self.k) = (n, k);
+        if n == 0 {
+            return Ok(());
+        }
+        let block = self.block_bytes() / 4;
+        let blocks = x.par_chunks(LANES * k).zip(self.cells.par_chunks_mut(block));
+        exec.run(|| {
+            blocks.with_min_len(blocks_per_task(k)).for_each(|(x, cells)| exec.kernels.run(RoundBlock { x, k, cells }))
+        });
+        Ok(())
+    }
+
+    /// The cells of a block of rows, from a step on.
+    pub(super) fn cells(&self, block: usize, step: usize) -> *const u8 {
+        self.cells[block * self.block_bytes() / 4 + step * STEP_BYTES / 4..].as_ptr().cast()
+    }
+    /// Bytes from block to block of [`Bf16Rows::cells`].
+    pub(super) fn block_bytes(&self) -> usize {
+        self.k.div_ceil(BF16_STEP) * STEP_BYTES
+    }
+}
+
+/// Up to 16 rows of `k` elements.
+struct RoundBlock<'a> {
+    x: &'a [f32],
+    k: usize,
+    cells: &'a mut [u32],
+}
+
+impl Op for RoundBlock<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn call<I: Isa>(self, isa: I) {
+        let mut rows = [[0u32; LANES]; LANES];
+        let mut columns = rows;
+        for (first, to) in (0..self.k).step_by(BF16_STEP).zip(self.cells.as_chunks_mut::<{ LANES * LANES }>().0) {
+            let len = BF16_STEP.min(self.k - first);
+            for (t, row) in rows.iter_mut().enumerate() {
+                *row = [0; LANES];
+                let Some(x) = self.x.get(t * self.k + first..t * self.k + first + len) else { continue };
+                let (pairs, last) = x.as_chunks::<2>();
+                for (to, [a, b]) in row.iter_mut().zip(pairs) {
+                    *to = bf16_bits(*a) | bf16_bits(*b) << 16;
+                }
+                if let [v] = last {
+                    row[pairs.len()] = bf16_bits(*v);
+                }
+            }
+            isa.transpose(&rows, &mut columns);
+            to.copy_from_slice(columns.as_flattened());
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The product of a panel of int8 weights with int8 activations, written once for all instruction sets.
+//!
+//! A panel is some rows of weights over a chunk of the inner dimension, row by row inside a step of 64 elements, so that
+//! unpacking never transposes and a tile's rows lie together:
+//!
+//! ```text
+//! q       [step][R][64] i8
+//! scale   [group][R] f32
+//! start   [group][R] i32     -128 * sum of q, where activations carry 128 too much
+//! offset  [group][R] f32     types with a minimum: weight = scale * q + offset
+//! acc     [R][columns] f32   results, transposed at the end
+//! ```
+//!
+//! 16 rows of activations stand in the lanes of a vector; a cell of weights is broadcast. An int32 sum runs over a group
+//! and leaves through one conversion, one product of scales and one fused multiply-add.
+
+use super::activations::{Int8Rows, STEP};
+use super::isa::{CELLS, Isa, LANES, unroll};
+use super::unpack::Shape;
+
+/// Elements of k in a panel: with 56 or 64 rows 32 KiB, so that a panel stays in the first cache.
+pub(super) const CHUNK: usize = 512;
+
+/// A panel, activations, and where their products are added.
+pub struct Block<'a> {
+    pub q: &'a [i8],
+    pub scale: &'a [f32],
+    pub start: &'a [i32],
+    pub offset: &'a [f32],
+    pub shape: Shape,
+    pub groups: usize,
+    /// R, and how many of them are computed (a multiple of the tile's rows)
+    pub panel_rows: usize,
+    pub rows: usize,
+    pub x: &'a Int8Rows,
+    /// the chunk's first element, a multiple of CHUNK
+    pub k0: usize,
+    /// elements of the chunk
+    pub k: usize,
+    /// blocks of 16 activation rows
+    pub first_block: usize,
+    pub blocks: usize,
+    /// element (row i, column j) is `acc[i * acc_row + j]`
+    pub acc: *mut f32,
+    pub acc_row: usize,
+}
+
+/// All tiles of a block, of MR rows x NV vectors, then one vector.
+///
+/// # Safety
+/// The slices hold `groups` groups of `panel_rows` rows, `rows <= panel_rows` is a multiple of MR, `x` has all of the
+/// blocks and elements, and `acc` has `rows` rows of `16 * blocks` floats that nobody else uses meanwhile.
+#[inline(always)]
+pub unsafe fn tiles<I: Isa, const MR: usize, const NV: usize>(isa: I, p: &Block<'_>) {
+    let mut block = 0;
+    // SAFETY: every tile lies inside the rows and blocks, the rest is the caller's promise
+    unsafe {
+        while block + NV <= p.blocks {
+            for row in (0..p.rows).step_by(MR) {
+                tile::<I, MR, NV>(isa, p, row, block);
+            }
+            block += NV;
+        }
+        while block < p.blocks {
+            for row in (0..p.rows).step_by(MR) {
+                tile::<I, MR, 1>(isa, p, row, block);
+            }
+            block += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As [`tiles`], for rows `row .. row + MR` and blocks `block .. block + NV`.
+#[inline(always)]
+unsafe fn tile<I: Isa, const MR: usize, const NV: usize>(isa: I, p: &Block<'_>, row: usize, block: usize) {
+    let cells = p.shape.group / 4;
+    let r = p.panel_rows;
+    let x = p.x.cells(p.first_block + block, p.k0 / STEP);
+    let x_block = p.x.block_bytes();
+    // SAFETY: the caller's promise
+    unsafe {
+        let acc = p.acc.add(row * p.acc_row + block * LANES);
+        for g in 0..p.groups {
+            let at = g * r + row;
+            let mut sum = [[isa.splat_i32(0); NV]; MR];
+            if I::BIASED {
+                unroll!(m < MR, { sum[m] = [isa.splat_i32(*p.start.get_unchecked(at + m)); NV] });
+            }
+            let mut cell = g * cells;
+            while cell < ((g + 1) * cells).min(p.k / 4) {
+                // a step, or the part of one that the group has
+                let n = cells.min(LANES).min(p.k / 4 - cell);
+                let w = p.q.as_ptr().add((cell / LANES * r + row) * STEP + cell % LANES * 4);
+                let x = x.add(cell * CELLS);
+                for c in 0..n {
+                    let first = isa.load_x8(&*x.add(c * CELLS).cast());
+                    let mut columns = [first; NV];
+                    unroll!(v < NV, of 2 {
+                        if v > 0 {
+                            columns[v] = isa.load_x8(&*x.add(v * x_block + c * CELLS).cast());
+                        }
+                    });
+                    unroll!(m < MR, {
+                        let w = isa.splat_w8(*w.add(m * STEP + c * 4).cast::<[i8; 4]>());
+                        unroll!(v < NV, of 2 { sum[m][v] = isa.dot4(sum[m][v], columns[v], w) });
+                    });
+                }
+                cell += n;
+            }
+            leave::<I, MR, NV>(isa, p, sum, acc, (at, g, block));
+        }
+    }
+}
+
+/// The sums of a group to floats: `acc += scale * (scale of x) * sum`, and the offset times the sum of x.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn leave<I: Isa, const MR: usize, const NV: usize>(
+    isa: I,
+    p: &Block<'_>,
+    sum: [[I::I32; NV]; MR],
+    acc: *mut f32,
+    (at, g, block): (usize, usize, usize),
+) {
+    // SAFETY: the caller's promise
+    unsafe {
+        unroll!(v < NV, of 2 {
+            let x = scale_of_x(isa, p, g, block + v);
+            let x_sum = if p.shape.offset { isa.mul(x, sum_of_x(isa, p, g, block + v)) } else { x };
+            unroll!(m < MR, {
+                let to = &mut *acc.add(m * p.acc_row + v * LANES).cast::<[f32; LANES]>();
+                let scale = isa.mul(isa.splat(*p.scale.get_unchecked(at + m)), x);
+                let mut y = isa.fused(isa.to_f32(sum[m][v]), scale, isa.load(to));
+                if p.shape.offset {
+                    y = isa.fused(isa.splat(*p.offset.get_unchecked(at + m)), x_sum, y);
+                }
+                isa.store(y, to);
+            });
+        });
+    }
+}
+
+/// # Safety
+/// `x` has the block and the group.
+#[inline(always)]
+pub(super) unsafe fn scale_of_x<I: Isa>(isa: I, p: &Block<'_>, g: usize, block: usize) -> I::F32 {
+    let (scale, len) = p.x.scale();
+    let group = (p.k0 + g * p.shape.group) / p.shape.x_group;
+    // SAFETY: the caller's promise
+    unsafe { isa.load(&*scale.as_ptr().add((p.first_block + block) * len + group * LANES).cast()) }
+}
+
+/// Sums of the activations' bytes over a group of 16 or 32 elements.
+///
+/// # Safety
+/// `x` has the block and the group.
+#[inline(always)]
+unsafe fn sum_of_x<I: Isa>(isa: I, p: &Block<'_>, g: usize, block: usize) -> I::F32 {
+    let (sums, len) = p.x.sums();
+    let first = (p.first_block + block) * len + p.k0 + g * p.shape.group;
+    // SAFETY: the caller's promise: [16 elements][16 rows], so the first element's index is that of its sum
+    unsafe {
+        let at = sums.as_ptr().add(first).cast::<[f32; LANES]>();
+        let sum = isa.load(&*at);
+        if p.shape.group == 32 { isa.add(sum, isa.load(&*at.add(1))) } else { sum }
+    }
+}

@@ -1,0 +1,218 @@
+//! Weights from their GGUF blocks to panels. int8 and bfloat16 panels are row-major inside a step of 64 bytes (layout:
+//! see `int8`), float panels are [k][R].
+
+mod blocks;
+mod wide;
+
+use std::ops::Range;
+
+use super::activations::{BF16_STEP, STEP, Scales, WIDE};
+use super::isa::Isa;
+use super::product::{Bf16Tiles, Scratch};
+use crate::tensor::{self, GgmlType, Matrix};
+
+/// How an int8 panel looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// weights that share a scale: 16, 32 or 256
+    pub group: usize,
+    /// activations that share one
+    pub x_group: usize,
+    /// weights are `scale * q + offset` rather than `scale * q`
+    pub offset: bool,
+}
+
+/// The fewest weights that share a scale.
+pub(super) const SHORTEST_GROUP: usize = 16;
+
+/// Whether `dtype` is multiplied with int8 activations.
+pub const fn has_int8(dtype: GgmlType) -> bool {
+    blocks::groups(dtype).is_some()
+}
+
+/// How weights are multiplied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arithmetic {
+    /// With activations as they are.
+    F32,
+    /// Both rounded to bfloat16, sums in f32.
+    Bf16,
+    /// Both in int8, sums in int32 over the elements that share a scale.
+    Int8(Scales),
+}
+
+impl Arithmetic {
+    /// What is right for weights of a type. What a second quantization to int8 adds cannot be seen beside the error of
+    /// types of up to four bits (benches/NOTES.md), so those take wide scales where `fast` allows it; others keep the
+    /// scales of their blocks, or go to bfloat16 where `bf16` says that its products are fast, and that faster than
+    /// `short` groups are.
+    pub(super) const fn of(dtype: GgmlType, fast: bool, bf16: bool, short: bool) -> Self {
+        use GgmlType::*;
+        match dtype {
+            Q4_0 | Q4_1 | Q4_K | IQ4_NL | IQ4_XS | MXFP4 | Q3_K | Q2_K if fast => Arithmetic::Int8(Scales::Wide),
+            _ if has_int8(dtype) && !(fast && bf16 && short) => Arithmetic::Int8(Scales::Blocks),
+            _ if fast && bf16 => Arithmetic::Bf16,
+            _ => Arithmetic::F32,
+        }
+    }
+}
+
+/// The int8 panels of `dtype`; `None` for types that are multiplied as floats.
+const fn shape(dtype: GgmlType, scales: Scales) -> Option<Shape> {
+    let Some((group, offset)) = blocks::groups(dtype) else { return None };
+    Some(match scales {
+        Scales::Blocks => Shape { group, x_group: scales.group(), offset },
+        Scales::Wide => Shape { group: WIDE, x_group: WIDE, offset: false },
+    })
+}
+
+/// Where a panel lies in its matrix, and its size.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub rows: Range<usize>,
+    /// from a block's start
+    pub k: Range<usize>,
+    /// rows of the panel
+    pub panel_rows: usize,
+    /// rows that are computed; those that the matrix does not have are zeros
+    pub padded: usize,
+    /// elements and bytes of a block of the matrix
+    pub block: (usize, usize),
+}
+
+impl Place {
+    /// The bytes of one row of the matrix.
+    #[inline(always)]
+    fn bytes<'a>(&self, w: &Matrix<'a>, row: usize) -> &'a [u8] {
+        let (block, size) = self.block;
+        &w.row(row)[self.k.start / block * size..self.k.end.div_ceil(block) * size]
+    }
+}
+
+/// Part of `w` as an int8 panel in `scratch`. With `biased`, `start` holds `-128 * sum of q`.
+#[inline(always)]
+pub(super) fn int8_panel<I: Isa>(
+    isa: I,
+    w: &Matrix,
+    place: &Place,
+    scales: Scales,
+    biased: bool,
+    scratch: &mut Scratch,
+) -> Shape {
+    let shape = shape(w.dtype(), scales).expect("a type with an int8 form, checked by matmul's caller");
+    let (r, len) = (place.panel_rows, place.k.len());
+    let panel = scratch.i8.as_chunks_mut::<STEP>().0;
+    let mut part = Part::default();
+    for i in 0..place.padded {
+        if i >= place.rows.len() {
+            part = Part::default();
+        }
+        for first in (0..len).step_by(WIDE) {
+            let n = WIDE.min(len - first);
+            if i < place.rows.len() {
+                let bytes = place.bytes(w, place.rows.start + i);
+                let (block, size) = place.block;
+                let bytes = &bytes[first / block * size..][..n / block * size];
+                part.unpack(isa, w.dtype(), bytes, n, scales);
+            }
+            for (s, step) in part.q.as_chunks::<STEP>().0.iter().enumerate().take(n.div_ceil(STEP)) {
+                panel[(first / STEP + s) * r + i] = *step;
+            }
+            for g in 0..n.div_ceil(shape.group) {
+                let at = (first / shape.group + g) * r + i;
+                scratch.scale[at] = part.scale[g];
+                scratch.offset[at] = part.offset[g];
+                if biased {
+                    let q = &part.q[g * shape.group..][..shape.group.min(n)];
+                    scratch.start[at] = -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>();
+                }
+            }
+        }
+    }
+    shape
+}
+
+/// Up to 256 elements of a row in int8.
+struct Part {
+    q: [i8; WIDE],
+    scale: [f32; 16],
+    offset: [f32; 16],
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Part { q: [0; WIDE], scale: [0.0; 16], offset: [0.0; 16] }
+    }
+}
+
+impl Part {
+    /// The `n` elements of `bytes`; what lies behind `n` in the last step becomes zeros.
+    #[inline(always)]
+    fn unpack<I: Isa>(&mut self, isa: I, dtype: GgmlType, bytes: &[u8], n: usize, scales: Scales) {
+        match scales {
+            Scales::Wide => self.scale[0] = wide::unpack(isa, dtype, bytes, n, &mut self.q),
+            Scales::Blocks => blocks::unpack(dtype, bytes, &mut self.q, &mut self.scale, &mut self.offset),
+        }
+        if !n.is_multiple_of(STEP) {
+            self.q[n..n.next_multiple_of(STEP)].fill(0);
+        }
+    }
+}
+
+/// Part of `w` as a bfloat16 panel, [step of 32][R][32]: BF16 as it is, other types rounded.
+#[inline(always)]
+pub(super) fn bf16_panel(w: &Matrix, place: &Place, panel: &mut [u16], tiles: impl Bf16Tiles) {
+    let (r, len) = (place.panel_rows, place.k.len());
+    let panel = panel.as_chunks_mut::<BF16_STEP>().0;
+    let mut row = [0.0f32; 256];
+    for i in 0..place.padded {
+        if i >= place.rows.len() {
+            (0..len.div_ceil(BF16_STEP)).for_each(|s| panel[s * r + i] = [0; BF16_STEP]);
+            continue;
+        }
+        let bytes = place.bytes(w, place.rows.start + i);
+        if w.dtype() == GgmlType::BF16 {
+            for (s, from) in bytes.chunks(2 * BF16_STEP).enumerate() {
+                let to = &mut panel[s * r + i];
+                to[from.len() / 2..].fill(0);
+                for (to, from) in to.iter_mut().zip(from.as_chunks::<2>().0) {
+                    *to = u16::from_le_bytes(*from);
+                }
+            }
+            continue;
+        }
+        let (block, size) = place.block;
+        for first in (0..len).step_by(256) {
+            let n = 256.min(len - first);
+            floats(w.dtype(), &bytes[first / block * size..][..n / block * size], &mut row[..n]);
+            row[n..n.next_multiple_of(BF16_STEP)].fill(0.0);
+            for (s, from) in row[..n.next_multiple_of(BF16_STEP)].as_chunks::<BF16_STEP>().0.iter().enumerate() {
+                tiles.round(from, &mut panel[(first / BF16_STEP + s) * r + i]);
+            }
+        }
+    }
+}
+
+/// Rows `rows` and elements `k` of `w` (from a block's start) as a float panel of `r` rows, [k][r].
+#[inline(always)]
+pub(super) fn f32_panel(w: &Matrix, rows: Range<usize>, k: Range<usize>, r: usize, panel: &mut [f32]) {
+    let block = w.dtype().block_len();
+    let bytes = k.start / block * w.dtype().block_bytes()..k.end / block * w.dtype().block_bytes();
+    let mut row = [0.0f32; 256];
+    let row = &mut row[..k.len()];
+    for (i, at) in rows.enumerate() {
+        floats(w.dtype(), &w.row(at)[bytes.clone()], row);
+        for (v, to) in row.iter().zip(panel[i..].iter_mut().step_by(r)) {
+            *to = *v;
+        }
+    }
+}
+
+/// Some blocks of a row as floats.
+#[inline(always)]
+fn floats(dtype: GgmlType, bytes: &[u8], out: &mut [f32]) {
+    // the model's loader refuses types that cannot be decoded
+    if !tensor::decode(dtype, bytes, out) {
+        out.fill(f32::NAN);
+    }
+}
