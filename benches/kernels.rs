@@ -6,13 +6,15 @@
 //! one of decoded weights in double precision.
 //!
 //! ```text
-//! cargo bench --bench kernels -- [--all] [--types Q4_K,Q8_0] [--variants avx512] [--paths int8] [--shapes 4096x4096]
+//! cargo bench --bench kernels -- [--all] [--types Q4_K,Q8_0] [--variants avx512] [--paths wide] [--shapes 4096x4096]
 //!     [--n 32,512] [--threads 1,0] [--seconds 0.3] [--attention 128x1057] [--quantize] [--tsv]
 //! ```
 //!
 //! Without options: the best variant, 4096 x 4096, n = 32, 128 and 512, one thread and all (0). `--all` takes everything.
 //! Where products or attention are chosen by their options, only those run. `--quantize` counts the time for
-//! quantizing the activations too. `--tsv` prints one line per result for programs, and no peaks.
+//! quantizing the activations too. `--tsv` prints one line per result for programs, and no peaks. Paths are `blocks` (int8
+//! with the scales of the blocks), `wide` (int8 with one for 256 elements), `bf16` and `f32`; `fast` and `exact` stand for
+//! what the library takes by itself.
 
 mod measure;
 
@@ -21,7 +23,7 @@ use std::process::ExitCode;
 use measure::best;
 use measure::peak::{Machine, Operands, Rate};
 use mmada::kernels::attention::Attention;
-use mmada::kernels::{Activations, Bf16Rows, Epilogue, Int8Rows, Kernels, has_int8, matmul};
+use mmada::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Kernels, Scales, has_int8, matmul};
 use mmada::parallel::{Exec, Threads};
 use mmada::tensor::{GgmlType, Matrix, dequantize, quantize};
 
@@ -73,6 +75,10 @@ impl Options {
             }
             given.insert(name.clone(), value.clone());
         }
+        let paths: Vec<String> = given.get("--paths").map_or(vec![], |v| v.split(',').map(str::to_owned).collect());
+        if let Some(unknown) = paths.iter().find(|name| !PATHS.contains(&&name[..])) {
+            return Err(format!("no path {unknown} of {PATHS:?}").into());
+        }
         let products = ["--types", "--shapes", "--n", "--paths"].iter().any(|o| given.contains_key(*o));
         let attention = given.contains_key("--attention");
         let value = |name: &str, quick: &str, everything: &str| -> Vec<String> {
@@ -95,7 +101,7 @@ impl Options {
         Ok(Options {
             types: value("--types", TYPES, TYPES).iter().map(dtype).collect::<Outcome<_>>()?,
             variants: variants.iter().map(kernels).collect::<Outcome<_>>()?,
-            paths: value("--paths", "", ""),
+            paths,
             shapes: value("--shapes", some, if some.is_empty() { "" } else { SHAPES })
                 .iter()
                 .map(|s| pair(s))
@@ -115,6 +121,8 @@ impl Options {
 
 const KNOWN: [&str; 8] =
     ["--types", "--variants", "--paths", "--shapes", "--n", "--threads", "--seconds", "--attention"];
+
+const PATHS: [&str; 6] = ["blocks", "wide", "bf16", "f32", "fast", "exact"];
 
 /// Random numbers (SplitMix64), normal enough: sums of uniform ones.
 struct Random(u64);
@@ -146,19 +154,40 @@ fn weights(dtype: GgmlType, rows: usize, columns: usize) -> Outcome<Vec<u8>> {
 #[derive(Clone, Copy)]
 struct Path {
     name: &'static str,
-    operands: Operands,
+    arithmetic: Arithmetic,
     /// The error that is accepted, relative to the root mean square of the results.
     bound: f64,
 }
 
+const F32: Path = Path { name: "f32", arithmetic: Arithmetic::F32, bound: 1e-5 };
+const BF16: Path = Path { name: "bf16", arithmetic: Arithmetic::Bf16, bound: 0.005 };
+const BLOCKS: Path = Path { name: "blocks", arithmetic: Arithmetic::Int8(Scales::Blocks), bound: 0.01 };
+/// One scale for 256 elements: a little more than 1/127 of their peak over the square root of 12, in both operands.
+const WIDE: Path = Path { name: "wide", arithmetic: Arithmetic::Int8(Scales::Wide), bound: 0.02 };
+
+impl Path {
+    fn operands(&self) -> Operands {
+        match self.arithmetic {
+            Arithmetic::F32 => Operands::F32,
+            Arithmetic::Bf16 => Operands::Bf16,
+            Arithmetic::Int8(_) => Operands::Int8,
+        }
+    }
+
+    /// The variant whose instruction does the multiplying: blocks are too short for tiles.
+    fn multiplies(&self, variant: &'static str) -> &'static str {
+        match (variant, self.arithmetic) {
+            ("amx", Arithmetic::F32 | Arithmetic::Int8(Scales::Blocks)) => "avx512",
+            _ => variant,
+        }
+    }
+}
+
 /// The ways that a type goes on an instruction set.
 fn paths(dtype: GgmlType, kernels: &Kernels) -> Vec<Path> {
-    if has_int8(dtype) {
-        return vec![Path { name: "int8", operands: Operands::Int8, bound: 0.015 }];
-    }
-    let mut all = vec![Path { name: "f32", operands: Operands::F32, bound: 1e-5 }];
+    let mut all = if has_int8(dtype) { vec![BLOCKS, WIDE] } else { vec![F32] };
     if kernels.has_bf16() {
-        all.push(Path { name: "bf16", operands: Operands::Bf16, bound: 0.005 });
+        all.push(BF16);
     }
     all
 }
@@ -177,20 +206,20 @@ struct Product<'a> {
 impl Product<'_> {
     /// Brings the activations into the path's form.
     fn quantize(&mut self) -> mmada::Result<()> {
-        match self.path.operands {
-            Operands::F32 => Ok(()),
-            Operands::Bf16 => self.bf16.round(&self.exec, self.x, self.w.cols()),
-            Operands::Int8 => self.int8.quantize(&self.exec, self.x, self.w.cols()),
+        match self.path.arithmetic {
+            Arithmetic::F32 => Ok(()),
+            Arithmetic::Bf16 => self.bf16.round(&self.exec, self.x, self.w.cols()),
+            Arithmetic::Int8(scales) => self.int8.quantize(&self.exec, self.x, self.w.cols(), scales),
         }
     }
 
-    fn multiply(&mut self) {
-        let x = match self.path.operands {
-            Operands::F32 => Activations::F32 { x: self.x, k: self.w.cols() },
-            Operands::Bf16 => Activations::Bf16(&self.bf16),
-            Operands::Int8 => Activations::Int8(&self.int8),
+    fn multiply(&mut self) -> mmada::Result<()> {
+        let x = match self.path.arithmetic {
+            Arithmetic::F32 => Activations::F32 { x: self.x, k: self.w.cols() },
+            Arithmetic::Bf16 => Activations::Bf16(&self.bf16),
+            Arithmetic::Int8(_) => Activations::Int8(&self.int8),
         };
-        matmul(&self.exec, &self.w, x, &mut self.y, self.w.rows(), Epilogue::Store);
+        matmul(&self.exec, &self.w, x, &mut self.y, self.w.rows(), Epilogue::Store)
     }
 
     /// The error of some results (rows and columns spread over all, the last ones included), relative to the root mean
@@ -240,7 +269,7 @@ impl Line {
         let read = self.read.map_or(String::new(), |(rate, all)| {
             format!("   weights {rate:.1} GB/s, {:.0}% of reading", 100.0 * rate / all)
         });
-        println!("{what:7} {variant:9} {path:5} {shape:>11} {n:5} {threads:2}  {speed:8.1} GOP/s  {share}{read}");
+        println!("{what:7} {variant:8} {path:6} {shape:>11} {n:5} {threads:2}  {speed:8.1} GOP/s  {share}{read}");
     }
 }
 
@@ -259,7 +288,13 @@ impl Bench<'_> {
         let w = Matrix::new(dtype, rows, k, &blocks).ok_or("blocks do not fill the matrix")?;
         let x = Random(2).normals(o.n.iter().max().unwrap_or(&0) * k);
         for kernels in &o.variants {
-            let wanted = |p: &Path| o.paths.is_empty() || o.paths.iter().any(|name| name == p.name);
+            let is = |p: &Path, fast| kernels.arithmetic(dtype, fast) == p.arithmetic;
+            let named = |p: &Path, name: &str| match name {
+                "fast" => is(p, true),
+                "exact" => is(p, false),
+                _ => name == p.name,
+            };
+            let wanted = |p: &Path| o.paths.is_empty() || o.paths.iter().any(|name| named(p, name));
             for path in paths(dtype, kernels).into_iter().filter(wanted) {
                 for &n in &o.n {
                     let exec = Exec::new(self.pool, kernels, None);
@@ -277,16 +312,14 @@ impl Bench<'_> {
         let (w, path, variant) = (product.w, product.path, product.exec.kernels.name());
         let n = product.y.len() / w.rows();
         product.quantize()?;
-        product.multiply();
+        product.multiply()?;
         let error = accepted(product.error()?, path.bound)?;
-        let mut quantized = Ok(());
+        let mut done = Ok(());
         let seconds = best(self.pool.count(), self.options.seconds, || {
-            if self.options.quantize {
-                quantized = product.quantize();
-            }
-            product.multiply();
+            let quantized = if self.options.quantize { product.quantize() } else { Ok(()) };
+            done = quantized.and_then(|()| product.multiply());
         });
-        quantized?;
+        done?;
         let line = Line {
             what: w.dtype().to_string(),
             variant,
@@ -295,7 +328,7 @@ impl Bench<'_> {
             n,
             threads: self.pool.count(),
             speed: 2e-9 * (w.rows() * w.cols() * n) as f64 / seconds,
-            ceiling: self.machine.ceiling(variant, path.operands),
+            ceiling: self.machine.ceiling(path.multiplies(variant), path.operands()),
             read: (n <= 8).then(|| (1e-9 * w.data().len() as f64 / seconds, self.machine.bandwidth)),
             error,
         };
