@@ -273,13 +273,13 @@ impl Context {
     /// that.
     pub fn decode_image(&self, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
         let (images, bytes) = self.inner.images()?;
-        images.decode(&self.exec(None), bytes, codes, height, width)
+        images.decode(&self.exec(None), bytes, codes, height, width, self.compute() == Compute::Fast)
     }
 
     /// [`Context::decode_image`] as the network leaves it: about [-1, 1], [height, width, 3] in pixels.
     pub fn decode_float(&self, codes: &[u32], width: usize, height: usize) -> Result<Vec<f32>> {
         let (images, bytes) = self.inner.images()?;
-        images.decode_float(&self.exec(None), bytes, codes, height, width)
+        images.decode_float(&self.exec(None), bytes, codes, height, width, self.compute() == Compute::Fast)
     }
 
     fn exec<'a>(&'a self, cancel: Option<&'a AtomicBool>) -> Exec<'a> {
@@ -374,6 +374,6 @@ impl Engine for Inner {
     }
     fn decode_image(&self, cancel: &AtomicBool, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
         let (images, bytes) = self.images()?;
-        images.decode(&Engine::exec(self, cancel), bytes, codes, height, width)
+        images.decode(&Engine::exec(self, cancel), bytes, codes, height, width, self.compute == Compute::Fast)
     }
 }

@@ -257,6 +257,11 @@ impl Bf16Rows {
         self.k
     }
 
+    /// Bytes that it has room for.
+    pub fn capacity(&self) -> usize {
+        self.cells.len() * 4
+    }
+
     /// Bytes that [`Bf16Rows::with_capacity`] takes.
     pub fn bytes(n: usize, k: usize) -> usize {
         n.div_ceil(LANES).saturating_mul(LANES).saturating_mul(k.next_multiple_of(BF16_STEP) * 2)

@@ -5,9 +5,9 @@
 //!
 //! ```text
 //! q       [step][R][64] i8
-//! scale   [group][R] f32
-//! start   [group][R] i32     -128 * sum of q, where activations carry 128 too much
-//! offset  [group][R] f32     types with a minimum: weight = scale * q + offset
+//! scale   [R][group] f32
+//! start   [R][group] i32     -128 * sum of q, where activations carry 128 too much
+//! offset  [R][group] f32     types with a minimum: weight = scale * q + offset
 //! acc     [R][columns] f32   results, transposed at the end
 //! ```
 //!
@@ -20,6 +20,11 @@ use super::unpack::Shape;
 
 /// Elements of k in a panel: with 56 or 64 rows 32 KiB, so that a panel stays in the first cache.
 pub(super) const CHUNK: usize = 512;
+
+/// Groups of a row of a panel, whether or not it has that many.
+pub(super) const fn groups(group: usize) -> usize {
+    CHUNK / group
+}
 
 /// A panel, activations, and where their products are added.
 pub struct Block<'a> {
@@ -82,10 +87,10 @@ unsafe fn tile<I: Isa, const MR: usize, const NV: usize>(isa: I, p: &Block<'_>, 
     unsafe {
         let acc = p.acc.add(row * p.acc_row + block * LANES);
         for g in 0..p.groups {
-            let at = g * r + row;
+            let (at, row_groups) = (row * groups(p.shape.group) + g, groups(p.shape.group));
             let mut sum = [[isa.splat_i32(0); NV]; MR];
             if I::BIASED {
-                unroll!(m < MR, { sum[m] = [isa.splat_i32(*p.start.get_unchecked(at + m)); NV] });
+                unroll!(m < MR, { sum[m] = [isa.splat_i32(*p.start.get_unchecked(at + m * row_groups)); NV] });
             }
             let mut cell = g * cells;
             while cell < ((g + 1) * cells).min(p.k / 4) {
@@ -108,7 +113,7 @@ unsafe fn tile<I: Isa, const MR: usize, const NV: usize>(isa: I, p: &Block<'_>, 
                 }
                 cell += n;
             }
-            leave::<I, MR, NV>(isa, p, sum, acc, (at, g, block));
+            leave::<I, MR, NV>(isa, p, sum, acc, (row, g, block));
         }
     }
 }
@@ -123,19 +128,20 @@ unsafe fn leave<I: Isa, const MR: usize, const NV: usize>(
     p: &Block<'_>,
     sum: [[I::I32; NV]; MR],
     acc: *mut f32,
-    (at, g, block): (usize, usize, usize),
+    (row, g, block): (usize, usize, usize),
 ) {
     // SAFETY: the caller's promise
     unsafe {
+        let (at, row_groups) = (row * groups(p.shape.group) + g, groups(p.shape.group));
         unroll!(v < NV, of 2 {
             let x = scale_of_x(isa, p, g, block + v);
             let x_sum = if p.shape.offset { isa.mul(x, sum_of_x(isa, p, g, block + v)) } else { x };
             unroll!(m < MR, {
                 let to = &mut *acc.add(m * p.acc_row + v * LANES).cast::<[f32; LANES]>();
-                let scale = isa.mul(isa.splat(*p.scale.get_unchecked(at + m)), x);
+                let scale = isa.mul(isa.splat(*p.scale.get_unchecked(at + m * row_groups)), x);
                 let mut y = isa.fused(isa.to_f32(sum[m][v]), scale, isa.load(to));
                 if p.shape.offset {
-                    y = isa.fused(isa.splat(*p.offset.get_unchecked(at + m)), x_sum, y);
+                    y = isa.fused(isa.splat(*p.offset.get_unchecked(at + m * row_groups)), x_sum, y);
                 }
                 isa.store(y, to);
             });

@@ -92,6 +92,15 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn splat_w8(self, w: [i8; 4]) -> Self::W8;
     /// Per lane `acc + sum_4 w x`.
     fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32;
+    /// Sums of every four bytes.
+    #[inline(always)]
+    fn sums_of_4(self, q: &[i8; CELLS]) -> [i32; LANES] {
+        let mut sums = [0; LANES];
+        for (sum, q) in sums.iter_mut().zip(q.as_chunks::<4>().0) {
+            *sum = q.iter().map(|q| i32::from(*q)).sum();
+        }
+        sums
+    }
     /// Whether [`Isa::dot4`] takes activations as unsigned bytes: they are then stored with 128 added, and the caller
     /// starts from `-128 * sum w`.
     const BIASED: bool;

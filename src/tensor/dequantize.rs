@@ -191,9 +191,9 @@ fn q3_k(b: &BlockQ3_K, out: &mut [f32; 256]) {
 #[inline(always)]
 fn q4_k(b: &BlockQ4_K, out: &mut [f32; 256]) {
     let (d, dmin) = (b.d.get(), b.dmin.get());
+    let (sc, m) = scales_mins_k4(&b.scales);
     for (s, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (sc, m) = scale_min_k4(&b.scales, s);
-        let (scale, min) = (d * f32::from(sc), dmin * f32::from(m));
+        let (scale, min) = (d * f32::from(sc[s]), dmin * f32::from(m[s]));
         for (l, x) in out.iter_mut().enumerate() {
             *x = scale * f32::from(b.qs[s / 2 * 32 + l] >> (4 * (s % 2)) & 15) - min;
         }
@@ -203,9 +203,9 @@ fn q4_k(b: &BlockQ4_K, out: &mut [f32; 256]) {
 #[inline(always)]
 fn q5_k(b: &BlockQ5_K, out: &mut [f32; 256]) {
     let (d, dmin) = (b.d.get(), b.dmin.get());
+    let (sc, m) = scales_mins_k4(&b.scales);
     for (s, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (sc, m) = scale_min_k4(&b.scales, s);
-        let (scale, min) = (d * f32::from(sc), dmin * f32::from(m));
+        let (scale, min) = (d * f32::from(sc[s]), dmin * f32::from(m[s]));
         for (l, x) in out.iter_mut().enumerate() {
             let q = b.qs[s / 2 * 32 + l] >> (4 * (s % 2)) & 15 | (b.qh[l] >> s & 1) << 4;
             *x = scale * f32::from(q) - min;

@@ -10,7 +10,7 @@ use super::features::{Features, Scratch, set_len};
 use super::norm::Norm;
 use super::weights::ConvWeights;
 use crate::error::{Error, Result};
-use crate::kernels::{Epilogue, matmul_f32};
+use crate::kernels::{Activations, Bf16Rows, Epilogue, matmul, matmul_f32};
 use crate::memory::try_vec;
 use crate::parallel::Exec;
 
@@ -117,7 +117,16 @@ impl Convolution<'_> {
                 self.gather(rows, first_row, chunk, width, &mut scratch.patches);
                 &scratch.patches
             };
-            matmul_f32(self.exec, &matrix, windows, out, outputs, Epilogue::Add)?;
+            match &mut scratch.bf16 {
+                Some(rounded) => {
+                    let (len, had) =
+                        (Bf16Rows::bytes(windows.len() / matrix.cols(), matrix.cols()), rounded.capacity());
+                    scratch.charge.grow(len.saturating_sub(had), "the windows of a convolution")?;
+                    rounded.round(self.exec, windows, matrix.cols())?;
+                    matmul(self.exec, &matrix, Activations::Bf16(rounded), out, outputs, Epilogue::Add)?;
+                }
+                None => matmul_f32(self.exec, &matrix, windows, out, outputs, Epilogue::Add)?,
+            }
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! A feature map and the buffers that a run of the network reuses.
 
 use crate::error::{Error, Result};
+use crate::kernels::Bf16Rows;
 use crate::memory::{Charge, try_reserve};
 
 /// Activations of a picture: [height, width, channels], channels fastest.
@@ -29,6 +30,8 @@ pub(super) struct Scratch {
     free: Vec<Vec<f32>>,
     /// Gathered windows, [positions of a chunk, kernel * kernel * inputs].
     pub patches: Vec<f32>,
+    /// The windows rounded to bfloat16; `None` where products are to be in f32.
+    pub bf16: Option<Bf16Rows>,
     /// Normalized input rows of a chunk.
     pub rows: Vec<f32>,
     /// All of these, and the feature maps in use, as the context counts them.

@@ -33,6 +33,7 @@ use run::Run;
 use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::image::{self, RgbImage};
+use crate::kernels::Bf16Rows;
 use crate::memory::try_collect;
 use crate::parallel::Exec;
 
@@ -116,7 +117,8 @@ impl ImageTokenizer {
     }
 
     /// The picture of `codes` [height, width] as the network leaves it: [height * downsampling, width *
-    /// downsampling, 3], in about [-1, 1].
+    /// downsampling, 3], in about [-1, 1]. With `fast`, convolutions may multiply in bfloat16; encoding never does, since
+    /// codes are signs.
     ///
     /// # Errors
     /// `Error::InvalidArgument` for a code outside the codebook or a number of codes other than height * width;
@@ -128,12 +130,14 @@ impl ImageTokenizer {
         codes: &[u32],
         height: usize,
         width: usize,
+        fast: bool,
     ) -> Result<Vec<f32>> {
         if codes.is_empty() || height.checked_mul(width) != Some(codes.len()) {
             return Err(Error::invalid(format!("{} codes are no picture of {width}x{height} codes", codes.len())));
         }
         let z = self.config.z_channels;
         let mut run = self.run(exec, bytes)?;
+        run.scratch.bf16 = (fast && exec.kernels.prefers_bf16()).then(Bf16Rows::default);
         let mut bits = run.scratch.features(height, width, z)?;
         for (i, (&code, position)) in codes.iter().zip(bits.data.chunks_exact_mut(z)).enumerate() {
             if code as usize >= self.config.codebook_size() {
@@ -151,8 +155,16 @@ impl ImageTokenizer {
     ///
     /// # Errors
     /// As [`ImageTokenizer::decode_float`].
-    pub fn decode(&self, exec: &Exec, bytes: &[u8], codes: &[u32], height: usize, width: usize) -> Result<RgbImage> {
-        let pixels = self.decode_float(exec, bytes, codes, height, width)?;
+    pub fn decode(
+        &self,
+        exec: &Exec,
+        bytes: &[u8],
+        codes: &[u32],
+        height: usize,
+        width: usize,
+        fast: bool,
+    ) -> Result<RgbImage> {
+        let pixels = self.decode_float(exec, bytes, codes, height, width, fast)?;
         let factor = self.config.downsampling();
         image::from_unit(&pixels, width * factor, height * factor)
     }

@@ -340,7 +340,7 @@ fn networks_of_any_depth_run_within_their_estimate() {
             assert_eq!((encoded.height, encoded.width), (height, width));
             assert_eq!(encoded.latent.len(), height * width * config.z_channels);
             assert!(encoded.latent.iter().all(|v| v.is_finite()));
-            let picture = tokenizer.decode_float(&exec, &bytes, &encoded.codes, height, width).unwrap();
+            let picture = tokenizer.decode_float(&exec, &bytes, &encoded.codes, height, width, false).unwrap();
             assert_eq!(picture.len(), h * w * 3);
             assert!(picture.iter().all(|v| v.is_finite()) && picture.iter().any(|v| *v != picture[0]));
 

@@ -142,7 +142,8 @@ unsafe fn leave<const ROWS: usize, const COLUMNS: usize>(
             for m in 0..ROWS * TILE {
                 let to = &mut *acc.add(m * p.acc_row + v * LANES).cast::<[f32; LANES]>();
                 let sum = isa.load_i32(&*sums.0.as_ptr().add((m * COLUMNS + v) * TILE).cast());
-                let scale = isa.mul(isa.splat(*p.scale.get_unchecked(g * p.panel_rows + row + m)), x_scale);
+                let scale =
+                    isa.mul(isa.splat(*p.scale.get_unchecked((row + m) * int8::groups(p.shape.group) + g)), x_scale);
                 isa.store(isa.fused(isa.to_f32(sum), scale, isa.load(to)), to);
             }
         }

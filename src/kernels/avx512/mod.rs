@@ -136,6 +136,15 @@ impl Isa for Avx512 {
         unsafe { super::avx2::fold_add(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
     #[inline(always)]
+    fn reduce_max(self, v: Self::F32) -> f32 {
+        // SAFETY: `self` proves AVX-512
+        unsafe {
+            // as in the fold of `f32::max`, NaN counts for nothing
+            let numbers = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(v, v);
+            _mm512_reduce_max_ps(_mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), numbers, v))
+        }
+    }
+    #[inline(always)]
     fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]) {
         // SAFETY: `self` proves AVX-512; 16 bytes are writable
         unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))) }
@@ -169,6 +178,17 @@ impl Isa for Avx512 {
     fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32 {
         // SAFETY: `self` proves VNNI
         unsafe { _mm512_dpbusd_epi32(acc, x, w) }
+    }
+    #[inline(always)]
+    fn sums_of_4(self, q: &[i8; CELLS]) -> [i32; LANES] {
+        let mut sums = [0; LANES];
+        // SAFETY: `self` proves VNNI; 64 bytes are readable and writable
+        unsafe {
+            let q = _mm512_loadu_si512(q.as_ptr().cast());
+            let v = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), q);
+            _mm512_storeu_si512(sums.as_mut_ptr().cast(), v);
+        }
+        sums
     }
     /// A table in each quarter.
     type Tables = __m512i;

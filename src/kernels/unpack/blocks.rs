@@ -164,9 +164,9 @@ fn fifth_bits(high: [u8; 4], q: &mut [i8]) {
 /// Scales and offsets of the eight groups of Q4_K and Q5_K.
 #[inline(always)]
 fn k4_scales(d: Half, dmin: Half, scales: &[u8; 12], scale: &mut [f32], offset: &mut [f32]) {
+    let (s, m) = scales_mins_k4(scales);
     for g in 0..8 {
-        let (s, m) = scale_min_k4(scales, g);
-        (scale[g], offset[g]) = (d.get() * f32::from(s), -(dmin.get() * f32::from(m)));
+        (scale[g], offset[g]) = (d.get() * f32::from(s[g]), -(dmin.get() * f32::from(m[g])));
     }
 }
 

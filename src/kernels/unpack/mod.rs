@@ -7,7 +7,8 @@ mod wide;
 use std::ops::Range;
 
 use super::activations::{BF16_STEP, STEP, Scales, WIDE};
-use super::isa::Isa;
+use super::int8;
+use super::isa::{Isa, LANES};
 use super::product::{Bf16Tiles, Scratch};
 use crate::tensor::{self, GgmlType, Matrix};
 
@@ -118,14 +119,15 @@ pub(super) fn int8_panel<I: Isa>(
             for (s, step) in part.q.as_chunks::<STEP>().0.iter().enumerate().take(n.div_ceil(STEP)) {
                 panel[(first / STEP + s) * r + i] = *step;
             }
-            for g in 0..n.div_ceil(shape.group) {
-                let at = (first / shape.group + g) * r + i;
-                scratch.scale[at] = part.scale[g];
-                scratch.offset[at] = part.offset[g];
-                if biased {
-                    let q = &part.q[g * shape.group..][..shape.group.min(n)];
-                    scratch.start[at] = -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>();
-                }
+            let (first, groups) = (first / shape.group, n.div_ceil(shape.group));
+            let at = i * int8::groups(shape.group) + first;
+            scratch.scale[at..at + groups].copy_from_slice(&part.scale[..groups]);
+            if shape.offset {
+                scratch.offset[at..at + groups].copy_from_slice(&part.offset[..groups]);
+            }
+            if biased {
+                let start = &mut scratch.start[at..at + groups];
+                part.starts(isa, n, shape.group, start);
             }
         }
     }
@@ -146,6 +148,21 @@ impl Default for Part {
 }
 
 impl Part {
+    /// -128 times the sum of each group of the first `n` elements.
+    #[inline(always)]
+    fn starts<I: Isa>(&self, isa: I, n: usize, group: usize, starts: &mut [i32]) {
+        starts.fill(0);
+        for (s, q) in self.q.as_chunks::<STEP>().0.iter().enumerate().take(n.div_ceil(STEP)) {
+            let sums = isa.sums_of_4(q);
+            for (i, four) in sums.as_chunks::<4>().0.iter().enumerate() {
+                // what lies behind `n` is zero, but has no group where it fills up a step
+                if let Some(start) = starts.get_mut((s * STEP + i * 16) / group) {
+                    *start -= 128 * (four[0] + four[1] + (four[2] + four[3]));
+                }
+            }
+        }
+    }
+
     /// The `n` elements of `bytes`; what lies behind `n` in the last step becomes zeros.
     #[inline(always)]
     fn unpack<I: Isa>(&mut self, isa: I, dtype: GgmlType, bytes: &[u8], n: usize, scales: Scales) {
@@ -164,7 +181,7 @@ impl Part {
 pub(super) fn bf16_panel(w: &Matrix, place: &Place, panel: &mut [u16], tiles: impl Bf16Tiles) {
     let (r, len) = (place.panel_rows, place.k.len());
     let panel = panel.as_chunks_mut::<BF16_STEP>().0;
-    let mut row = [0.0f32; 256];
+    let mut row = [0.0f32; WIDE];
     for i in 0..place.padded {
         if i >= place.rows.len() {
             (0..len.div_ceil(BF16_STEP)).for_each(|s| panel[s * r + i] = [0; BF16_STEP]);
@@ -173,22 +190,54 @@ pub(super) fn bf16_panel(w: &Matrix, place: &Place, panel: &mut [u16], tiles: im
         let bytes = place.bytes(w, place.rows.start + i);
         if w.dtype() == GgmlType::BF16 {
             for (s, from) in bytes.chunks(2 * BF16_STEP).enumerate() {
-                let to = &mut panel[s * r + i];
-                to[from.len() / 2..].fill(0);
-                for (to, from) in to.iter_mut().zip(from.as_chunks::<2>().0) {
-                    *to = u16::from_le_bytes(*from);
-                }
+                copy_step(from, &mut panel[s * r + i]);
             }
             continue;
         }
         let (block, size) = place.block;
-        for first in (0..len).step_by(256) {
-            let n = 256.min(len - first);
-            floats(w.dtype(), &bytes[first / block * size..][..n / block * size], &mut row[..n]);
+        for first in (0..len).step_by(WIDE) {
+            let n = WIDE.min(len - first);
+            let bytes = &bytes[first / block * size..][..n / block * size];
+            match blocks::groups(w.dtype()) {
+                Some((group, offset)) => scaled(w.dtype(), bytes, group, offset, &mut row),
+                None => floats(w.dtype(), bytes, &mut row[..n]),
+            }
             row[n..n.next_multiple_of(BF16_STEP)].fill(0.0);
             for (s, from) in row[..n.next_multiple_of(BF16_STEP)].as_chunks::<BF16_STEP>().0.iter().enumerate() {
                 tiles.round(from, &mut panel[(first / BF16_STEP + s) * r + i]);
             }
+        }
+    }
+}
+
+/// A step of bfloat16, or the beginning of one.
+#[inline(always)]
+fn copy_step(from: &[u8], to: &mut [u16; BF16_STEP]) {
+    match <&[u8; 2 * BF16_STEP]>::try_from(from) {
+        Ok(from) => {
+            for (to, from) in to.iter_mut().zip(from.as_chunks::<2>().0) {
+                *to = u16::from_le_bytes(*from);
+            }
+        }
+        Err(_) => {
+            to.fill(0);
+            for (to, from) in to.iter_mut().zip(from.as_chunks::<2>().0) {
+                *to = u16::from_le_bytes(*from);
+            }
+        }
+    }
+}
+
+/// Up to 256 elements of a type that has an int8 form as floats: quicker than decoding them, and the same up to rounding.
+#[inline(always)]
+fn scaled(dtype: GgmlType, bytes: &[u8], group: usize, offset: bool, row: &mut [f32; WIDE]) {
+    let mut part = Part::default();
+    blocks::unpack(dtype, bytes, &mut part.q, &mut part.scale, &mut part.offset);
+    for (i, (to, q)) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(part.q.as_chunks::<LANES>().0).enumerate() {
+        let g = i * LANES / group;
+        let (scale, offset) = (part.scale[g], if offset { part.offset[g] } else { 0.0 });
+        for (to, q) in to.iter_mut().zip(q) {
+            *to = f32::from(*q) * scale + offset;
         }
     }
 }

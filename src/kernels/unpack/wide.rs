@@ -151,9 +151,9 @@ fn iq4_xs<I: Isa>(isa: I, b: &BlockIQ4_XS, q: &mut [i8; WIDE]) -> f32 {
 #[inline(always)]
 fn q4_k<I: Isa>(isa: I, b: &BlockQ4_K, q: &mut [i8; WIDE]) -> f32 {
     let (mut values, d, dmin) = (Values::new(isa), b.d.get(), b.dmin.get());
+    let (s, m) = scales_mins_k4(&b.scales);
     for g in 0..8 {
-        let (s, m) = scale_min_k4(&b.scales, g);
-        values.set(g, &CODES, d * f32::from(s), -(dmin * f32::from(m)));
+        values.set(g, &CODES, d * f32::from(s[g]), -(dmin * f32::from(m[g])));
     }
     let (scale, inverse) = values.scale();
     for ((s, q), bytes) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate().zip(b.qs.as_chunks::<32>().0) {
