@@ -1,20 +1,20 @@
 //! The kernels against the ceiling of the machine: `cargo bench --bench kernels`.
 //!
 //! First what the machine can do (`measure/peak.rs`), then every matrix product and attention as GOP/s (two operations
-//! per multiply-add) and as a share of the rate of the instruction that the kernel multiplies with. Times are the best of many
-//! runs: processor time with one thread, wall time with more. Each product is checked, before it is timed, against
-//! one of decoded weights in double precision.
+//! per multiply-add) and as a share of the rate of the instruction that the kernel multiplies with. Times are the best
+//! of many runs: processor time with one thread, wall time with more. Each product is checked, before it is timed,
+//! against one of decoded weights in double precision.
 //!
 //! ```text
 //! cargo bench --bench kernels -- [--all] [--types Q4_K,Q8_0] [--variants avx512] [--paths wide] [--shapes 4096x4096]
 //!     [--n 32,512] [--threads 1,0] [--seconds 0.3] [--attention 128x1057] [--quantize] [--tsv]
 //! ```
 //!
-//! Without options: the best variant, 4096 x 4096, n = 32, 128 and 512, one thread and all (0). `--all` takes everything.
-//! Where products or attention are chosen by their options, only those run. `--quantize` counts the time for
-//! quantizing the activations too. `--tsv` prints one line per result for programs, and no peaks. Paths are `blocks` (int8
-//! with the scales of the blocks), `wide` (int8 with one for 256 elements), `bf16` and `f32`; `fast` and `exact` stand for
-//! what the library takes by itself.
+//! Without options: the best variant, 4096 x 4096, n = 32, 128 and 512, one thread and all (0). `--all` takes
+//! everything. Where products or attention are chosen by their options, only those run. `--quantize` counts the time
+//! for quantizing the activations too. `--tsv` prints one line per result for programs, and no peaks. Paths are
+//! `blocks` (int8 with the scales of the blocks), `wide` (int8 with one for 256 elements), `bf16` and `f32`; `fast` and
+//! `exact` stand for what the library takes by itself.
 
 mod measure;
 

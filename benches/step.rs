@@ -1,16 +1,17 @@
 //! Whole steps of a model of the 8B's shape in Q4_K_M: `cargo bench --bench step`.
 //!
-//! The model is random (`mmada-quantize synth`), has few of its layers but the whole vocabulary and image tokenizer, and is
-//! made once in the target folder. Each step is given per layer and for 32 layers, as GOP/s and as a share of what the
-//! dot instruction reaches, measured in the same run (`measure/peak.rs`). Times are the best of several runs: processor
-//! time with one thread, wall time with more.
+//! The model is random (`mmada-quantize synth`), has few of its layers but the whole vocabulary and image tokenizer,
+//! and is made once in the target folder. Each step is given per layer and for 32 layers, as GOP/s and as a share of
+//! what the dot instruction reaches, measured in the same run (`measure/peak.rs`). Times are the best of several runs:
+//! processor time with one thread, wall time with more.
 //!
 //! ```text
-//! cargo bench --bench step -- [--model FILE] [--layers 4] [--type Q4_K_M] [--n 128,512,1024] [--threads 1,0] [--seconds 2]
-//!     [--variant avx512] [--prompt]
+//! cargo bench --bench step -- [--model FILE] [--layers 4] [--type Q4_K_M] [--n 128,512,1024] [--threads 1,0]
+//!     [--seconds 2] [--variant avx512] [--prompt]
 //! ```
 //!
-//! `--prompt` prints nothing but, for programs, the seconds of a step that gives the logits of all n tokens, and the variant.
+//! `--prompt` prints nothing but, for programs, the seconds of a step that gives the logits of all n tokens, and the
+//! variant.
 
 mod measure;
 
@@ -124,7 +125,8 @@ fn report(what: &str, o: &Options, machine: &Machine, context: &Context, batch: 
     let share = machine.ceiling(context.instruction_set(), Operands::Int8).map_or(String::new(), |r| r.share(speed));
     let layer = layers / config.layers as f64;
     println!(
-        "{what:26} {:2} threads  layer {:8.2} ms  {speed:7.1} GOP/s {share}  output {:7.1} ms  {LAYERS} layers {:7.2} s",
+        "{what:26} {:2} threads  layer {:8.2} ms  {speed:7.1} GOP/s {share}  output {:7.1} ms  \
+         {LAYERS} layers {:7.2} s",
         context.threads(),
         1e3 * layer,
         1e3 * (all - layers),

@@ -33,8 +33,8 @@ def source():
 
 
 def library(compiler="cc"):
-    """The folder of its library, which takes some minutes to build once. `cc` builds what the other scripts use; `gcc` and
-    `clang` build it as it comes, to be measured."""
+    """The folder of its library, which takes some minutes to build once. `cc` builds what the other scripts use; `gcc`
+    and `clang` build it as it comes, to be measured."""
     folder, build, options = source(), CACHE / "build", OPTIONS
     if compiler != "cc":
         build = CACHE / f"build-{compiler}"

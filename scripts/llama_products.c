@@ -2,10 +2,11 @@
 //
 //   llama_products THREADS SECONDS ROWSxCOLUMNS,... N,... TYPE,...
 //
-// Prints a line "buffer type rows columns n threads GOP/s error" for every type in every kind of buffer that takes it: plain memory,
-// and the "extra" buffers, which reorder weights when they are loaded (repack, AMX). The time is the best of as many runs
-// as fit into SECONDS (five at least): processor time of this process with one thread, wall time with more. The error is
-// that of a few results against the product of the decoded weights in double precision, relative to its root mean square.
+// Prints a line "buffer type rows columns n threads GOP/s error" for every type in every kind of buffer that takes it:
+// plain memory, and the "extra" buffers, which reorder weights when they are loaded (repack, AMX). The time is the best
+// of as many runs as fit into SECONDS (five at least): processor time of this process with one thread, wall time with
+// more. The error is that of a few results against the product of the decoded weights in double precision, relative to
+// its root mean square.
 
 #include <math.h>
 #include <stdio.h>
@@ -74,7 +75,8 @@ static void *weights(enum ggml_type type, int64_t rows, int64_t columns) {
 }
 
 // The error of a few results, relative to the root mean square of the right ones.
-static double error(enum ggml_type type, const char *blocks, int64_t rows, int64_t columns, const float *x, int64_t n, const float *y) {
+static double error(enum ggml_type type, const char *blocks, int64_t rows, int64_t columns, const float *x, int64_t n,
+                    const float *y) {
     size_t row = ggml_row_size(type, columns);
     float *w = allocate(columns * sizeof *w);
     double wrong = 0, all = 0;
@@ -138,8 +140,8 @@ static void measure(const struct settings *s, ggml_backend_buffer_type_t buft, e
         }
         float *got = allocate(ggml_nbytes(y));
         ggml_backend_tensor_get(y, got, 0, ggml_nbytes(y));
-        printf("%s %s %lld %lld %lld %d %.1f %.5f\n", ggml_backend_buft_name(buft), ggml_type_name(type), (long long)rows,
-               (long long)columns, (long long)n, s->threads, 2e-9 * rows * columns * n / best,
+        printf("%s %s %lld %lld %lld %d %.1f %.5f\n", ggml_backend_buft_name(buft), ggml_type_name(type),
+               (long long)rows, (long long)columns, (long long)n, s->threads, 2e-9 * rows * columns * n / best,
                error(type, blocks, rows, columns, values, n, got));
         fflush(stdout);
         free(got);

@@ -1,11 +1,11 @@
-// One step of a whole model with llama.cpp, for scripts/compare-speed, which compiles this: the logits of N tokens, all in one
-// batch. LLaDA's models have no cache, and every step computes all of them.
+// One step of a whole model with llama.cpp, for scripts/compare-speed, which compiles this: the logits of N tokens, all
+// in one batch. LLaDA's models have no cache, and every step computes all of them.
 //
 //   llama_prompt MODEL.gguf THREADS SECONDS N plain|repack|default
 //
-// Prints the seconds of the best of as many runs as fit into SECONDS (two at least, after one that warms up): processor time of this process
-// with one thread, wall time with more. `plain` takes weights as they lie in the file; `default` lets llama.cpp reorder
-// them when it loads, for AMX where the processor has it; `repack` the same without AMX.
+// Prints the seconds of the best of as many runs as fit into SECONDS (two at least, after one that warms up): processor
+// time of this process with one thread, wall time with more. `plain` takes weights as they lie in the file; `default`
+// lets llama.cpp reorder them when it loads, for AMX where the processor has it; `repack` the same without AMX.
 
 #define _GNU_SOURCE
 #include <math.h>
@@ -24,7 +24,8 @@
 
 static bool without_amx;
 
-// Stands before the C library's: llama.cpp asks the system for AMX with it, once, and goes without where that is refused.
+// Stands before the C library's: llama.cpp asks the system for AMX with it, once, and goes without where that is
+// refused.
 long syscall(long number, ...) {
     if (number == SYS_arch_prctl && without_amx) {
         errno = ENOSYS;

@@ -1,5 +1,5 @@
-//! Loops of AArch64 instructions. Registers are named in the text of the assembly; `clobber_abi` and the named outputs say
-//! that they change.
+//! Loops of AArch64 instructions. Registers are named in the text of the assembly; `clobber_abi` and the named outputs
+//! say that they change.
 
 use std::arch::{asm, is_aarch64_feature_detected};
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 /// Runs that are made at least, however long they take.
 const RUNS: usize = 3;
 
-/// The shortest time of `work` in seconds, of as many runs as fit into `budget` seconds: on a machine that others use too,
-/// the best of many runs is what repeats. With one thread it is the processor time of this process (the caller
+/// The shortest time of `work` in seconds, of as many runs as fit into `budget` seconds: on a machine that others use
+/// too, the best of many runs is what repeats. With one thread it is the processor time of this process (the caller
 /// only waits for its thread), which counts no time that others had; with more it is the wall time.
 pub fn best(threads: usize, budget: f64, mut work: impl FnMut()) -> f64 {
     let (end, mut best) = (Instant::now() + Duration::from_secs_f64(budget), f64::INFINITY);

@@ -1,9 +1,9 @@
-//! What this machine can do: the rate of every dot instruction and the bandwidth of reading, measured in the same run as
-//! the kernels, so that a share of it means something on a shared machine with changing clocks.
+//! What this machine can do: the rate of every dot instruction and the bandwidth of reading, measured in the same run
+//! as the kernels, so that a share of it means something on a shared machine with changing clocks.
 //!
-//! Every loop is inline assembly with 12 accumulators that do not wait for each other (4 tiles with AMX), so that nothing
-//! is optimized away. With a "memory" operand, each instruction reads one from the first-level cache: an instruction of
-//! AMX, which has no such form, follows a load of a tile.
+//! Every loop is inline assembly with 12 accumulators that do not wait for each other (4 tiles with AMX), so that
+//! nothing is optimized away. With a "memory" operand, each instruction reads one from the first-level cache: an
+//! instruction of AMX, which has no such form, follows a load of a tile.
 
 #[cfg(target_arch = "aarch64")]
 #[path = "aarch64.rs"]

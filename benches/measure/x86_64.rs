@@ -77,7 +77,8 @@ macro_rules! tiles {
     ($name:ident, [$($line:literal),* $(,)?]) => {
         fn $name(turns: usize, operands: &Block) {
             // SAFETY: `loops` offers this only where the processor has the instructions and the system lets this
-            // process use them. All tiles are declared as changed, and memory is only read: `TILES`, and 4 KiB of `operands`.
+            // process use them. All tiles are declared as changed, and memory is only read: `TILES`, and 4 KiB of
+            // `operands`.
             unsafe {
                 asm!(
                     "ldtilecfg [{config}]",
@@ -141,8 +142,8 @@ tiles!(
     ]
 );
 
-/// Bits of CPUID leaf 7 (EDX) that say what tiles can multiply; `None` where there are no tiles, or the system does not let
-/// this process use them.
+/// Bits of CPUID leaf 7 (EDX) that say what tiles can multiply; `None` where there are no tiles, or the system does not
+/// let this process use them.
 fn amx() -> Option<(bool, bool)> {
     #[allow(unused_unsafe)] // newer compilers know that it is safe here
     // SAFETY: every x86-64 processor has the instruction, which only reads
