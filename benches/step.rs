@@ -1,13 +1,99 @@
-//! One denoising step, and a whole picture's decoding, on the demo model or on the file in `MMADA_MODEL`.
+//! Whole steps of a model of the 8B's shape in Q4_K_M: `cargo bench --bench step`.
+//!
+//! The model is random (`mmada-quantize synth`), has few of its layers but the whole vocabulary and image tokenizer,
+//! and is made once in the target folder. Each step is given per layer and for 32 layers, as GOP/s and as a share of
+//! what the dot instruction reaches, measured in the same run (`measure/peak.rs`). Times are the best of several runs:
+//! processor time with one thread, wall time with more.
+//!
+//! ```text
+//! cargo bench --bench step -- [--model FILE] [--layers 4] [--type Q4_K_M] [--n 128,512,1024] [--threads 1,0]
+//!     [--seconds 2] [--variant avx512] [--prompt]
+//! ```
+//!
+//! `--prompt` prints nothing but, for programs, the seconds of a step that gives the logits of all n tokens, and the
+//! variant.
 
-use std::hint::black_box;
+mod measure;
 
-use criterion::{Criterion, criterion_group, criterion_main};
-use mmada::{Context, ContextOptions, Model, SequenceRequest};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
 
-fn model() -> Model {
-    let path = std::env::var("MMADA_MODEL").unwrap_or_else(|_| "models/mmada-shapes.gguf".into());
-    Model::open(path).unwrap()
+use measure::best;
+use measure::peak::{Machine, Operands};
+use mmada::{Context, ContextOptions, ImageOptions, Model, SequenceRequest};
+use mmada_quantize::{Recipe, Shape, SynthOptions, synth};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// Layers of the released models.
+const LAYERS: usize = 32;
+/// Positions of a sequence with a picture: the prompt of the drawing task, 1024 codes.
+const IMAGE_TOKENS: usize = 1057;
+const CODES: usize = 1024;
+
+struct Options {
+    model: Option<PathBuf>,
+    layers: usize,
+    recipe: String,
+    n: Vec<usize>,
+    threads: Vec<usize>,
+    seconds: f64,
+    variant: Option<String>,
+    prompt: bool,
+}
+
+fn numbers(text: &str) -> Outcome<Vec<usize>> {
+    text.split(',').map(|v| Ok(v.parse()?)).collect()
+}
+
+impl Options {
+    fn parse() -> Outcome<Self> {
+        let mut o = Options {
+            model: None,
+            layers: 4,
+            recipe: "Q4_K_M".into(),
+            n: vec![128, 512, 1024],
+            threads: vec![1, 0],
+            seconds: 2.0,
+            variant: None,
+            prompt: false,
+        };
+        let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
+        while let Some(name) = args.next() {
+            if name == "--prompt" {
+                o.prompt = true;
+                continue;
+            }
+            let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
+            match &name[..] {
+                "--model" => o.model = Some(value.into()),
+                "--layers" => o.layers = value.parse()?,
+                "--type" => o.recipe = value,
+                "--n" => o.n = numbers(&value)?,
+                "--threads" => o.threads = numbers(&value)?,
+                "--seconds" => o.seconds = value.parse()?,
+                "--variant" => o.variant = Some(value),
+                _ => return Err(format!("what is {name}?").into()),
+            }
+        }
+        Ok(o)
+    }
+
+    /// The file to run, made where it is not there yet.
+    fn file(&self) -> Outcome<PathBuf> {
+        if let Some(file) = &self.model {
+            return Ok(file.clone());
+        }
+        let name = format!("8b-{}-layers-{}.gguf", self.layers, self.recipe);
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        if !file.exists() {
+            eprintln!("making {}", file.display());
+            let shape = Shape { layers: self.layers, ..Shape::mmada_8b() };
+            synth(&SynthOptions::new(shape, &file, Recipe::from_name(&self.recipe)?), &mut |_| ())?;
+        }
+        Ok(file)
+    }
 }
 
 /// Ids of the whole text vocabulary in turn, masks in the second half.
@@ -16,44 +102,118 @@ fn ids(model: &Model, n: usize) -> Vec<u32> {
     (0..n).map(|i| if i < n / 2 { (i as u32 * 7) % v.text } else { v.mask }).collect()
 }
 
-fn steps(c: &mut Criterion) {
-    let model = model();
-    let text = model.vocabulary().text;
-    let codes = model.vocabulary().image_ids();
-    for threads in [1, 0] {
-        let context = Context::new(&model, ContextOptions { threads, ..Default::default() }).unwrap();
-        let name = format!("{} threads, {}", context.threads(), context.instruction_set());
-        for n in [128, 512, 1024] {
-            let ids = ids(&model, n);
-            let rows: Vec<usize> = (n / 2..n / 2 + 32).collect();
-            let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 0..text }];
-            let logits = context.logits(&batch).unwrap();
-            assert!(logits[0].iter().all(|v| v.is_finite()));
-            c.bench_function(&format!("text step, {n} tokens, {name}"), |b| {
-                b.iter(|| black_box(context.logits(&batch).unwrap()))
-            });
-        }
-        let side = model.image_size() / model.downsampling().unwrap();
-        let tokens = side * side;
-        let (conditional, plain) = (ids(&model, 33 + tokens), ids(&model, 5 + tokens));
-        let (first, second): (Vec<usize>, Vec<usize>) = ((32..32 + tokens).collect(), (4..4 + tokens).collect());
-        let batch = [
-            SequenceRequest { ids: &conditional, rows: &first, vocab: codes.clone() },
-            SequenceRequest { ids: &plain, rows: &second, vocab: codes.clone() },
-        ];
-        c.bench_function(&format!("image step with guidance, {tokens} codes, {name}"), |b| {
-            b.iter(|| black_box(context.logits(&batch).unwrap()))
-        });
-        let picture: Vec<u32> = (0..tokens as u32).map(|i| (i * 31) % codes.len() as u32).collect();
-        c.bench_function(&format!("decode a picture of {tokens} codes, {name}"), |b| {
-            b.iter(|| black_box(context.decode_image(&picture, side, side).unwrap()))
-        });
+/// Seconds of a step, whose logits are looked at.
+fn step(context: &Context, batch: &[SequenceRequest], seconds: f64) -> Outcome<f64> {
+    let mut logits = Ok(Vec::new());
+    let time = best(context.threads(), seconds, || logits = context.logits(batch));
+    match logits?.iter().flatten().all(|v| v.is_finite()) {
+        true => Ok(time),
+        false => Err("a logit is not finite".into()),
     }
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default().sample_size(20);
-    targets = steps
+/// A step with all its logits and one with hardly any: the difference is the output matrix, the rest are the layers.
+fn report(what: &str, o: &Options, machine: &Machine, context: &Context, batch: &[SequenceRequest]) -> Outcome<()> {
+    let few: Vec<SequenceRequest> = batch
+        .iter()
+        .map(|s| SequenceRequest { rows: &s.rows[..1], vocab: s.vocab.start..s.vocab.start + 1, ..*s })
+        .collect();
+    let (layers, all) = (step(context, &few, o.seconds)?, step(context, batch, o.seconds)?);
+    let config = context.model().config();
+    let work: u64 = batch.iter().map(|s| s.ids.len() as u64 * config.multiply_adds_per_token(s.ids.len())).sum();
+    let speed = 2e-9 * work as f64 / layers;
+    let share = machine.ceiling(context.instruction_set(), Operands::Int8).map_or(String::new(), |r| r.share(speed));
+    let layer = layers / config.layers as f64;
+    println!(
+        "{what:26} {:2} threads  layer {:8.2} ms  {speed:7.1} GOP/s {share}  output {:7.1} ms  \
+         {LAYERS} layers {:7.2} s",
+        context.threads(),
+        1e3 * layer,
+        1e3 * (all - layers),
+        LAYERS as f64 * layer + all - layers,
+    );
+    Ok(())
 }
-criterion_main!(benches);
+
+/// The most memory that this process had at a time since it was last asked for, without what is mapped of files, in GiB
+/// (Linux, proc(5): `VmHWM` less `RssFile`, which only grows here).
+fn peak_memory() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let field = |name: &str| -> Option<f64> {
+        status.lines().find_map(|l| l.strip_prefix(name))?.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    let peak = (field("VmHWM:")? - field("RssFile:")?) / (1 << 20) as f64;
+    std::fs::write("/proc/self/clear_refs", "5").ok()?;
+    Some(peak)
+}
+
+fn run(o: &Options, file: &Path, threads: usize) -> Outcome<()> {
+    let start = Instant::now();
+    let model = Model::open(file)?;
+    let options = ContextOptions { threads, instruction_set: o.variant.clone(), ..Default::default() };
+    let context = Context::new(&model, options)?;
+    let loaded = start.elapsed();
+    let (text, codes) = (model.vocabulary().text, model.vocabulary().image_ids());
+    if o.prompt {
+        for &n in &o.n {
+            let (ids, rows) = (ids(&model, n), (0..n).collect::<Vec<_>>());
+            let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 0..text }];
+            println!("{:.6} {}", step(&context, &batch, o.seconds)?, context.instruction_set());
+        }
+        return Ok(());
+    }
+
+    let machine = Machine::measure(context.threads());
+    println!("opening, threads and buffers: {:.1} ms; {}", 1e3 * loaded.as_secs_f64(), context.instruction_set());
+    for &n in &o.n {
+        let (ids, rows) = (ids(&model, n), (n / 2..n.min(n / 2 + 32)).collect::<Vec<_>>());
+        let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 0..text }];
+        report(&format!("text step, {n} tokens"), o, &machine, &context, &batch)?;
+    }
+    if !model.has_images() {
+        return Ok(());
+    }
+    peak_memory();
+    let ids = ids(&model, IMAGE_TOKENS);
+    let rows: Vec<usize> = (IMAGE_TOKENS - CODES..IMAGE_TOKENS).collect();
+    let sequence = SequenceRequest { ids: &ids, rows: &rows, vocab: codes.clone() };
+    let batch = [sequence.clone(), sequence];
+    report(&format!("image step, 2 x {IMAGE_TOKENS} tokens"), o, &machine, &context, &batch)?;
+    if let Some(peak) = peak_memory() {
+        let estimate = model.estimate_draw(IMAGE_TOKENS - CODES - 2, (512, 512), 1, &ImageOptions::default());
+        let estimated = estimate.scratch_bytes as f64 / (1u64 << 30) as f64;
+        println!("memory of an image step: the file and {peak:.2} GiB (estimated {estimated:.2} GiB)");
+    }
+    let side = CODES.isqrt();
+    let picture: Vec<u32> = (0..CODES as u32).map(|i| (i * 31) % codes.len() as u32).collect();
+    let mut decoded = None;
+    let seconds = best(context.threads(), o.seconds, || decoded = Some(context.decode_image(&picture, side, side)));
+    decoded.transpose()?;
+    let work = model.images().map_or(0, |images| images.decode_cost(side, side).multiply_adds);
+    let speed = 2e-9 * work as f64 / seconds;
+    let share = machine.float_ceiling(context.instruction_set()).map_or(String::new(), |rate| rate.share(speed));
+    println!("decoding a picture of {CODES} codes: {seconds:.2} s, {speed:.1} GFLOP/s {share}");
+    if let Some(peak) = peak_memory() {
+        println!("memory of decoding: the file and {peak:.2} GiB, the buffers of the steps included");
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let all = || -> Outcome<()> {
+        let mut o = Options::parse()?;
+        if !std::env::args().any(|a| a == "--bench") {
+            // `cargo test --benches`: that it runs
+            (o.model, o.prompt, o.n, o.seconds) = (Some("models/mmada-shapes.gguf".into()), true, vec![16], 0.0);
+        }
+        let file = o.file()?;
+        o.threads.iter().try_for_each(|&threads| run(&o, &file, threads))
+    };
+    match all() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("step: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -13,6 +13,7 @@ VERSION = "0.3.36"
 OPTIONS = ["CMAKE_BUILD_TYPE=Release", "BUILD_SHARED_LIBS=ON", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF",
            "LLAMA_BUILD_TOOLS=OFF", "LLAMA_BUILD_SERVER=OFF", "LLAMA_BUILD_APP=OFF", "LLAMA_BUILD_COMMON=OFF",
            "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF", "GGML_OPENMP=OFF", "GGML_CCACHE=OFF"]
+CXX = {"gcc": "g++", "clang": "clang++"}
 
 
 def source():
@@ -31,19 +32,33 @@ def source():
     return next(CACHE.glob("*/vendor/llama.cpp"))
 
 
-def program(name, code):
-    """A C program over its library, which takes some minutes to build once."""
+def library(compiler="cc"):
+    """The folder of its library, which takes some minutes to build once. `cc` builds what the other scripts use; `gcc`
+    and `clang` build it as it comes, to be measured."""
+    folder, build, options = source(), CACHE / "build", OPTIONS
+    if compiler != "cc":
+        build = CACHE / f"build-{compiler}"
+        options = [option for option in OPTIONS if "OPENMP" not in option] + [
+            f"CMAKE_C_COMPILER={compiler}", f"CMAKE_CXX_COMPILER={CXX[compiler]}",
+            f"CMAKE_CXX_FLAGS=-include {ROOT}/scripts/llama_tiles.h"]
+    if not (build / "bin/libllama.so").exists():
+        subprocess.run(["nice", "cmake", "-S", folder, "-B", build, *(f"-D{option}" for option in options)], check=True)
+        subprocess.run(["nice", "cmake", "--build", build, "--target", "llama", "-j2"], check=True)
+    return build / "bin"
+
+
+def program(name, code, compiler="cc"):
+    """A C program over its library."""
+    if compiler != "cc":
+        name = f"{name}-{compiler}"
     built = CACHE / f"{name}-{VERSION}"
     file = CACHE / f"{name}.c"
     if built.exists() and file.exists() and file.read_text() == code:
         return built
-    folder, build = source(), CACHE / "build"
-    if not (build / "bin/libllama.so").exists():
-        subprocess.run(["cmake", "-S", folder, "-B", build, *(f"-D{option}" for option in OPTIONS)], check=True)
-        subprocess.run(["cmake", "--build", build, "--target", "llama", "-j2"], check=True)
+    folder, lib = source(), library(compiler)
     file.write_text(code)
-    subprocess.run(["cc", "-O2", "-o", built, file, f"-I{folder}/include", f"-I{folder}/ggml/include",
-                    f"-L{build}/bin", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{build}/bin"], check=True)
+    subprocess.run([compiler, "-O2", "-o", built, file, f"-I{folder}/include", f"-I{folder}/ggml/include", f"-L{lib}",
+                    "-lllama", "-lggml", "-lggml-cpu", "-lggml-base", "-lm", f"-Wl,-rpath,{lib}"], check=True)
     return built
 
 
