@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use measure::best;
 use measure::peak::{Machine, Operands, Rate};
-use mmada::kernels::attention::Attention;
+use mmada::kernels::attention::{Attention, Precision, Scratch};
 use mmada::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Kernels, Scales, has_int8, matmul};
 use mmada::parallel::{Exec, Threads};
 use mmada::tensor::{GgmlType, Matrix, dequantize, quantize};
@@ -346,13 +346,16 @@ impl Bench<'_> {
             let (exec, variant) = (Exec::new(self.pool, kernels, None), kernels.name());
             let all = 0..n;
             let sequences = std::slice::from_ref(&all);
-            let shape = Attention { heads, kv_heads: heads, head_dim: dim, sequences };
-            shape.run(&exec, &q, &k, &v, &mut out)?;
+            let shape = Attention { heads, kv_heads: heads, head_dim: dim, sequences, mask: None };
+            let precision = if kernels.has_bf16_attention() { Precision::Bf16 } else { Precision::F32 };
+            let mut scratch = Scratch::default();
+            shape.run(&exec, precision, &mut scratch, &q, &k, &v, &mut out)?;
             let error = accepted(attention_error(heads, dim, n, [&q, &k, &v, &out]), ATTENTION_BOUND)
                 .map_err(|e| format!("attention of {variant}, heads of {dim}, {n} positions: {e}"))?;
             let mut done = Ok(());
-            let seconds =
-                best(self.pool.count(), self.options.seconds, || done = shape.run(&exec, &q, &k, &v, &mut out));
+            let seconds = best(self.pool.count(), self.options.seconds, || {
+                done = shape.run(&exec, precision, &mut scratch, &q, &k, &v, &mut out);
+            });
             done?;
             let line = Line {
                 what: "attn".into(),

@@ -102,8 +102,8 @@ impl Machine {
             "avx2" => &["VPMADDUBSW 256", "VFMADD231PS 256"],
             "avxvnni" => &["VPDPBUSD 256", "VFMADD231PS 256"],
             "neon" => &["SMULL", "FMLA"],
-            "dotprod" => &["SDOT", "FMLA"],
-            "i8mm" => &["SMMLA", "BFMMLA", "FMLA"],
+            "neon-dotprod" => &["SDOT", "FMLA"],
+            "neon-i8mm" => &["SMMLA", "BFMMLA", "FMLA"],
             _ => &[],
         };
         self.rates.iter().find(|r| r.operands == operands && instructions.contains(&r.name)).copied()

@@ -58,9 +58,9 @@ fn pick<const G: usize>(at: &[usize; G], v: &[f32; LANES]) -> [f32; G] {
 #[inline(always)]
 fn offsets<const G: usize>(radius: i32, step: usize) -> [f32; LANES] {
     let mut lanes = [0.0; LANES];
-    for l in 0..LANES {
+    for (l, lane) in lanes.iter_mut().enumerate() {
         // The lanes beyond the last repeat it.
-        lanes[l] = ((step * (LANES / G) + l / G) as i32 - radius).min(radius) as f32;
+        *lane = ((step * (LANES / G) + l / G) as i32 - radius).min(radius) as f32;
     }
     lanes
 }

@@ -126,9 +126,9 @@ impl<const G: usize> Ranged<G> {
             }
             best_error = chosen.error;
             (best.d, best.dmin) = units;
-            for g in 0..G {
+            for (g, line) in lines.iter_mut().enumerate() {
                 (best.sc[g], best.m[g]) = (chosen.scales[g] as u8, chosen.mins[g] as u8);
-                lines[g] = best.line(g);
+                *line = best.line(g);
             }
             match solve(&chosen, &groups.sums(&lines)) {
                 Some(next) if next != units => units = next,
