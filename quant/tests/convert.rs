@@ -195,6 +195,8 @@ fn metadata_is_changed_as_asked_for_and_keeps_its_type() {
     let out = fixture.convert_with(&options);
     assert_eq!(out.header.str("general.name").unwrap(), "Another");
     assert_eq!(out.header.u32("mmada.test").unwrap(), 7);
+    let fixture = Fixture::tiny();
+    let mut options = fixture.options(GgmlType::F16);
     options.overrides = vec![change("general.name=int:5")];
     assert!(fixture.refusal(&options).contains("general.name"));
 }

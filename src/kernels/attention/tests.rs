@@ -89,8 +89,8 @@ impl Case {
     fn check(&self, threads: &[usize]) {
         for (kernels, precision) in variants() {
             let want = self.definition(precision);
-            // f32: as much as 128 terms; bfloat16: 0.5% of a probability is cut off, 0.18% is the exponential's
-            let bound = if precision == Precision::F32 { 5e-5 } else { 7.5e-3 };
+            // f32: a score of 100 from 128 terms is off by some 1e-4, and so is its exponential; bfloat16: 0.5% of a probability is cut off, 0.18% is the exponential's
+            let bound = if precision == Precision::F32 { 2e-4 } else { 7.5e-3 };
             let mut first = Vec::new();
             for count in threads {
                 let got = self.run(*count, kernels, precision);
