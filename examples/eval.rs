@@ -1,8 +1,9 @@
 //! Measures the demo model: every task of the evaluation in `tests/golden/eval`, 200 of each kind, on one or more
 //! model files, as a table in markdown.
 //!
-//!     cargo run --release --example eval -- [--drawings N [--only-drawings]] MODEL.gguf...
+//!     cargo run --release --example eval -- [--tasks N] [--drawings N [--only-drawings]] MODEL.gguf...
 //!
+//! `--tasks N` does the first N of each kind only.
 //! With `--drawings N` every scene is drawn N times: what a drawing becomes hangs on its random numbers, and one of each
 //! leaves the shares of right ones uncertain by 3.4 points. `--only-drawings` leaves all else out.
 
@@ -21,20 +22,17 @@ mod evaluation;
 
 fn main() -> ExitCode {
     let mut files: Vec<String> = std::env::args().skip(1).collect();
-    let mut drawings = 1;
-    if files.first().is_some_and(|first| first == "--drawings") {
-        drawings = files.get(1).and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(0);
-        files.drain(..2.min(files.len()));
-    }
+    let limit = option(&mut files, "--tasks", usize::MAX);
+    let drawings = option(&mut files, "--drawings", 1);
     let only_drawings = files.first().is_some_and(|first| first == "--only-drawings");
     if only_drawings {
         files.remove(0);
     }
-    if files.is_empty() || drawings == 0 {
-        eprintln!("usage: eval [--drawings N [--only-drawings]] MODEL.gguf...");
+    if files.is_empty() || drawings == 0 || limit == 0 {
+        eprintln!("usage: eval [--tasks N] [--drawings N [--only-drawings]] MODEL.gguf...");
         return ExitCode::from(2);
     }
-    match measure(&files, drawings, only_drawings) {
+    match measure(&files, limit, drawings, only_drawings) {
         Ok(table) => {
             print!("{table}");
             ExitCode::SUCCESS
@@ -46,11 +44,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// The number behind `name` if the arguments begin with it (0 if it is none), which are taken away.
+fn option(arguments: &mut Vec<String>, name: &str, otherwise: usize) -> usize {
+    if arguments.first().is_none_or(|first| first != name) {
+        return otherwise;
+    }
+    let number = arguments.get(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+    arguments.drain(..2.min(arguments.len()));
+    number
+}
+
 /// The table of all files, a column each, with the seconds that the tasks of a kind took together; then how far the
 /// files differ from the first one.
-fn measure(files: &[String], drawings: usize, only_drawings: bool) -> Result<String, Failure> {
+fn measure(files: &[String], limit: usize, drawings: usize, only_drawings: bool) -> Result<String, Failure> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let tasks = Tasks::load(&golden.join("eval"))?;
+    let mut tasks = Tasks::load(&golden.join("eval"))?;
+    tasks.truncate(limit);
     let judge = Judge::new(&std::fs::read_to_string(golden.join("judge_templates.txt"))?)?;
     let mut columns = Vec::new();
     for file in files {
