@@ -59,7 +59,11 @@ fn option(arguments: &mut Vec<String>, name: &str, otherwise: usize) -> usize {
 fn measure(files: &[String], limit: usize, drawings: usize, only_drawings: bool) -> Result<String, Failure> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut tasks = Tasks::load(&golden.join("eval"))?;
-    tasks.truncate(limit);
+    tasks.draw.truncate(limit);
+    tasks.see.truncate(limit);
+    tasks.pictures.truncate(limit);
+    tasks.text.truncate(limit);
+    tasks.reason.truncate(limit);
     let judge = Judge::new(&std::fs::read_to_string(golden.join("judge_templates.txt"))?)?;
     let mut columns = Vec::new();
     for file in files {

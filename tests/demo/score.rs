@@ -67,15 +67,6 @@ impl Tasks {
             tasks.see.iter().map(|task| tile(&sheet, task.tile)).collect::<Option<_>>().ok_or("a tile is missing")?;
         Ok(tasks)
     }
-
-    /// Keeps the first `n` of each kind.
-    pub fn truncate(&mut self, n: usize) {
-        self.draw.truncate(n);
-        self.see.truncate(n);
-        self.pictures.truncate(n);
-        self.text.truncate(n);
-        self.reason.truncate(n);
-    }
 }
 
 /// What is measured. One run of the model can serve two measures.
