@@ -121,7 +121,8 @@ def test_a_signal_handler_may_cancel(context, endless):
 
 
 PROGRAM = """
-import sys, mmada
+import signal, sys, mmada
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 with mmada.Model(sys.argv[1]) as model, model.context() as context:
     info = model.info
     print("ready", flush=True)
