@@ -4,16 +4,17 @@ use std::ops::Range;
 
 use super::Compute;
 use super::config::Config;
+use super::packed::PackedWeights;
 use super::state::State;
-use super::weights::Weights;
+use super::weights::{TensorRef, Weights};
 use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::kernels::attention::{Attention, Precision};
 use crate::kernels::elementwise::{Rope, rms_norm, silu_mul};
-use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Scales, matmul};
+use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Operand, Scales, matmul};
 use crate::memory::try_reserve;
 use crate::parallel::Exec;
-use crate::tensor::{self, Matrix};
+use crate::tensor;
 
 /// A sequence to run the network on, and the part of its logits that is wanted.
 #[derive(Clone, Debug)]
@@ -195,9 +196,9 @@ impl Transformer {
         rms_norm(run.exec, &s.x[..d], layer.attn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
         observers.input(Some(n), &["attn_q", "attn_k", "attn_v"], &s.h[..d], c.d_model);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.q.view(run.file), q, Epilogue::Store)?;
-        run.project(&mut input, &layer.k.view(run.file), k, Epilogue::Store)?;
-        run.project(&mut input, &layer.v.view(run.file), v, Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.q), q, Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.k), k, Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.v), v, Epilogue::Store)?;
         self.rope.apply(run.exec, q, &s.positions[..tokens]);
         self.rope.apply(run.exec, k, &s.positions[..tokens]);
         let shape = Attention {
@@ -210,7 +211,7 @@ impl Transformer {
         shape.run(run.exec, run.attention_precision(), &mut s.attention, q, k, v, &mut s.h[..d])?;
         observers.input(Some(n), &["attn_output"], &s.h[..d], c.d_model);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add)
+        run.project(&mut input, run.operand(&layer.attn_output), &mut s.x[..d], Epilogue::Add)
     }
 
     /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
@@ -220,12 +221,12 @@ impl Transformer {
         rms_norm(run.exec, &s.x[..d], layer.ffn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
         observers.input(Some(n), &["ffn_gate", "ffn_up"], &s.h[..d], c.d_model);
         let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.gate.view(run.file), &mut s.gate[..ff], Epilogue::Store)?;
-        run.project(&mut input, &layer.up.view(run.file), &mut s.up[..ff], Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.gate), &mut s.gate[..ff], Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.up), &mut s.up[..ff], Epilogue::Store)?;
         silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
         observers.input(Some(n), &["ffn_down"], &s.gate[..ff], c.d_ff);
         let mut input = Input::new(&s.gate[..ff], c.d_ff, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.down.view(run.file), &mut s.x[..d], Epilogue::Add)
+        run.project(&mut input, run.operand(&layer.down), &mut s.x[..d], Epilogue::Add)
     }
 
     /// Logits of the wanted rows: they are gathered first (into `q`, free by now), then multiplied once per run of
@@ -239,7 +240,7 @@ impl Transformer {
         observers: &mut Observers,
     ) -> Result<()> {
         let d = self.config.d_model;
-        let output = self.weights.output.view(run.file);
+        let output = run.operand(&self.weights.output);
         let name: &[&str] = if self.weights.is_tied() { &["token_embd"] } else { &["output"] };
         let mut first = 0;
         while first < batch.len() {
@@ -261,7 +262,7 @@ impl Transformer {
             if !y.is_empty() {
                 let w = output.slice(vocab.start as usize..vocab.end as usize);
                 let mut input = Input::new(&s.q[..rows * d], d, &mut s.int8, &mut s.bf16);
-                run.project(&mut input, &w, y, Epilogue::Store)?;
+                run.project(&mut input, w, y, Epilogue::Store)?;
             }
             first += same;
         }
@@ -278,6 +279,7 @@ pub struct Run<'a> {
     file: &'a [u8],
     /// 8- and 16-bit products of what is stored in more
     fast: bool,
+    packed: Option<&'a PackedWeights>,
 }
 
 /// The input of some projections, [rows, width]: quantized or rounded once for all of them, when the first needs it.
@@ -298,7 +300,21 @@ impl<'a> Input<'a> {
 
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
-        Run { exec, file, fast: compute == Compute::Fast }
+        Run { exec, file, fast: compute == Compute::Fast, packed: None }
+    }
+
+    /// With weights that were packed for the instruction set of `exec` and for `compute`.
+    pub fn with_packed(self, packed: Option<&'a PackedWeights>) -> Self {
+        Run { packed, ..self }
+    }
+
+    /// A matrix of weights as products take it.
+    pub fn operand(&self, t: &TensorRef) -> Operand<'a> {
+        let matrix = t.view(self.file);
+        match self.packed.and_then(|packed| packed.get(t)) {
+            Some(packed) => Operand::with_packed(matrix, packed),
+            None => Operand::from(&matrix),
+        }
     }
 
     fn attention_precision(&self) -> Precision {
@@ -306,8 +322,9 @@ impl<'a> Run<'a> {
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
-    fn project(&self, input: &mut Input, w: &Matrix, y: &mut [f32], epilogue: Epilogue) -> Result<()> {
-        let activations = match self.exec.kernels.arithmetic(w.dtype(), self.fast) {
+    fn project(&self, input: &mut Input, w: Operand, y: &mut [f32], epilogue: Epilogue) -> Result<()> {
+        let (dtype, rows) = (w.matrix().dtype(), w.matrix().rows());
+        let activations = match self.exec.kernels.arithmetic(dtype, self.fast) {
             Arithmetic::Int8(scales) => {
                 if input.has_int8.replace(scales) != Some(scales) {
                     input.int8.quantize(self.exec, input.x, input.width, scales)?;
@@ -322,6 +339,6 @@ impl<'a> Run<'a> {
             }
             Arithmetic::F32 => Activations::F32 { x: input.x, k: input.width },
         };
-        matmul(self.exec, w, activations, y, w.rows(), epilogue)
+        matmul(self.exec, w, activations, y, rows, epilogue)
     }
 }
