@@ -23,7 +23,9 @@ use std::process::ExitCode;
 use measure::best;
 use measure::peak::{Machine, Operands, Rate};
 use mmada::kernels::attention::{Attention, Precision, Scratch};
-use mmada::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Kernels, Operand, Packed, Scales, has_int8, matmul};
+use mmada::kernels::{
+    Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Kernels, Operand, Packed, Scales, has_int8, matmul,
+};
 use mmada::parallel::{Exec, Threads};
 use mmada::tensor::{GgmlType, Matrix, dequantize, quantize};
 
@@ -73,7 +75,9 @@ impl Options {
         for option in args.chunks(2) {
             let [name, value] = option else { return Err(format!("{option:?} needs a value").into()) };
             if !KNOWN.contains(&&name[..]) {
-                return Err(format!("what is {name}? {KNOWN:?}, each with a value, --all, --quantize, --pack, --tsv").into());
+                return Err(
+                    format!("what is {name}? {KNOWN:?}, each with a value, --all, --quantize, --pack, --tsv").into()
+                );
             }
             given.insert(name.clone(), value.clone());
         }

@@ -108,7 +108,8 @@ fn packed_weights_change_no_answer_on_any_instruction_set() {
     for device in &mmada::backends()[0].devices {
         for name in &device.instruction_sets {
             for compute in [mmada::Compute::Fast, mmada::Compute::Exact] {
-                let options = || ContextOptions { compute, instruction_set: Some((*name).into()), ..Default::default() };
+                let options =
+                    || ContextOptions { compute, instruction_set: Some((*name).into()), ..Default::default() };
                 let plain = Context::new(model(), ContextOptions { threads: 1, ..options() }).unwrap();
                 let packed = packed(options()).unwrap();
                 assert!(packed.is_packed() && !plain.is_packed());
@@ -118,7 +119,7 @@ fn packed_weights_change_no_answer_on_any_instruction_set() {
                 for vocab in [text.clone(), codes, text.start + 3..text.start + 24] {
                     let request = SequenceRequest { ids: &ids, rows: &[0, 5, 36], vocab };
                     let bits = |context: &Context| -> Vec<u32> {
-                        context.logits(&[request.clone()]).unwrap().iter().map(|v| v.to_bits()).collect()
+                        context.logits(std::slice::from_ref(&request)).unwrap()[0].iter().map(|v| v.to_bits()).collect()
                     };
                     assert_eq!(bits(&packed), bits(&plain), "{name} {compute:?} {:?}", request.vocab);
                 }
@@ -132,16 +133,19 @@ fn packed_weights_are_shared_counted_and_refused_by_name() {
     let one = packed(ContextOptions::default()).unwrap();
     let bytes = one.packed_bytes();
     assert!(bytes > 1 << 20, "{bytes}");
-    assert_eq!((one.memory_used(), Context::new(model(), ContextOptions::default()).unwrap().packed_bytes()), (bytes, bytes));
+    assert_eq!(
+        (one.memory_used(), Context::new(model(), ContextOptions::default()).unwrap().packed_bytes()),
+        (bytes, bytes)
+    );
     let limit = |bytes| packed(ContextOptions { memory_limit: Some(bytes), ..Default::default() });
     assert_eq!(limit(bytes).unwrap().memory_used(), bytes);
-    let refused = limit(bytes - 1).err().unwrap().to_string();
+    let Err(refused) = limit(bytes - 1) else { panic!("{bytes} bytes of weights were packed with a byte less") };
     let want = format!(
         "out of memory: the context may have {} bytes of buffers and has 0; a packed copy of the model's weights needs \
          {bytes} bytes",
         bytes - 1
     );
-    assert_eq!(refused, want);
+    assert_eq!(refused.to_string(), want);
     // a copy ends with the last context that uses it, and can be made again
     let two = one.clone();
     drop(one);

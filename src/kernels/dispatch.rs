@@ -8,8 +8,8 @@ use super::activations::Scales;
 #[cfg(target_arch = "x86_64")]
 use super::amx::AmxPanel;
 use super::isa::{Isa, LANES, Op};
-use super::portable::Portable;
 use super::packed::PackPanel;
+use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::product::Bf16Tiles;
 use super::product::{Activations, Panel, PanelTask, Scratch};

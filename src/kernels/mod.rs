@@ -27,8 +27,8 @@ mod tests;
 
 pub use activations::{Bf16Rows, Int8Rows, Scales};
 pub use dispatch::Kernels;
-pub use processor::processor_name;
 pub use packed::Packed;
+pub use processor::processor_name;
 pub use product::{Activations, Epilogue, Operand, matmul, matmul_f32};
 
 pub use unpack::{Arithmetic, has_int8};

@@ -82,7 +82,7 @@ impl Activations<'_> {
 pub struct Operand<'a> {
     matrix: Matrix<'a>,
     packed: Option<&'a Packed>,
-    /// the row of `packed` that `matrix` begins with
+    /// the row of `packed` that `matrix` begins with; 0 without it
     first: usize,
 }
 
@@ -109,7 +109,8 @@ impl<'a> Operand<'a> {
 
     /// Some of the rows.
     pub fn slice(&self, rows: Range<usize>) -> Self {
-        Operand { matrix: self.matrix.slice(rows.clone()), first: self.first + rows.start, ..*self }
+        let first = self.packed.map_or(0, |_| self.first + rows.start);
+        Operand { matrix: self.matrix.slice(rows), first, ..*self }
     }
 }
 
@@ -339,7 +340,14 @@ impl Panel<'_> {
             Some(packed) => packed.int8(place.rows.start, place.k.start),
             None => {
                 let Scratch { i8: q, scale, start, offset, .. } = scratch;
-                unpack::int8_panel(isa, self.w, place, x.scales(), biased, int8::WeightsMut { q, scale, start, offset });
+                unpack::int8_panel(
+                    isa,
+                    self.w,
+                    place,
+                    x.scales(),
+                    biased,
+                    int8::WeightsMut { q, scale, start, offset },
+                );
                 int8::Weights { q, scale, start, offset }
             }
         };
