@@ -33,6 +33,47 @@ impl SequenceRequest<'_> {
     }
 }
 
+/// Where the logits of a batch go.
+pub enum Logits<'a> {
+    /// One sequence after the other, row by row: [rows, vocab].
+    All(&'a mut [f32]),
+    /// Nowhere: they are looked at, some ids after the other. All sequences want the same ids.
+    Parts(Parts<'a>),
+}
+
+/// Logits in parts of the vocabulary, so that rows as long as that are nowhere in memory.
+pub struct Parts<'a> {
+    /// Room for `width` logits of every wanted row of the batch.
+    pub buffer: &'a mut [f32],
+    /// How many ids come together, at least one; fewer do at the end of the vocabulary.
+    pub width: usize,
+    /// Sees ids in ascending order, and the logits that they have in all rows: [rows, ids], one sequence after the
+    /// other. It may overwrite them. An error ends the run.
+    pub visit: &'a mut (dyn FnMut(Range<u32>, &mut [f32]) -> Result<()> + Send),
+}
+
+impl Logits<'_> {
+    /// An error where there is no room for all that are wanted.
+    fn check(&self, batch: &[SequenceRequest]) -> Result<()> {
+        let sum = |of: &dyn Fn(&SequenceRequest) -> usize| batch.iter().map(of).fold(0, usize::saturating_add);
+        let (room, wanted) = match self {
+            Logits::All(out) => (out.len(), sum(&|s| s.logits())),
+            Logits::Parts(parts) => {
+                let alike = batch.windows(2).all(|two| two[0].vocab == two[1].vocab);
+                if !alike || parts.width == 0 {
+                    return Err(Error::Internal("logits in parts of no ids, or of different ids".to_owned()));
+                }
+                let rows = sum(&|s| s.rows.len());
+                (parts.buffer.len(), rows.saturating_mul(parts.width))
+            }
+        };
+        match room == wanted {
+            true => Ok(()),
+            false => Err(Error::Internal(format!("room for {room} logits where {wanted} are wanted"))),
+        }
+    }
+}
+
 /// Sees the residual stream [tokens, d_model] that enters each layer, and the final norm's output after the last.
 pub type LayerObserver<'a> = &'a mut (dyn FnMut(usize, &[f32]) + Send);
 
@@ -105,19 +146,21 @@ impl Transformer {
         self.config.context.min(MAX_POSITIONS)
     }
 
-    /// Runs a batch of sequences of any lengths; they do not see each other. Logits come one sequence after the
-    /// other, row by row: [rows, vocab]. Looks at the cancel flag before every layer.
+    /// Runs a batch of sequences of any lengths; they do not see each other. Looks at the cancel flag before every layer
+    /// and every part of the logits.
     ///
-    /// Errors: an id, row or vocabulary range outside the model, an empty or too long sequence, no memory.
+    /// Errors: an id, row or vocabulary range outside the model, an empty or too long sequence, no memory, or one of
+    /// whom the logits are shown to.
     pub fn forward(
         &self,
         run: &Run,
         state: &mut State,
         batch: &[SequenceRequest],
-        logits: &mut [f32],
+        logits: Logits,
         mut observers: Observers,
     ) -> Result<()> {
-        let tokens = self.check(batch, logits.len())?;
+        let tokens = self.check(batch)?;
+        logits.check(batch)?;
         let Run { exec, file, .. } = *run;
         state.reserve(exec, &self.config, tokens)?;
         exec.run(|| {
@@ -139,10 +182,9 @@ impl Transformer {
     }
 
     /// Validates a batch; returns its number of tokens.
-    fn check(&self, batch: &[SequenceRequest], logits: usize) -> Result<usize> {
+    fn check(&self, batch: &[SequenceRequest]) -> Result<usize> {
         let c = &self.config;
         let mut tokens = 0usize;
-        let mut wanted = 0usize;
         for s in batch {
             let n = s.ids.len();
             if n == 0 {
@@ -162,10 +204,6 @@ impl Transformer {
                 return Err(Error::invalid(format!("logits of ids {:?} of a vocabulary of {}", s.vocab, c.vocab)));
             }
             tokens += n;
-            wanted = wanted.saturating_add(s.logits());
-        }
-        if wanted != logits {
-            return Err(Error::Internal(format!("room for {logits} logits where {wanted} are wanted")));
         }
         Ok(tokens)
     }
@@ -228,14 +266,13 @@ impl Transformer {
         run.project(&mut input, &layer.down.view(run.file), &mut s.x[..d], Epilogue::Add)
     }
 
-    /// Logits of the wanted rows: they are gathered first (into `q`, free by now), then multiplied once per run of
-    /// sequences that want the same part of the vocabulary.
+    /// Logits of the wanted rows, once per run of sequences that want the same part of the vocabulary.
     fn output(
         &self,
         run: &Run,
         s: &mut State,
         batch: &[SequenceRequest],
-        mut logits: &mut [f32],
+        mut logits: Logits,
         observers: &mut Observers,
     ) -> Result<()> {
         let d = self.config.d_model;
@@ -245,27 +282,50 @@ impl Transformer {
         while first < batch.len() {
             let vocab = batch[first].vocab.clone();
             let same = batch[first..].iter().take_while(|s| s.vocab == vocab).count();
-            let now = &batch[first..first + same];
-            let rows: usize = now.iter().map(|s| s.rows.len()).sum();
-            s.reserve_output(&self.config, rows)?;
-            let places = &s.sequences[first..first + same];
-            let mut gathered = s.q.chunks_exact_mut(d);
-            for (sequence, place) in now.iter().zip(places) {
-                for (row, to) in sequence.rows.iter().zip(&mut gathered) {
-                    to.copy_from_slice(&s.h[(place.start + row) * d..][..d]);
+            let rows = self.gather(s, batch, first..first + same)?;
+            first += same;
+            observers.input(None, name, &s.q[..rows * d], d);
+            if rows == 0 || vocab.is_empty() {
+                continue;
+            }
+            let mut input = Input::new(&s.q[..rows * d], d, &mut s.int8, &mut s.bf16);
+            let mut project = |ids: Range<u32>, y: &mut [f32]| {
+                run.project(&mut input, &output.slice(ids.start as usize..ids.end as usize), y, Epilogue::Store)
+            };
+            match &mut logits {
+                Logits::All(out) => {
+                    let (y, later) = std::mem::take(out).split_at_mut(rows * vocab.len());
+                    *out = later;
+                    project(vocab, y)?;
+                }
+                Logits::Parts(parts) => {
+                    for start in vocab.clone().step_by(parts.width) {
+                        run.exec.check()?;
+                        let ids = start..vocab.end.min(start.saturating_add(parts.width as u32));
+                        let y = &mut parts.buffer[..rows * ids.len()];
+                        project(ids.clone(), y)?;
+                        (parts.visit)(ids, y)?;
+                    }
                 }
             }
-            observers.input(None, name, &s.q[..rows * d], d);
-            let (y, later) = std::mem::take(&mut logits).split_at_mut(rows * vocab.len());
-            logits = later;
-            if !y.is_empty() {
-                let w = output.slice(vocab.start as usize..vocab.end as usize);
-                let mut input = Input::new(&s.q[..rows * d], d, &mut s.int8, &mut s.bf16);
-                run.project(&mut input, &w, y, Epilogue::Store)?;
-            }
-            first += same;
         }
         Ok(())
+    }
+
+    /// Copies what the wanted rows of some sequences leave the last norm with into `q`, which is free by then; returns
+    /// how many there are.
+    fn gather(&self, s: &mut State, batch: &[SequenceRequest], sequences: Range<usize>) -> Result<usize> {
+        let d = self.config.d_model;
+        let now = &batch[sequences.clone()];
+        let rows: usize = now.iter().map(|s| s.rows.len()).sum();
+        s.reserve_output(&self.config, rows)?;
+        let mut gathered = s.q.chunks_exact_mut(d);
+        for (sequence, place) in now.iter().zip(&s.sequences[sequences]) {
+            for (row, to) in sequence.rows.iter().zip(&mut gathered) {
+                to.copy_from_slice(&s.h[(place.start + row) * d..][..d]);
+            }
+        }
+        Ok(rows)
     }
 }
 
