@@ -111,6 +111,11 @@ pub struct Observers<'a> {
 }
 
 impl Observers<'_> {
+    /// Whether somebody wants to see all rows.
+    fn any(&self) -> bool {
+        self.layers.is_some() || self.inputs.is_some()
+    }
+
     fn layer(&mut self, layer: usize, x: &[f32]) {
         if let Some(observe) = &mut self.layers {
             observe(layer, x);
@@ -165,17 +170,19 @@ impl Transformer {
         state.reserve(exec, &self.config, tokens)?;
         exec.run(|| {
             self.embed(file, state, batch)?;
+            self.list_wanted(state, batch, observers.any())?;
             let d = self.config.d_model;
+            let mut rows = tokens;
             for layer in 0..self.config.layers {
                 exec.check()?;
                 observers.layer(layer, &state.x[..tokens * d]);
-                self.attention(run, layer, state, tokens, &mut observers)?;
-                self.feed_forward(run, layer, state, tokens, &mut observers)?;
+                rows = self.attention(run, layer, state, tokens, &mut observers)?;
+                self.feed_forward(run, layer, state, rows, &mut observers)?;
             }
             exec.check()?;
             let norm = self.weights.output_norm.floats(file);
-            rms_norm(exec, &state.x[..tokens * d], norm, self.config.rms_eps, &mut state.h[..tokens * d]);
-            observers.layer(self.config.layers, &state.h[..tokens * d]);
+            rms_norm(exec, &state.x[..rows * d], norm, self.config.rms_eps, &mut state.h[..rows * d]);
+            observers.layer(self.config.layers, &state.h[..rows * d]);
             self.output(run, state, batch, logits, &mut observers)?;
             exec.check()
         })
@@ -225,19 +232,48 @@ impl Transformer {
         Ok(())
     }
 
-    /// `x += attn_output(attention(norm(x)))`
-    fn attention(&self, run: &Run, n: usize, s: &mut State, tokens: usize, observers: &mut Observers) -> Result<()> {
+    /// Lists the rows whose logits are wanted, once each; all rows if `all` are to be seen.
+    fn list_wanted(&self, s: &mut State, batch: &[SequenceRequest], all: bool) -> Result<()> {
+        const WHAT: &str = "the list of rows whose logits are wanted";
+        s.wanted.clear();
+        s.queries.clear();
+        try_reserve(&mut s.queries, batch.len(), WHAT)?;
+        for (request, place) in batch.iter().zip(&s.sequences) {
+            let more = if all { place.len() } else { request.rows.len() };
+            try_reserve(&mut s.wanted, more, WHAT)?;
+            match all {
+                true => s.wanted.extend(place.clone()),
+                false => s.wanted.extend(request.rows.iter().map(|row| place.start + row)),
+            }
+        }
+        s.wanted.sort_unstable();
+        s.wanted.dedup();
+        let at = |row: usize| s.wanted.partition_point(|&wanted| wanted < row);
+        s.queries.extend(s.sequences.iter().map(|place| at(place.start)..at(place.end)));
+        Ok(())
+    }
+
+    /// `x += attn_output(attention(norm(x)))`; returns how many rows `x` has then: in the last layer only those that
+    /// are wanted, whose queries attend to the keys and values of all.
+    fn attention(&self, run: &Run, n: usize, s: &mut State, tokens: usize, observers: &mut Observers) -> Result<usize> {
         let (c, layer) = (&self.config, &self.weights.layers[n]);
-        let (d, kv) = (tokens * c.d_model, tokens * c.kv_dim());
-        let (q, k, v) = (&mut s.q[..d], &mut s.k[..kv], &mut s.v[..kv]);
-        rms_norm(run.exec, &s.x[..d], layer.attn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
-        observers.input(Some(n), &["attn_q", "attn_k", "attn_v"], &s.h[..d], c.d_model);
-        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.q.view(run.file), q, Epilogue::Store)?;
-        run.project(&mut input, &layer.k.view(run.file), k, Epilogue::Store)?;
-        run.project(&mut input, &layer.v.view(run.file), v, Epilogue::Store)?;
-        self.rope.apply(run.exec, q, &s.positions[..tokens]);
-        self.rope.apply(run.exec, k, &s.positions[..tokens]);
+        let (d, kv) = (c.d_model, tokens * c.kv_dim());
+        let is_cut = n + 1 == c.layers && s.wanted.len() < tokens;
+        rms_norm(run.exec, &s.x[..tokens * d], layer.attn_norm.floats(run.file), c.rms_eps, &mut s.h[..tokens * d]);
+        observers.input(Some(n), &["attn_q", "attn_k", "attn_v"], &s.h[..tokens * d], d);
+        let mut input = Input::new(&s.h[..tokens * d], d, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, &layer.k.view(run.file), &mut s.k[..kv], Epilogue::Store)?;
+        run.project(&mut input, &layer.v.view(run.file), &mut s.v[..kv], Epilogue::Store)?;
+        self.rope.apply(run.exec, &mut s.k[..kv], &s.positions[..tokens]);
+        let rows = if is_cut {
+            let rows = s.keep_wanted(d);
+            input = Input::new(&s.h[..rows * d], d, &mut s.int8, &mut s.bf16);
+            rows
+        } else {
+            tokens
+        };
+        run.project(&mut input, &layer.q.view(run.file), &mut s.q[..rows * d], Epilogue::Store)?;
+        self.rope.apply(run.exec, &mut s.q[..rows * d], &s.positions[..rows]);
         let shape = Attention {
             heads: c.heads,
             kv_heads: c.kv_heads,
@@ -245,10 +281,13 @@ impl Transformer {
             sequences: &s.sequences,
             mask: None,
         };
-        shape.run(run.exec, run.attention_precision(), &mut s.attention, q, k, v, &mut s.h[..d])?;
-        observers.input(Some(n), &["attn_output"], &s.h[..d], c.d_model);
-        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add)
+        let queries = if is_cut { &s.queries } else { &s.sequences };
+        let (precision, q, out) = (run.attention_precision(), &s.q[..rows * d], &mut s.h[..rows * d]);
+        shape.run_queries(run.exec, precision, &mut s.attention, queries, q, &s.k[..kv], &s.v[..kv], out)?;
+        observers.input(Some(n), &["attn_output"], &s.h[..rows * d], d);
+        let mut input = Input::new(&s.h[..rows * d], d, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..rows * d], Epilogue::Add)?;
+        Ok(rows)
     }
 
     /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
@@ -322,7 +361,8 @@ impl Transformer {
         let mut gathered = s.q.chunks_exact_mut(d);
         for (sequence, place) in now.iter().zip(&s.sequences[sequences]) {
             for (row, to) in sequence.rows.iter().zip(&mut gathered) {
-                to.copy_from_slice(&s.h[(place.start + row) * d..][..d]);
+                let at = s.wanted.partition_point(|&wanted| wanted < place.start + row);
+                to.copy_from_slice(&s.h[at * d..][..d]);
             }
         }
         Ok(rows)

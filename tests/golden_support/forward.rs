@@ -5,7 +5,7 @@ use std::ops::Range;
 use mmada::kernels::Kernels;
 use mmada::model::{Logits, Observers, Parts, Run, SequenceRequest, State, Transformer};
 use mmada::parallel::{Exec, Threads};
-use mmada::{Compute, Context};
+use mmada::{Compute, Context, ContextOptions};
 
 use super::api;
 use super::compare::{close, same_bits};
@@ -148,6 +148,29 @@ fn logits_in_parts_of_the_vocabulary_are_those_of_whole_rows() {
             transformer.forward(&run, &mut State::default(), &batch, logits, Observers::default()).unwrap();
             assert_eq!(next, vocab.end);
             same_bits(&format!("{} {case} {}", fixture.name, kernels.name()), &parts, &whole);
+        }
+    }
+}
+
+#[test]
+fn rows_have_their_logits_in_any_order_and_twice_beside_a_sequence_that_wants_none() {
+    for fixture in fixtures() {
+        let Some(case) = cases(fixture).pop() else { continue };
+        let ids = fixture.tensor(Tensors::ids, &format!("{case}.input_ids")).data;
+        let (last, width) = (ids.len() - 1, fixture.model().vocabulary().rows as usize);
+        let rows: [&[usize]; 3] = [&[last, 0, last, last / 2], &[], &[1]];
+        for kernels in Kernels::available() {
+            for compute in [Compute::Exact, Compute::Fast] {
+                let instruction_set = Some(kernels.name().to_owned());
+                let options = ContextOptions { threads: 2, compute, instruction_set, ..Default::default() };
+                let context = Context::new(fixture.model(), options).unwrap();
+                let all = logits(&context, &[&ids]);
+                let request = |rows| SequenceRequest { ids: &ids, rows, vocab: 0..width as u32 };
+                let some = context.logits(&rows.map(request)).unwrap().concat();
+                let expected: Vec<f32> =
+                    rows.concat().iter().flat_map(|r| &all[r * width..][..width]).copied().collect();
+                same_bits(&format!("{} {case} {} {compute:?}", fixture.name, kernels.name()), &some, &expected);
+            }
         }
     }
 }
