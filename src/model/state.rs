@@ -98,13 +98,11 @@ impl State {
             .saturating_add(Bf16Rows::bytes(tokens, widest))
     }
 
-    /// Moves the wanted rows of the residual stream, of its norm and of the positions to the front, and returns how many
-    /// there are.
+    /// Moves the wanted rows of the residual stream and their positions to the front, and returns how many there are.
     pub(super) fn keep_wanted(&mut self, d: usize) -> usize {
         for (to, &from) in self.wanted.iter().enumerate() {
             // `to` is at most `from`: no row is overwritten before it has moved
             self.x.copy_within(from * d..(from + 1) * d, to * d);
-            self.h.copy_within(from * d..(from + 1) * d, to * d);
             self.positions[to] = self.positions[from];
         }
         self.wanted.len()

@@ -5,11 +5,11 @@ use std::ops::Range;
 use super::Compute;
 use super::config::Config;
 use super::state::State;
-use super::weights::Weights;
+use super::weights::{TensorRef, Weights};
 use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::kernels::attention::{Attention, Precision};
-use crate::kernels::elementwise::{Rope, rms_norm, silu_mul};
+use crate::kernels::elementwise::{Rope, Rows, rms_norm, silu_mul};
 use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Scales, matmul};
 use crate::memory::try_reserve;
 use crate::parallel::Exec;
@@ -119,6 +119,13 @@ impl Observers<'_> {
     fn layer(&mut self, layer: usize, x: &[f32]) {
         if let Some(observe) = &mut self.layers {
             observe(layer, x);
+        }
+    }
+
+    /// [`Observers::input`] of rows, which are there in f32 if somebody looks at them.
+    fn rows(&mut self, layer: Option<usize>, matrices: &'static [&'static str], x: Rows, width: usize) {
+        if let Rows::Plain(x) = x {
+            self.input(layer, matrices, x, width);
         }
     }
 
@@ -259,15 +266,17 @@ impl Transformer {
         let (c, layer) = (&self.config, &self.weights.layers[n]);
         let (d, kv) = (c.d_model, tokens * c.kv_dim());
         let is_cut = n + 1 == c.layers && s.wanted.len() < tokens;
-        rms_norm(run.exec, &s.x[..tokens * d], layer.attn_norm.floats(run.file), c.rms_eps, &mut s.h[..tokens * d]);
-        observers.input(Some(n), &["attn_q", "attn_k", "attn_v"], &s.h[..tokens * d], d);
-        let mut input = Input::new(&s.h[..tokens * d], d, &mut s.int8, &mut s.bf16);
+        let (norm, floats) = (&layer.attn_norm, run.needs_floats(&[&layer.q, &layer.k, &layer.v], observers));
+        let x = self.normed(run, norm, &s.x[..tokens * d], &mut s.h[..tokens * d], floats);
+        observers.rows(Some(n), &["attn_q", "attn_k", "attn_v"], x, d);
+        let mut input = Input::new(x, d, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.k.view(run.file), &mut s.k[..kv], Epilogue::Store)?;
         run.project(&mut input, &layer.v.view(run.file), &mut s.v[..kv], Epilogue::Store)?;
         self.rope.apply(run.exec, &mut s.k[..kv], &s.positions[..tokens]);
         let rows = if is_cut {
             let rows = s.keep_wanted(d);
-            input = Input::new(&s.h[..rows * d], d, &mut s.int8, &mut s.bf16);
+            let x = self.normed(run, norm, &s.x[..rows * d], &mut s.h[..rows * d], floats);
+            input = Input::new(x, d, &mut s.int8, &mut s.bf16);
             rows
         } else {
             tokens
@@ -285,23 +294,39 @@ impl Transformer {
         let (precision, q, out) = (run.attention_precision(), &s.q[..rows * d], &mut s.h[..rows * d]);
         shape.run_queries(run.exec, precision, &mut s.attention, queries, q, &s.k[..kv], &s.v[..kv], out)?;
         observers.input(Some(n), &["attn_output"], &s.h[..rows * d], d);
-        let mut input = Input::new(&s.h[..rows * d], d, &mut s.int8, &mut s.bf16);
+        let mut input = Input::new(Rows::Plain(&s.h[..rows * d]), d, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..rows * d], Epilogue::Add)?;
         Ok(rows)
+    }
+
+    /// The norm of `x` as an input: in `h` if `floats` are needed, otherwise left to whoever quantizes it.
+    fn normed<'a>(&self, run: &Run<'a>, norm: &TensorRef, x: &'a [f32], h: &'a mut [f32], floats: bool) -> Rows<'a> {
+        let (weight, eps) = (norm.floats(run.file), self.config.rms_eps);
+        if !floats {
+            return Rows::Normed { x, weight, eps };
+        }
+        rms_norm(run.exec, x, weight, eps, h);
+        Rows::Plain(h)
     }
 
     /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
     fn feed_forward(&self, run: &Run, n: usize, s: &mut State, tokens: usize, observers: &mut Observers) -> Result<()> {
         let (c, layer) = (&self.config, &self.weights.layers[n]);
         let (d, ff) = (tokens * c.d_model, tokens * c.d_ff);
-        rms_norm(run.exec, &s.x[..d], layer.ffn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
-        observers.input(Some(n), &["ffn_gate", "ffn_up"], &s.h[..d], c.d_model);
-        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
+        let floats = run.needs_floats(&[&layer.gate, &layer.up], observers);
+        let x = self.normed(run, &layer.ffn_norm, &s.x[..d], &mut s.h[..d], floats);
+        observers.rows(Some(n), &["ffn_gate", "ffn_up"], x, c.d_model);
+        let mut input = Input::new(x, c.d_model, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.gate.view(run.file), &mut s.gate[..ff], Epilogue::Store)?;
         run.project(&mut input, &layer.up.view(run.file), &mut s.up[..ff], Epilogue::Store)?;
-        silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
-        observers.input(Some(n), &["ffn_down"], &s.gate[..ff], c.d_ff);
-        let mut input = Input::new(&s.gate[..ff], c.d_ff, &mut s.int8, &mut s.bf16);
+        let x = if run.needs_floats(&[&layer.down], observers) {
+            silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
+            Rows::Plain(&s.gate[..ff])
+        } else {
+            Rows::Gated { gate: &s.gate[..ff], up: &s.up[..ff] }
+        };
+        observers.rows(Some(n), &["ffn_down"], x, c.d_ff);
+        let mut input = Input::new(x, c.d_ff, &mut s.int8, &mut s.bf16);
         run.project(&mut input, &layer.down.view(run.file), &mut s.x[..d], Epilogue::Add)
     }
 
@@ -327,7 +352,7 @@ impl Transformer {
             if rows == 0 || vocab.is_empty() {
                 continue;
             }
-            let mut input = Input::new(&s.q[..rows * d], d, &mut s.int8, &mut s.bf16);
+            let mut input = Input::new(Rows::Plain(&s.q[..rows * d]), d, &mut s.int8, &mut s.bf16);
             let mut project = |ids: Range<u32>, y: &mut [f32]| {
                 run.project(&mut input, &output.slice(ids.start as usize..ids.end as usize), y, Epilogue::Store)
             };
@@ -382,7 +407,7 @@ pub struct Run<'a> {
 
 /// The input of some projections, [rows, width]: quantized or rounded once for all of them, when the first needs it.
 struct Input<'a> {
-    x: &'a [f32],
+    x: Rows<'a>,
     width: usize,
     int8: &'a mut Int8Rows,
     bf16: &'a mut Bf16Rows,
@@ -391,7 +416,7 @@ struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    fn new(x: &'a [f32], width: usize, int8: &'a mut Int8Rows, bf16: &'a mut Bf16Rows) -> Self {
+    fn new(x: Rows<'a>, width: usize, int8: &'a mut Int8Rows, bf16: &'a mut Bf16Rows) -> Self {
         Input { x, width, int8, bf16, has_int8: None, has_bf16: false }
     }
 }
@@ -399,6 +424,12 @@ impl<'a> Input<'a> {
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
         Run { exec, file, fast: compute == Compute::Fast }
+    }
+
+    /// Whether the input of these matrices must be there in f32: to be multiplied as it is, or to be seen.
+    fn needs_floats(&self, matrices: &[&TensorRef], observers: &Observers) -> bool {
+        let in_f32 = |w: &&TensorRef| self.exec.kernels.arithmetic(w.dtype, self.fast) == Arithmetic::F32;
+        observers.inputs.is_some() || matrices.iter().any(in_f32)
     }
 
     fn attention_precision(&self) -> Precision {
@@ -410,17 +441,20 @@ impl<'a> Run<'a> {
         let activations = match self.exec.kernels.arithmetic(w.dtype(), self.fast) {
             Arithmetic::Int8(scales) => {
                 if input.has_int8.replace(scales) != Some(scales) {
-                    input.int8.quantize(self.exec, input.x, input.width, scales)?;
+                    input.int8.quantize_rows(self.exec, input.x, input.width, scales)?;
                 }
                 Activations::Int8(input.int8)
             }
             Arithmetic::Bf16 => {
                 if !std::mem::replace(&mut input.has_bf16, true) {
-                    input.bf16.round(self.exec, input.x, input.width)?;
+                    input.bf16.round_rows(self.exec, input.x, input.width)?;
                 }
                 Activations::Bf16(input.bf16)
             }
-            Arithmetic::F32 => Activations::F32 { x: input.x, k: input.width },
+            Arithmetic::F32 => match input.x {
+                Rows::Plain(x) => Activations::F32 { x, k: input.width },
+                _ => return Err(Error::Internal("a product in f32 without its input in f32".to_owned())),
+            },
         };
         matmul(self.exec, w, activations, y, w.rows(), epilogue)
     }
