@@ -10,7 +10,9 @@ pub use config::Config;
 pub use packed::PackedWeights;
 pub(crate) use packed::WHAT as PACKED;
 pub use state::State;
-pub use transformer::{InputObserver, LayerObserver, MatrixInput, Observers, Run, SequenceRequest, Transformer};
+pub use transformer::{
+    InputObserver, LayerObserver, Logits, MatrixInput, Observers, Parts, Run, SequenceRequest, Transformer,
+};
 pub use weights::{TensorRef, Weights, is_backbone};
 
 /// How products are computed.
