@@ -1,0 +1,11 @@
+//! The CUDA kernels of src/kernels/cuda on the processor, against the library's own kernels. README.md says how.
+
+// fibers are switched in assembly, see standin/runtime.cpp
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+mod attention;
+mod device;
+mod elementwise;
+mod products;
+mod standin;
+mod support;
