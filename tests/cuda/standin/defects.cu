@@ -6,7 +6,7 @@ REGISTER(defect_past_the_end)
 
 KERNEL defect_barrier_for_some(float* x, int n) {
     if ((int)threadIdx.x < n) __syncthreads();
-    x[0] = 1.0f;
+    x[threadIdx.x] = 1.0f;
 }
 REGISTER(defect_barrier_for_some)
 

@@ -184,6 +184,7 @@ void renew_arena() {
     // a new mapping, which ThreadSanitizer takes for new memory: blocks do not share it
     SANITIZER(map(arena, ARENA));
     memset(arena, 0xff, ARENA);
+    SANITIZER(__tsan_release(&launch_ordered[0]));
     arena_used = 0;
     slots.assign(size_t(slot_count), nullptr);
 }
@@ -404,7 +405,6 @@ void launch(const std::string& name, const Kernel& kernel, Dim3 grid, Dim3 block
         place.resize(count);
     }
     SANITIZER(main_fiber = __tsan_get_current_fiber());
-    SANITIZER(__tsan_release(&launch_ordered[0]));
     for (block_now.z = 0; block_now.z < grid.z; block_now.z++) {
         for (block_now.y = 0; block_now.y < grid.y; block_now.y++) {
             for (block_now.x = 0; block_now.x < grid.x; block_now.x++) run_block(order);
