@@ -6,6 +6,8 @@
 mod attention;
 mod device;
 mod elementwise;
+mod floats;
 mod products;
+mod sampling;
 mod standin;
 mod support;
