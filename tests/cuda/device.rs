@@ -81,10 +81,20 @@ pub struct Device {
 
 impl Device {
     pub fn new() -> Self {
+        Self::with_messages(Stdio::inherit())
+    }
+
+    /// One that is expected to fail: its message is for [`Device::failed_launch`].
+    pub fn quiet() -> Self {
+        Self::with_messages(Stdio::piped())
+    }
+
+    fn with_messages(to: Stdio) -> Self {
         let mut child = Command::new(program())
             .env("TSAN_OPTIONS", "halt_on_error=1 exitcode=98 report_signal_unsafe=0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(to)
             .spawn()
             .unwrap();
         let to = RefCell::new(BufWriter::new(child.stdin.take().unwrap()));
@@ -136,11 +146,13 @@ impl Device {
         self.receive(8);
     }
 
-    /// How a launch that is not right ends the device: its exit status.
-    pub fn failed_launch(mut self, name: &str, threads: usize, arguments: &[Argument]) -> Option<i32> {
+    /// What the device says at a launch that is not right, and its exit status.
+    pub fn failed_launch(mut self, name: &str, threads: usize, arguments: &[Argument]) -> (String, Option<i32>) {
         let launch = std::panic::AssertUnwindSafe(|| self.launch(name, [1, 1, 1], threads, 0, arguments));
         assert!(std::panic::catch_unwind(launch).is_err(), "{name} did run");
-        self.child.wait().unwrap().code()
+        let mut message = String::new();
+        self.child.stderr.take().expect("a quiet device").read_to_string(&mut message).unwrap();
+        (message, self.child.wait().unwrap().code())
     }
 }
 

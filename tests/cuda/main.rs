@@ -7,6 +7,7 @@ mod attention;
 mod device;
 mod elementwise;
 mod floats;
+mod images;
 mod products;
 mod sampling;
 mod standin;

@@ -3,44 +3,49 @@
 use crate::arguments;
 use crate::device::{Device, races};
 
-/// How the device ends by itself: with a message, or at a race.
+/// Exit statuses: with a message of the stand-in's, and at a race.
 const MESSAGE: Option<i32> = Some(97);
 const RACE: Option<i32> = Some(98);
 
-/// Runs a defective kernel on 64 floats; returns how the device ended.
-fn ending(kernel: &str, threads: usize, n: i32) -> Option<i32> {
-    let device = Device::new();
-    let x = device.upload(&[1.0f32; 128]).argument();
+/// Runs a defective kernel on `floats` floats.
+fn ending(kernel: &str, floats: usize, threads: usize, n: i32) -> (String, Option<i32>) {
+    let device = Device::quiet();
+    let x = device.upload(&vec![1.0f32; floats]).argument();
     device.failed_launch(kernel, threads, &[x, n.into()])
+}
+
+fn assert_message((message, status): (String, Option<i32>), expected: &str) {
+    assert!(status == MESSAGE && message.contains(expected), "{status:?}: {message}");
 }
 
 #[test]
 fn a_write_past_the_end_of_memory_ends_the_device() {
     // by a signal, at the page behind; the sanitizer makes a status of it
-    assert!(ending("defect_past_the_end", 32, 128).is_none_or(|status| status != 0));
+    assert!(ending("defect_past_the_end", 128, 32, 128).1.is_none_or(|status| status != 0));
     // within the alignment it is seen afterwards
-    let device = Device::new();
-    let x = device.upload(&[1.0f32; 127]).argument();
-    assert_eq!(device.failed_launch("defect_past_the_end", 32, &[x, (127 - 31).into()]), MESSAGE);
+    assert_message(ending("defect_past_the_end", 127, 32, 127 - 31), "past the end of memory of 508 bytes");
 }
 
 #[test]
 fn a_barrier_that_some_threads_never_reach_is_found() {
-    assert_eq!(ending("defect_barrier_for_some", 64, 33), MESSAGE);
+    assert_message(ending("defect_barrier_for_some", 128, 64, 33), "wait at __syncthreads");
 }
 
 #[test]
 fn a_shuffle_that_some_lanes_never_reach_is_found() {
-    assert_eq!(ending("defect_divergent_shuffle", 32, 30), MESSAGE);
+    assert_message(ending("defect_divergent_shuffle", 128, 32, 30), "lanes of a warp are at different operations");
 }
 
 #[test]
-fn a_launch_with_other_arguments_than_the_kernel_has_is_refused() {
-    let device = Device::new();
+fn a_launch_that_is_not_the_kernels_is_refused() {
+    let device = Device::quiet();
     let x = device.upload(&[1.0f32; 32]).argument();
-    assert_eq!(device.failed_launch("right_in_warp", 32, &[x]), MESSAGE);
-    let device = Device::new();
-    assert_eq!(device.failed_launch("no_such_kernel", 32, &[]), MESSAGE);
+    assert_message(
+        device.failed_launch("right_in_warp", 32, &[x]),
+        "the arguments of right_in_warp do not have the sizes",
+    );
+    assert_message(Device::quiet().failed_launch("no_such_kernel", 32, &[]), "there is no kernel no_such_kernel");
+    assert_message(ending("right_in_warp", 32, 20, 1), "a block is not of 1 to 32 whole warps");
 }
 
 #[test]
@@ -57,8 +62,10 @@ fn races_are_found_where_they_are_looked_for() {
     if !races() {
         return;
     }
-    assert_eq!(ending("defect_race", 64, 1), RACE);
-    assert_eq!(ending("defect_race_in_warp", 32, 1), RACE);
+    for (kernel, threads) in [("defect_race", 64), ("defect_race_in_warp", 32)] {
+        let (message, status) = ending(kernel, 64, threads, 1);
+        assert!(status == RACE && message.contains("data race") && message.contains(kernel), "{status:?}: {message}");
+    }
 }
 
 #[test]
