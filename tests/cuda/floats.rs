@@ -133,12 +133,12 @@ fn convolve(device: &Device, dtype: GgmlType, sampling: Sampling, size: (usize, 
         }
         f64::from(half::bf16::from_bits(x[(y as usize * width + x_ as usize) * channels + c]).to_f32())
     };
-    let (step, before) = if matches!(sampling, Sampling::Down) { (2, 0) } else { (1, 1) };
+    let (step, padding) = if matches!(sampling, Sampling::Down) { (2, 0) } else { (1, 1) };
     let mut expected = Vec::new();
-    for at in 0..n * outputs {
+    for (at, before) in y.iter().enumerate() {
         let (position, output) = (at / outputs, at % outputs);
-        let first = [position / out_width, position % out_width].map(|p| (step * p) as isize - before);
-        let start = f64::from(bias[output]) + f64::from(y[at]);
+        let first = [position / out_width, position % out_width].map(|p| (step * p) as isize - padding);
+        let start = f64::from(bias[output]) + f64::from(*before);
         let (mut sum, mut size) = (start, start.abs());
         for (i, w) in w[output * k..][..k].iter().enumerate() {
             let cell = i / channels;
