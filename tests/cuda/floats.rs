@@ -1,11 +1,10 @@
 //! Products and convolutions in bfloat16, against sums in f64 of what their operands round to.
 
-use mmada::kernels::has_int8;
 use mmada::tensor::{GgmlType, dequantize};
 
 use crate::arguments;
 use crate::device::{Argument, Device, races};
-use crate::support::Random;
+use crate::support::{Random, types};
 
 /// Bytes of a tile of 64 tokens and 128 rows.
 const SHARED: usize = (64 + 128) * 256;
@@ -71,10 +70,7 @@ fn compare(device: &Device, dtype: GgmlType, (rows, k, n): (usize, usize, usize)
 #[test]
 fn products_in_bfloat16_are_the_sums_of_the_rounded_operands() {
     let device = Device::new();
-    let types: Vec<GgmlType> =
-        GgmlType::all().filter(|t| matches!(t.name(), "F32" | "F16" | "BF16") || has_int8(*t)).collect();
-    assert_eq!(types.len(), 16);
-    for dtype in types {
+    for dtype in types() {
         let block = dtype.block_len();
         compare(&device, dtype, (37, 256 + block, 19));
         if !races() {

@@ -1,6 +1,6 @@
 //! Random numbers and the threads that expected results are computed with.
 
-use mmada::kernels::Kernels;
+use mmada::kernels::{Kernels, has_int8};
 use mmada::parallel::{Exec, Threads};
 use mmada::tensor::GgmlType;
 
@@ -28,7 +28,9 @@ impl Random {
         let mut bytes: Vec<u8> = (0..rows * dtype.row_bytes(cols).unwrap()).map(|_| self.bits() as u8).collect();
         use GgmlType::*;
         let halves: &[usize] = match dtype {
-            MXFP4 => &[],
+            MXFP4 | NVFP4 => &[],
+            TQ1_0 => &[52],
+            TQ2_0 => &[64],
             Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
             Q6_K => &[208],
             Q3_K => &[108],
@@ -50,6 +52,12 @@ impl Random {
         }
         bytes
     }
+}
+
+/// The types that there are embeddings and products in bfloat16 for.
+pub fn types() -> Vec<GgmlType> {
+    use GgmlType::*;
+    GgmlType::all().filter(|t| has_int8(*t) || matches!(t, F32 | F16 | BF16 | TQ1_0 | TQ2_0 | NVFP4)).collect()
 }
 
 /// Runs `work` with the specification's kernels.

@@ -271,6 +271,67 @@ struct Q2_K {
     }
 };
 
+// Types that have no int8 products on the processor either (`has_int8`): for bfloat16 and embeddings.
+
+struct TQ2_0 {
+    static constexpr int LENGTH = 256, BYTES = 66, GROUP = 32;
+    static constexpr bool OFFSET = false;
+    __device__ static __forceinline__ void read(const uint8_t* block, int p, Group& g) {
+        same_scale(g, load_half(block + 64), 0);
+        crumbs(g, block, p);
+        subtract(g, 1);
+    }
+};
+
+struct TQ1_0 {
+    static constexpr int LENGTH = 256, BYTES = 54, GROUP = 32;
+    static constexpr bool OFFSET = false;
+
+    /// Digit `n` in base 3 of the fraction `byte / 256`.
+    __device__ static __forceinline__ uint32_t digit(uint32_t byte, int n) {
+        const uint32_t power = n == 0 ? 1 : n == 1 ? 3 : n == 2 ? 9 : n == 3 ? 27 : 81;
+        return (byte * power & 255) * 3 >> 8;
+    }
+    __device__ static __forceinline__ uint32_t code(const uint8_t* block, int i) {
+        if (i < 160) return digit(block[i % 32], i / 32);
+        if (i < 240) return digit(block[32 + i % 16], (i - 160) / 16);
+        return digit(block[48 + i % 4], (i - 240) / 4);
+    }
+    __device__ static __forceinline__ void read(const uint8_t* block, int p, Group& g) {
+        same_scale(g, load_half(block + 52), 0);
+        #pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const int first = 32 * p + 4 * i;
+            g.q[i] = pack_bytes(code(block, first), code(block, first + 1), code(block, first + 2), code(block, first + 3));
+        }
+        subtract(g, 1);
+    }
+};
+
+struct NVFP4 {
+    static constexpr int LENGTH = 64, BYTES = 36, GROUP = 16;
+    static constexpr bool OFFSET = false;
+
+    /// Half of a number of four exponent and three fraction bits; `scale_nvfp4` in src/tensor/block.rs.
+    __device__ static __forceinline__ float scale(uint32_t d) {
+        const uint32_t exponent = d >> 3 & 15;
+        const float fraction = (float)(d & 7);
+        if (d == 0x7f) return 0.0f;
+        if (exponent == 0) return fraction / 1024.0f;
+        return (1.0f + fraction / 8.0f) * __uint_as_float((exponent + 119) << 23);
+    }
+    __device__ static __forceinline__ void read(const uint8_t* block, int p, Group& g) {
+        const uint32_t table[4] = FP4_TABLE;
+        #pragma unroll
+        for (int s = 0; s < 2; s++) {
+            const uint8_t* qs = block + 4 + 8 * (2 * p + s);
+            g.scale[s] = scale(block[2 * p + s]);
+            look_up(load_u32(qs), table, g.q[4 * s], g.q[4 * s + 2]);
+            look_up(load_u32(qs + 4), table, g.q[4 * s + 1], g.q[4 * s + 3]);
+        }
+    }
+};
+
 /// Reads part `p` (32 weights each) of a row.
 template <class W>
 __device__ __forceinline__ void read_group(const uint8_t* row, int p, Group& g) {

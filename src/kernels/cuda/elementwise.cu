@@ -240,6 +240,9 @@ EMBEDDING(Q5_K)
 EMBEDDING(Q6_K)
 EMBEDDING(Q3_K)
 EMBEDDING(Q2_K)
+EMBEDDING(TQ1_0)
+EMBEDDING(TQ2_0)
+EMBEDDING(NVFP4)
 
 KERNEL __launch_bounds__(THREADS)
     embed_F32(const uint8_t* table, uint64_t row_bytes, const int32_t* ids, int d, float* out) {

@@ -189,6 +189,9 @@ PRODUCT(Q5_K, Quantized<Q5_K>)
 PRODUCT(Q6_K, Quantized<Q6_K>)
 PRODUCT(Q3_K, Quantized<Q3_K>)
 PRODUCT(Q2_K, Quantized<Q2_K>)
+PRODUCT(TQ1_0, Quantized<TQ1_0>)
+PRODUCT(TQ2_0, Quantized<TQ2_0>)
+PRODUCT(NVFP4, Quantized<NVFP4>)
 
 // A 3x3 convolution of x[height][width][channels] to y[out_height * out_width = n][outputs], see `Windows`; w is
 // [outputs][3][3][channels].
