@@ -1,5 +1,9 @@
 //! What is fast. One folder per instruction set; `portable` is the specification. Kernels know tensors and threads,
 //! never the model.
+//!
+//! `cuda` holds the sources of kernels for graphics cards and the PTX that they were compiled to ahead of time
+//! (`scripts/cuda-build`). The tests run them on the processor, against the kernels here (`tests/cuda`); the library does
+//! not load them.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
