@@ -8,7 +8,8 @@ mod weights;
 pub use config::Config;
 pub use state::State;
 pub use transformer::{
-    InputObserver, LayerObserver, Logits, MatrixInput, Observers, Parts, Run, SequenceRequest, Transformer,
+    InputObserver, LayerObserver, LogitVisitor, Logits, MatrixInput, Observers, Parts, Run, SequenceRequest,
+    Transformer,
 };
 pub use weights::{TensorRef, Weights, is_backbone};
 
