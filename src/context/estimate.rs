@@ -83,8 +83,9 @@ impl Context {
         const COLUMNS: usize = 64;
         self.ready()?;
         let model = self.model();
-        let w = model.transformer().weights.layers[0].up.view(model.bytes());
         let exec = self.exec();
+        let operand = self.inner.run_with(&exec).operand(&model.transformer().weights.layers[0].up);
+        let w = operand.matrix();
         let x: Vec<f32> = try_collect((0..COLUMNS * w.cols()).map(|i| (i % 17) as f32 - 8.0), "a measurement")?;
         let mut y = try_vec(COLUMNS * w.rows(), "a measurement")?;
         let (mut int8, mut bf16) = (Int8Rows::default(), Bf16Rows::default());
@@ -103,7 +104,7 @@ impl Context {
                 }
                 Arithmetic::F32 => Activations::F32 { x: &x, k: w.cols() },
             };
-            matmul(&exec, &w, activations, &mut y, w.rows(), Epilogue::Store)?;
+            matmul(&exec, operand, activations, &mut y, w.rows(), Epilogue::Store)?;
             best = best.min(start.elapsed().as_secs_f64());
         }
         let work = (COLUMNS * w.rows()) as f64 * w.cols() as f64;

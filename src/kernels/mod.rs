@@ -1,5 +1,9 @@
 //! What is fast. One folder per instruction set; `portable` is the specification. Kernels know tensors and threads,
 //! never the model.
+//!
+//! `cuda` holds the sources of kernels for graphics cards and the PTX that they were compiled to ahead of time
+//! (`scripts/cuda-build`). The tests run them on the processor, against the kernels here (`tests/cuda`); the library does
+//! not load them.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -16,6 +20,7 @@ mod int8;
 pub(crate) mod isa;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod packed;
 mod portable;
 mod processor;
 mod product;
@@ -26,7 +31,8 @@ mod tests;
 
 pub use activations::{Bf16Rows, Int8Rows, Scales};
 pub use dispatch::Kernels;
+pub use packed::Packed;
 pub use processor::processor_name;
-pub use product::{Activations, Epilogue, matmul, matmul_f32};
+pub use product::{Activations, Epilogue, Operand, matmul, matmul_f32};
 
 pub use unpack::{Arithmetic, has_int8};

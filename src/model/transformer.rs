@@ -4,16 +4,17 @@ use std::ops::Range;
 
 use super::Compute;
 use super::config::Config;
+use super::packed::PackedWeights;
 use super::state::State;
 use super::weights::{TensorRef, Weights};
 use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::kernels::attention::{Attention, Precision};
 use crate::kernels::elementwise::{Rope, Rows, rms_norm, silu_mul};
-use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Scales, matmul};
+use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Operand, Scales, matmul};
 use crate::memory::try_reserve;
 use crate::parallel::Exec;
-use crate::tensor::{self, Matrix};
+use crate::tensor;
 
 /// A sequence to run the network on, and the part of its logits that is wanted.
 #[derive(Clone, Debug)]
@@ -272,8 +273,8 @@ impl Transformer {
         let x = self.normed(run, norm, &s.x[..tokens * d], &mut s.h[..tokens * d], floats);
         observers.rows(Some(n), &["attn_q", "attn_k", "attn_v"], x, d);
         let mut input = Input::new(x, d, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.k.view(run.file), &mut s.k[..kv], Epilogue::Store)?;
-        run.project(&mut input, &layer.v.view(run.file), &mut s.v[..kv], Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.k), &mut s.k[..kv], Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.v), &mut s.v[..kv], Epilogue::Store)?;
         self.rope.apply(run.exec, &mut s.k[..kv], &s.positions[..tokens]);
         let rows = if is_cut {
             let rows = s.keep_wanted(d);
@@ -283,7 +284,7 @@ impl Transformer {
         } else {
             tokens
         };
-        run.project(&mut input, &layer.q.view(run.file), &mut s.q[..rows * d], Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.q), &mut s.q[..rows * d], Epilogue::Store)?;
         self.rope.apply(run.exec, &mut s.q[..rows * d], &s.positions[..rows]);
         let shape = Attention {
             heads: c.heads,
@@ -297,7 +298,7 @@ impl Transformer {
         shape.run_queries(run.exec, precision, &mut s.attention, queries, q, &s.k[..kv], &s.v[..kv], out)?;
         observers.input(Some(n), &["attn_output"], &s.h[..rows * d], d);
         let mut input = Input::new(Rows::Plain(&s.h[..rows * d]), d, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..rows * d], Epilogue::Add)?;
+        run.project(&mut input, run.operand(&layer.attn_output), &mut s.x[..rows * d], Epilogue::Add)?;
         Ok(rows)
     }
 
@@ -319,8 +320,8 @@ impl Transformer {
         let x = self.normed(run, &layer.ffn_norm, &s.x[..d], &mut s.h[..d], floats);
         observers.rows(Some(n), &["ffn_gate", "ffn_up"], x, c.d_model);
         let mut input = Input::new(x, c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.gate.view(run.file), &mut s.gate[..ff], Epilogue::Store)?;
-        run.project(&mut input, &layer.up.view(run.file), &mut s.up[..ff], Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.gate), &mut s.gate[..ff], Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.up), &mut s.up[..ff], Epilogue::Store)?;
         let x = if run.needs_floats(&[&layer.down], observers) {
             silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
             Rows::Plain(&s.gate[..ff])
@@ -329,7 +330,7 @@ impl Transformer {
         };
         observers.rows(Some(n), &["ffn_down"], x, c.d_ff);
         let mut input = Input::new(x, c.d_ff, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.down.view(run.file), &mut s.x[..d], Epilogue::Add)
+        run.project(&mut input, run.operand(&layer.down), &mut s.x[..d], Epilogue::Add)
     }
 
     /// Logits of the wanted rows, once per run of sequences that want the same part of the vocabulary.
@@ -342,7 +343,7 @@ impl Transformer {
         observers: &mut Observers,
     ) -> Result<()> {
         let d = self.config.d_model;
-        let output = self.weights.output.view(run.file);
+        let output = run.operand(&self.weights.output);
         let name: &[&str] = if self.weights.is_tied() { &["token_embd"] } else { &["output"] };
         let mut first = 0;
         while first < batch.len() {
@@ -356,7 +357,7 @@ impl Transformer {
             }
             let mut input = Input::new(Rows::Plain(&s.q[..rows * d]), d, &mut s.int8, &mut s.bf16);
             let mut project = |ids: Range<u32>, y: &mut [f32]| {
-                run.project(&mut input, &output.slice(ids.start as usize..ids.end as usize), y, Epilogue::Store)
+                run.project(&mut input, output.slice(ids.start as usize..ids.end as usize), y, Epilogue::Store)
             };
             match &mut logits {
                 Logits::All(out) => {
@@ -405,6 +406,7 @@ pub struct Run<'a> {
     file: &'a [u8],
     /// 8- and 16-bit products of what is stored in more
     fast: bool,
+    packed: Option<&'a PackedWeights>,
 }
 
 /// The input of some projections, [rows, width]: quantized or rounded once for all of them, when the first needs it.
@@ -425,7 +427,21 @@ impl<'a> Input<'a> {
 
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
-        Run { exec, file, fast: compute == Compute::Fast }
+        Run { exec, file, fast: compute == Compute::Fast, packed: None }
+    }
+
+    /// With weights that were packed for the instruction set of `exec` and for `compute`.
+    pub fn with_packed(self, packed: Option<&'a PackedWeights>) -> Self {
+        Run { packed, ..self }
+    }
+
+    /// A matrix of weights as products take it.
+    pub fn operand(&self, t: &TensorRef) -> Operand<'a> {
+        let matrix = t.view(self.file);
+        match self.packed.and_then(|packed| packed.get(t)) {
+            Some(packed) => Operand::with_packed(matrix, packed),
+            None => Operand::from(&matrix),
+        }
     }
 
     /// Whether the input of these matrices must be there in f32: to be multiplied as it is, or to be seen.
@@ -439,8 +455,9 @@ impl<'a> Run<'a> {
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
-    fn project(&self, input: &mut Input, w: &Matrix, y: &mut [f32], epilogue: Epilogue) -> Result<()> {
-        let activations = match self.exec.kernels.arithmetic(w.dtype(), self.fast) {
+    fn project(&self, input: &mut Input, w: Operand, y: &mut [f32], epilogue: Epilogue) -> Result<()> {
+        let (dtype, rows) = (w.matrix().dtype(), w.matrix().rows());
+        let activations = match self.exec.kernels.arithmetic(dtype, self.fast) {
             Arithmetic::Int8(scales) => {
                 if input.has_int8.replace(scales) != Some(scales) {
                     input.int8.quantize_rows(self.exec, input.x, input.width, scales)?;
@@ -458,6 +475,6 @@ impl<'a> Run<'a> {
                 _ => return Err(Error::Internal("a product in f32 without its input in f32".to_owned())),
             },
         };
-        matmul(self.exec, w, activations, y, w.rows(), epilogue)
+        matmul(self.exec, w, activations, y, rows, epilogue)
     }
 }

@@ -1,0 +1,14 @@
+//! The CUDA kernels of src/kernels/cuda on the processor, against the library's own kernels. README.md says how.
+
+// fibers are switched in assembly, see standin/runtime.cpp
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+mod attention;
+mod device;
+mod elementwise;
+mod floats;
+mod images;
+mod products;
+mod sampling;
+mod standin;
+mod support;

@@ -1,0 +1,82 @@
+//! The stand-in itself: it finds the defects that it is there to find.
+
+use crate::arguments;
+use crate::device::{Device, races};
+
+/// Exit statuses: with a message of the stand-in's, and at a race.
+const MESSAGE: Option<i32> = Some(97);
+const RACE: Option<i32> = Some(98);
+
+/// Runs a defective kernel on `floats` floats.
+fn ending(kernel: &str, floats: usize, threads: usize, n: i32) -> (String, Option<i32>) {
+    let device = Device::quiet();
+    let x = device.upload(&vec![1.0f32; floats]).argument();
+    device.failed_launch(kernel, threads, &[x, n.into()])
+}
+
+fn assert_message((message, status): (String, Option<i32>), expected: &str) {
+    assert!(status == MESSAGE && message.contains(expected), "{status:?}: {message}");
+}
+
+#[test]
+fn a_write_past_the_end_of_memory_ends_the_device() {
+    // by a signal, at the page behind; the sanitizer makes a status of it
+    assert!(ending("defect_past_the_end", 128, 32, 128).1.is_none_or(|status| status != 0));
+    // within the alignment it is seen afterwards
+    assert_message(ending("defect_past_the_end", 127, 32, 127 - 31), "past the end of memory of 508 bytes");
+}
+
+#[test]
+fn a_barrier_that_some_threads_never_reach_is_found() {
+    assert_message(ending("defect_barrier_for_some", 128, 64, 33), "wait at __syncthreads");
+}
+
+#[test]
+fn a_shuffle_that_some_lanes_never_reach_is_found() {
+    assert_message(ending("defect_divergent_shuffle", 128, 32, 30), "lanes of a warp are at different operations");
+}
+
+#[test]
+fn a_launch_that_is_not_the_kernels_is_refused() {
+    let device = Device::quiet();
+    let x = device.upload(&[1.0f32; 32]).argument();
+    assert_message(
+        device.failed_launch("right_in_warp", 32, &[x]),
+        "the arguments of right_in_warp do not have the sizes",
+    );
+    assert_message(Device::quiet().failed_launch("no_such_kernel", 32, &[]), "there is no kernel no_such_kernel");
+    assert_message(ending("right_in_warp", 32, 20, 1), "a block is not of 1 to 32 whole warps");
+}
+
+#[test]
+fn a_copy_on_its_way_has_not_arrived() {
+    let device = Device::new();
+    let x = device.upload(&[1.0f32; 128]);
+    device.launch("defect_early_read", [1, 1, 1], 32, 0, arguments![&x, 32]);
+    let x = x.download();
+    assert!(x.iter().step_by(4).all(|v| v.is_nan()) && x[1..].iter().step_by(4).all(|v| *v == 1.0));
+}
+
+#[test]
+fn races_are_found_where_they_are_looked_for() {
+    if !races() {
+        return;
+    }
+    for (kernel, threads) in [("defect_race", 64), ("defect_race_in_warp", 32)] {
+        let (message, status) = ending(kernel, 64, threads, 1);
+        assert!(status == RACE && message.contains("data race") && message.contains(kernel), "{status:?}: {message}");
+    }
+}
+
+#[test]
+fn what_syncwarp_orders_is_no_race() {
+    let device = Device::new();
+    let numbers: Vec<f32> = (0..32).map(|i| i as f32).collect();
+    // in each order of the threads
+    for _ in 0..3 {
+        let x = device.upload(&numbers);
+        device.launch("right_in_warp", [1, 1, 1], 32, 0, arguments![&x, 5]);
+        let expected: Vec<f32> = (0..32).map(|i| ((i + 5) % 32) as f32).collect();
+        assert_eq!(x.download(), expected);
+    }
+}

@@ -1,0 +1,417 @@
+#include "runtime.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <vector>
+
+#ifdef STANDIN_THREADS
+extern "C" {
+void* __tsan_get_current_fiber();
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_acquire(void* at);
+void __tsan_release(void* at);
+void __tsan_read16(void* at);
+void __tsan_write16(void* at);
+}
+#define SANITIZER(call) call
+#else
+#define SANITIZER(call)
+#endif
+
+#ifndef __x86_64__
+#error "fibers are switched in assembly, which is written for x86-64 only"
+#endif
+
+// Saves the stack and the registers that a called function must keep, and goes on where `to` was saved.
+extern "C" void standin_switch(void** save, void* to);
+asm(R"(
+    .text
+    .globl standin_switch
+standin_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+
+namespace standin {
+namespace {
+
+enum class State { Runs, AtBarrier, InWarp, Done };
+
+struct Copy {
+    void* to;
+    const void* from;
+    int group;
+};
+
+struct Thread {
+    void* stack_pointer = nullptr;
+    State state = State::Done;
+    Dim3 index{};
+    unsigned number = 0;
+    std::vector<Copy> copies;
+    int copy_group = 0;
+    void* fiber = nullptr;  // ThreadSanitizer's
+};
+
+/// A warp operation for which some lanes are still to come.
+struct Warp {
+    unsigned arrived = 0, mask = 0;
+    int operation = 0;
+    void* in[32];
+    // what __syncwarp orders: two, so that a lane that is already at the next one does not order this one's stragglers
+    char ordered[2];
+    unsigned syncs = 0;
+};
+
+constexpr size_t STACK = 128 << 10;
+constexpr size_t PAGE = 4096;
+constexpr size_t ARENA = 128 << 10;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+std::vector<Thread> threads;
+std::vector<unsigned> turns;        // the order of the threads, and where each stands in it
+std::vector<unsigned> place;
+std::vector<Warp> warps;
+Thread* current;
+Dim3 block_now, grid_now, size_now;
+std::string kernel_name;
+const Kernel* kernel_now;
+void** arguments_now;
+unsigned at_barrier, done;
+[[maybe_unused]] char barrier_ordered[2], launch_ordered[2];
+unsigned barriers;
+void* main_stack_pointer;
+[[maybe_unused]] void* main_fiber;
+unsigned char* stacks;
+size_t stack_count;
+
+/// Shared memory of the block: declared variables from the front, what the launch asks for at the end, where a guard page
+/// follows.
+unsigned char* arena;
+size_t arena_used, dynamic_bytes;
+std::vector<void*> slots;
+int slot_count;
+
+std::map<std::string, Kernel>& registry() {
+    static std::map<std::string, Kernel> kernels;
+    return kernels;
+}
+
+size_t rounded(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
+
+void* map(void* at, size_t bytes) {
+    const int fixed = at ? MAP_FIXED : 0;
+    void* memory = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
+    if (memory == MAP_FAILED) fail("no memory");
+    return memory;
+}
+
+void switch_to_main() {
+    SANITIZER(__tsan_switch_to_fiber(main_fiber, 1));
+    standin_switch(&current->stack_pointer, main_stack_pointer);
+}
+
+/// Lets others run until this thread's state is `Runs` again.
+void wait() {
+    Thread* self = current;
+    // the next in turn that can run; where there is none, whoever started the block finds out why
+    const unsigned count = unsigned(threads.size());
+    for (unsigned i = 1; i < count; i++) {
+        Thread& next = threads[turns[(place[self->number] + i) % count]];
+        if (next.state == State::Runs) {
+            current = &next;
+            SANITIZER(__tsan_switch_to_fiber(next.fiber, 1));
+            standin_switch(&self->stack_pointer, next.stack_pointer);
+            return;
+        }
+    }
+    switch_to_main();
+}
+
+extern "C" void standin_thread() {
+    SANITIZER(__tsan_acquire(&launch_ordered[0]));
+    kernel_now->call(arguments_now);
+    if (!current->copies.empty()) fail("a thread ends while its copies are on their way");
+    current->state = State::Done;
+    done++;
+    SANITIZER(__tsan_release(&launch_ordered[1]));
+    wait();
+    abort();  // nobody goes on with a thread that is done
+}
+
+void start_thread(Thread& thread, unsigned number) {
+    thread.state = State::Runs;
+    thread.number = number;
+    thread.index = {number % size_now.x, number / size_now.x % size_now.y, number / size_now.x / size_now.y};
+    thread.copy_group = 0;
+    SANITIZER(if (!thread.fiber) thread.fiber = __tsan_create_fiber(0));
+    // as `standin_switch` leaves a stack: six registers and where to return to, which is aligned as after a call
+    auto top = reinterpret_cast<void**>(stacks + STACK * (number + 1));
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(&standin_thread);
+    for (int i = 0; i < 6; i++) *--top = nullptr;
+    thread.stack_pointer = top;
+}
+
+/// Every block finds bytes of ones in its shared memory: NaN as floats.
+void renew_arena() {
+    if (!arena) {
+        // with an inaccessible page on either side
+        auto memory = static_cast<unsigned char*>(map(nullptr, ARENA + 2 * PAGE));
+        arena = memory + PAGE;
+        mprotect(memory, PAGE, PROT_NONE);
+        mprotect(arena + ARENA, PAGE, PROT_NONE);
+    }
+    // a new mapping, which ThreadSanitizer takes for new memory: blocks do not share it
+    SANITIZER(map(arena, ARENA));
+    memset(arena, 0xff, ARENA);
+    SANITIZER(__tsan_release(&launch_ordered[0]));
+    arena_used = 0;
+    slots.assign(size_t(slot_count), nullptr);
+}
+
+void run_block(unsigned order) {
+    const unsigned count = unsigned(threads.size());
+    renew_arena();
+    warps.assign((count + 31) / 32, Warp());
+    at_barrier = done = 0;
+    for (unsigned i = 0; i < count; i++) start_thread(threads[i], i);
+    for (unsigned i = 0; i < count; i++) turns[i] = order % 3 == 1 ? count - 1 - i : i;
+    if (order % 3 == 2) {
+        uint32_t random = order * 2654435761u + block_now.x;
+        for (unsigned i = count - 1; i > 0; i--) {
+            random = random * 1664525u + 1013904223u;
+            std::swap(turns[i], turns[(random >> 8) % (i + 1)]);
+        }
+    }
+    for (unsigned i = 0; i < count; i++) place[turns[i]] = i;
+    while (done < count) {
+        auto ready = std::find_if(turns.begin(), turns.end(), [](unsigned t) { return threads[t].state == State::Runs; });
+        if (ready == turns.end()) {
+            current = nullptr;
+            fail(at_barrier && done ? "some threads wait at __syncthreads that others will never come to"
+                                    : "all threads wait: lanes of a warp are at different operations");
+        }
+        current = &threads[*ready];
+        SANITIZER(__tsan_switch_to_fiber(current->fiber, 1));
+        standin_switch(&main_stack_pointer, current->stack_pointer);
+    }
+}
+
+}  // namespace
+
+void fail(const std::string& message) {
+    fprintf(stderr, "kernel %s, block (%u, %u, %u)", kernel_name.c_str(), block_now.x, block_now.y, block_now.z);
+    if (current) fprintf(stderr, ", thread (%u, %u, %u)", current->index.x, current->index.y, current->index.z);
+    fprintf(stderr, ": %s\n", message.c_str());
+    _Exit(97);
+}
+
+const Dim3& thread_index() { return current->index; }
+const Dim3& block_index() { return block_now; }
+const Dim3& block_size() { return size_now; }
+const Dim3& grid_size() { return grid_now; }
+unsigned lane() { return current->number % 32; }
+unsigned char* dynamic_shared() { return arena + ARENA - rounded(dynamic_bytes, 128); }
+int new_slot() {
+    slots.push_back(nullptr);  // for a block that is running
+    return slot_count++;
+}
+
+void* shared_slot(int slot, size_t bytes) {
+    if (!slots[size_t(slot)]) {
+        if (arena_used + bytes + dynamic_bytes > MAX_SHARED) fail("more shared memory than a block has");
+        slots[size_t(slot)] = arena + arena_used;
+        arena_used += rounded(bytes, 128);
+    }
+    return slots[size_t(slot)];
+}
+
+void barrier() {
+    char* ordered = &barrier_ordered[barriers % 2];
+    SANITIZER(__tsan_release(ordered));
+    if (++at_barrier == threads.size()) {
+        at_barrier = 0;
+        barriers++;
+        for (Thread& thread : threads) thread.state = State::Runs;
+    } else {
+        current->state = State::AtBarrier;
+        wait();
+    }
+    SANITIZER(__tsan_acquire(ordered));
+    (void)ordered;
+}
+
+void together(unsigned mask, int operation, void* in, Work work) {
+    Warp& warp = warps[current->number / 32];
+    const unsigned self = lane(), first = current->number - self;
+    if (!(mask >> self & 1)) fail("a lane is not in its own mask");
+    if (!warp.arrived) {
+        warp.mask = mask;
+        warp.operation = operation;
+    } else if (warp.mask != mask || warp.operation != operation) {
+        fail("lanes of a warp are at different operations or have different masks");
+    }
+    warp.arrived |= 1u << self;
+    warp.in[self] = in;
+    if (warp.arrived != mask) {
+        current->state = State::InWarp;
+        wait();
+        return;
+    }
+    work(warp.in, mask);
+    warp.arrived = 0;
+    for (unsigned l = 0; l < 32; l++) {
+        if (mask >> l & 1) threads[first + l].state = State::Runs;
+    }
+}
+
+void sync_warp(unsigned mask) {
+    Warp& warp = warps[current->number / 32];
+    char* ordered = &warp.ordered[warp.syncs % 2];
+    SANITIZER(__tsan_release(ordered));
+    struct In {
+        unsigned* syncs;
+    } in{&warp.syncs};
+    together(mask, 1, &in, [](void* const(&all)[32], unsigned mask) {
+        for (int l = 0; l < 32; l++) {
+            if (mask >> l & 1) {
+                ++*static_cast<In*>(all[l])->syncs;
+                break;
+            }
+        }
+    });
+    SANITIZER(__tsan_acquire(ordered));
+    (void)ordered;
+}
+
+uint64_t shuffle(unsigned mask, uint64_t bits, unsigned from) {
+    struct In {
+        uint64_t bits, result;
+        unsigned from;
+    } in{bits, 0, from};
+    together(mask, 2, &in, [](void* const(&all)[32], unsigned mask) {
+        for (int l = 0; l < 32; l++) {
+            if (!(mask >> l & 1)) continue;
+            auto& in = *static_cast<In*>(all[l]);
+            if (in.from > 31 || !(mask >> in.from & 1)) fail("a shuffle reads a lane outside its mask");
+            in.result = static_cast<In*>(all[in.from])->bits;
+        }
+    });
+    return in.result;
+}
+
+unsigned ballot(unsigned mask, bool predicate) {
+    struct In {
+        bool predicate;
+        unsigned result;
+    } in{predicate, 0};
+    together(mask, 3, &in, [](void* const(&all)[32], unsigned mask) {
+        unsigned votes = 0;
+        for (int l = 0; l < 32; l++) {
+            if (mask >> l & 1 && static_cast<In*>(all[l])->predicate) votes |= 1u << l;
+        }
+        for (int l = 0; l < 32; l++) {
+            if (mask >> l & 1) static_cast<In*>(all[l])->result = votes;
+        }
+    });
+    return in.result;
+}
+
+void start_copy(void* to, const void* from) {
+    writes_16(to);
+    if (from) reads_16(from);
+    current->copies.push_back({to, from, current->copy_group});
+}
+
+void commit_copies() { current->copy_group++; }
+
+void finish_copies(int groups_left) {
+    auto& copies = current->copies;
+    size_t kept = 0;
+    for (const Copy& copy : copies) {
+        if (copy.group >= current->copy_group - groups_left) {
+            copies[kept++] = copy;
+            continue;
+        }
+        if (copy.from) {
+            memcpy(copy.to, copy.from, 16);
+        } else {
+            memset(copy.to, 0, 16);
+        }
+        writes_16(copy.to);
+    }
+    copies.resize(kept);
+}
+
+void reads_16(const void* at) {
+    SANITIZER(__tsan_read16(const_cast<void*>(at)));
+    (void)at;
+}
+void writes_16(void* at) {
+    SANITIZER(__tsan_write16(at));
+    (void)at;
+}
+
+Registration::Registration(const char* name, Kernel kernel) { registry()[name] = kernel; }
+
+const Kernel* find(const std::string& name) {
+    auto found = registry().find(name);
+    return found == registry().end() ? nullptr : &found->second;
+}
+
+void launch(const std::string& name, const Kernel& kernel, Dim3 grid, Dim3 block, size_t shared, void** arguments,
+            unsigned order) {
+    current = nullptr;
+    kernel_name = name;
+    kernel_now = &kernel;
+    arguments_now = arguments;
+    grid_now = grid;
+    size_now = block;
+    dynamic_bytes = shared;
+    block_now = {0, 0, 0};
+    const size_t count = size_t(block.x) * block.y * block.z;
+    if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535) fail("no such grid");
+    if (!count || count > 1024 || count % 32) fail("a block is not of 1 to 32 whole warps");
+    if (shared > MAX_SHARED) fail("more shared memory than a block has");
+    if (stack_count < count) {
+        stacks = static_cast<unsigned char*>(map(nullptr, STACK * count));
+        stack_count = count;
+    }
+    if (threads.size() != count) {
+        std::vector<Thread> fresh(count);
+        for (size_t i = 0; i < std::min(count, threads.size()); i++) fresh[i].fiber = threads[i].fiber;
+        threads.swap(fresh);
+        turns.resize(count);
+        place.resize(count);
+    }
+    SANITIZER(main_fiber = __tsan_get_current_fiber());
+    for (block_now.z = 0; block_now.z < grid.z; block_now.z++) {
+        for (block_now.y = 0; block_now.y < grid.y; block_now.y++) {
+            for (block_now.x = 0; block_now.x < grid.x; block_now.x++) run_block(order);
+        }
+    }
+    SANITIZER(__tsan_acquire(&launch_ordered[1]));
+    current = nullptr;
+}
+
+}  // namespace standin

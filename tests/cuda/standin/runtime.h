@@ -1,0 +1,83 @@
+// Runs CUDA kernels on the processor: a fiber for every CUDA thread of a block, a block after the other.
+//
+// A fiber runs until it waits: at a barrier, or at a warp operation until the last lane of its mask has come. Built with
+// STANDIN_THREADS, every fiber is a thread of ThreadSanitizer's, and only what orders memory on a GPU orders it here:
+// barriers and __syncwarp, but no shuffle and no matrix product. The files of the stand-in itself are compiled without
+// the sanitizer, so that it looks at kernels alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+namespace standin {
+
+struct Dim3 {
+    unsigned x, y, z;
+};
+
+// What kernels ask for.
+const Dim3& thread_index();
+const Dim3& block_index();
+const Dim3& block_size();
+const Dim3& grid_size();
+unsigned lane();
+void barrier();
+void sync_warp(unsigned mask);
+uint64_t shuffle(unsigned mask, uint64_t bits, unsigned from);
+unsigned ballot(unsigned mask, bool predicate);
+unsigned char* dynamic_shared();
+int new_slot();
+void* shared_slot(int slot, size_t bytes);
+
+/// Ends the program with a message that names the kernel, the block and the thread.
+[[noreturn]] void fail(const std::string& message);
+
+// What warp-wide PTX is made of: all lanes of the warp bring `in`, the last one to come calls `work` with all of them, in
+// the order of the lanes, and then every one goes on. `operation` must be the same in all lanes.
+typedef void (*Work)(void* const (&in)[32], unsigned mask);
+void together(unsigned mask, int operation, void* in, Work work);
+
+// A copy of 16 bytes to shared memory on its way (cp.async); null for zeros.
+void start_copy(void* to, const void* from);
+void commit_copies();
+void finish_copies(int groups_left);
+
+// For ThreadSanitizer: that the current CUDA thread reads or writes 16 bytes.
+void reads_16(const void* at);
+void writes_16(void* at);
+
+/// Kernels by name. Arguments come as an array of pointers to their values, as cuLaunchKernel takes them; `sizes` checks
+/// that they are as long as the parameters.
+struct Kernel {
+    void (*call)(void** arguments);
+    const size_t* sizes;
+    size_t count;
+};
+struct Registration {
+    Registration(const char* name, Kernel kernel);
+};
+const Kernel* find(const std::string& name);
+
+template <auto F>
+struct Call;
+template <class... A, void (*F)(A...)>
+struct Call<F> {
+    static constexpr size_t sizes[sizeof...(A) + 1] = {sizeof(A)..., 0};
+    template <size_t... I>
+    static void spread(void** arguments, std::index_sequence<I...>) {
+        F(*static_cast<A*>(arguments[I])...);
+    }
+    static void call(void** arguments) { spread(arguments, std::index_sequence_for<A...>{}); }
+    static constexpr Kernel with{&call, sizes, sizeof...(A)};
+};
+
+/// Most bytes of shared memory that a block has: 99 KiB, those of compute capability 8.6.
+constexpr size_t MAX_SHARED = 99 << 10;
+
+/// Runs all blocks of a launch. `order` changes in which order threads take turns.
+void launch(const std::string& name, const Kernel& kernel, Dim3 grid, Dim3 block, size_t shared, void** arguments,
+            unsigned order);
+
+}  // namespace standin
