@@ -26,7 +26,7 @@ use mmada::kernels::elementwise::{Rope, Rows};
 use mmada::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Kernels, matmul};
 use mmada::model::{TensorRef, Transformer};
 use mmada::parallel::{Exec, Threads};
-use mmada::{Canceller, Context, ContextOptions, ImageOptions, Model, SequenceRequest};
+use mmada::{Canceller, Context, ContextOptions, ImageOptions, Model, SequenceRequest, TextOptions};
 use mmada_quantize::{Recipe, Shape, SynthOptions, synth};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -135,13 +135,31 @@ fn report(what: &str, o: &Options, machine: &Machine, context: &Context, batch: 
     let share = machine.ceiling(context.instruction_set(), Operands::Int8).map_or(String::new(), |r| r.share(speed));
     let layer = layers / config.layers as f64;
     println!(
-        "{what:26} {:2} threads  layer {:8.2} ms  {speed:7.1} GOP/s {share}  output {:7.1} ms  \
+        "{what:26} {:2} threads  step {:7.1} ms  layer {:8.2} ms  {speed:7.1} GOP/s {share}  output {:7.1} ms  \
          {LAYERS} layers {:7.2} s",
         context.threads(),
+        1e3 * all,
         1e3 * layer,
         1e3 * (all - few),
         LAYERS as f64 * layer + all - layers,
     );
+    Ok(())
+}
+
+/// A step of an answer of 32 tokens, from the sequence to what is committed.
+fn sampled(o: &Options, context: &Context, ids: &[u32]) -> Outcome<()> {
+    let length = 32.min(ids.len() - 1);
+    let options = TextOptions { gen_length: length, block_length: length, steps: length, ..Default::default() };
+    let mut done = Ok(0);
+    let seconds = best(context.threads(), o.seconds, || {
+        let prompt = ids[..ids.len() - length].to_vec();
+        let begun = context.text_from_ids(prompt, options.clone());
+        done = begun.and_then(|mut answer| Ok(answer.step()?.changed.len()));
+    });
+    match done? {
+        1 => println!("  with the choice of {length} tokens: {:.1} ms", 1e3 * seconds),
+        n => return Err(format!("a step committed {n} tokens").into()),
+    }
     Ok(())
 }
 
@@ -213,7 +231,8 @@ fn parts(o: &Options, machine: &Machine, context: &Context, n: usize) -> Outcome
     });
     add("rope", rotated, 0);
     let (heads, kv_heads, head_dim) = (c.heads, c.kv_heads, c.head_dim);
-    let shape = Attention { heads, kv_heads, head_dim, sequences: &[0..n], mask: None };
+    let all = 0..n;
+    let shape = Attention { heads, kv_heads, head_dim, sequences: std::slice::from_ref(&all), mask: None };
     let precision = if exec.kernels.has_bf16_attention() { Precision::Bf16 } else { Precision::F32 };
     let (mut scratch, mut done) = (Scratch::default(), Ok(()));
     let attended = best(context.threads(), o.seconds, || {
@@ -266,6 +285,7 @@ fn run(o: &Options, file: &Path, threads: usize) -> Outcome<()> {
         let (ids, rows) = (ids(&model, n), (n / 2..n.min(n / 2 + 32)).collect::<Vec<_>>());
         let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 0..text }];
         report(&format!("text step, {n} tokens"), o, &machine, &context, &batch)?;
+        sampled(o, &context, &ids)?;
         parts(o, &machine, &context, n)?;
     }
     if !model.has_images() {

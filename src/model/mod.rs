@@ -11,7 +11,8 @@ pub use packed::PackedWeights;
 pub(crate) use packed::WHAT as PACKED;
 pub use state::State;
 pub use transformer::{
-    InputObserver, LayerObserver, Logits, MatrixInput, Observers, Parts, Run, SequenceRequest, Transformer,
+    InputObserver, LayerObserver, LogitVisitor, Logits, MatrixInput, Observers, Parts, Run, SequenceRequest,
+    Transformer,
 };
 pub use weights::{TensorRef, Weights, is_backbone};
 

@@ -48,10 +48,12 @@ pub struct Parts<'a> {
     pub buffer: &'a mut [f32],
     /// How many ids come together, at least one; fewer do at the end of the vocabulary.
     pub width: usize,
-    /// Sees ids in ascending order, and the logits that they have in all rows: [rows, ids], one sequence after the
-    /// other. It may overwrite them. An error ends the run.
-    pub visit: &'a mut (dyn FnMut(Range<u32>, &mut [f32]) -> Result<()> + Send),
+    pub visit: LogitVisitor<'a>,
 }
+
+/// Sees ids in ascending order, and the logits that they have in all rows: [rows, ids], one sequence after the other.
+/// It may overwrite them. An error ends the run.
+pub type LogitVisitor<'a> = &'a mut (dyn FnMut(Range<u32>, &mut [f32]) -> Result<()> + Send);
 
 impl Logits<'_> {
     /// An error where there is no room for all that are wanted.

@@ -1,6 +1,7 @@
 //! The tokens that masked positions would take.
 
-use mmada::sampler::text::{Forbidden, Rule, candidates};
+use mmada::sampler::choose::{Choice, Rule, consider};
+use mmada::sampler::text::Forbidden;
 use mmada::sampler::{Draw, Philox, Remasking, Stage};
 
 use crate::arguments;
@@ -71,10 +72,11 @@ fn choices_and_their_probabilities_are_those_of_the_processor() {
             noise: &noise,
         };
         let draws: Vec<Draw> = (0..rows).map(|i| Draw::new(Stage::Text, 0, i)).collect();
-        let mut expected = Vec::new();
+        let mut choices = vec![Choice::default(); rows];
         let vocab = first..first + width as u32;
-        portable(|exec| candidates(exec, &mut logits, &guide, vocab, &draws, rule, &mut expected).unwrap());
-        for ((id, confidence), expected) in ids.iter().zip(&confidence).zip(&expected) {
+        portable(|exec| consider(exec, &mut logits, &guide, vocab, &draws, rule, &mut choices).unwrap());
+        let expected = choices.iter().zip(&draws).map(|(choice, draw)| choice.candidate(*draw, rule).unwrap());
+        for ((id, confidence), expected) in ids.iter().zip(&confidence).zip(expected) {
             assert_eq!(*id as u32 + first, expected.id, "of {width}");
             assert!((confidence / expected.confidence - 1.0).abs() < 1e-12, "{confidence}, not {expected:?}");
         }
