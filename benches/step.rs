@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use measure::best;
 use measure::peak::{Machine, Operands};
+use measure::{best, peak_memory};
 use mmada::{Canceller, Context, ContextOptions, ImageOptions, Model, SequenceRequest};
 use mmada_quantize::{Recipe, Shape, SynthOptions, synth};
 
@@ -135,18 +135,6 @@ fn report(what: &str, o: &Options, machine: &Machine, context: &Context, batch: 
         LAYERS as f64 * layer + all - layers,
     );
     Ok(())
-}
-
-/// The most memory that this process had at a time since it was last asked for, without what is mapped of files, in GiB
-/// (Linux, proc(5): `VmHWM` less `RssFile`, which only grows here).
-fn peak_memory() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let field = |name: &str| -> Option<f64> {
-        status.lines().find_map(|l| l.strip_prefix(name))?.trim().strip_suffix(" kB")?.parse().ok()
-    };
-    let peak = (field("VmHWM:")? - field("RssFile:")?) / (1 << 20) as f64;
-    std::fs::write("/proc/self/clear_refs", "5").ok()?;
-    Some(peak)
 }
 
 fn run(o: &Options, file: &Path, threads: usize) -> Outcome<()> {

@@ -128,7 +128,7 @@ fn meets_the_reference(folder: &str) {
         let named = |what: &str| format!("vq.{cases}.{what}");
         let [_, height, width] = *pixels.shape() else { panic!("{:?}", pixels.shape()) };
         let input = channels_last(&floats(&expected, &named("pixels")), pixels.shape());
-        let got = tokenizer.encode_latent(&exec, &model.bytes, &input, height, width).unwrap();
+        let got = tokenizer.encode_latent(&exec, &model.bytes, &input, height, width, false).unwrap();
 
         let shape = expected.tensor(&named("latent")).unwrap().shape().to_vec();
         assert_eq!(shape, [tokenizer.config().z_channels, got.height, got.width]);
@@ -217,7 +217,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
     for count in [1, 2, 5] {
         let threads = Threads::new(count).unwrap();
         let exec = Exec::new(&threads, Kernels::best(), None);
-        let encoded = tokenizer.encode_latent(&exec, &model.bytes, &pixels, height, width).unwrap();
+        let encoded = tokenizer.encode_latent(&exec, &model.bytes, &pixels, height, width, true).unwrap();
         assert_eq!((encoded.height, encoded.width), (9, 33));
         let picture = tokenizer.decode_float(&exec, &model.bytes, &encoded.codes, 9, 33, true).unwrap();
         assert_eq!(picture.len(), pixels.len());
@@ -237,9 +237,9 @@ fn requests_that_cannot_be_met_are_refused_with_a_reason() {
         assert!(matches!(e, Error::InvalidArgument(_)) && e.to_string().contains(part), "{e}");
     };
     let pixels = noise(16 * 18 * 3);
-    refused(tokenizer.encode_latent(&exec, &model.bytes, &pixels, 16, 18).unwrap_err(), "multiples of 4");
-    refused(tokenizer.encode_latent(&exec, &model.bytes, &pixels, 0, 16).unwrap_err(), "multiples of 4");
-    refused(tokenizer.encode_latent(&exec, &model.bytes, &pixels, 16, 16).unwrap_err(), "no picture of 16x16");
+    refused(tokenizer.encode_latent(&exec, &model.bytes, &pixels, 16, 18, true).unwrap_err(), "multiples of 4");
+    refused(tokenizer.encode_latent(&exec, &model.bytes, &pixels, 0, 16, true).unwrap_err(), "multiples of 4");
+    refused(tokenizer.encode_latent(&exec, &model.bytes, &pixels, 16, 16, true).unwrap_err(), "no picture of 16x16");
     let mut codes = vec![3u32; 12];
     refused(tokenizer.decode(&exec, &model.bytes, &codes, 3, 5, false).unwrap_err(), "12 codes");
     refused(tokenizer.decode(&exec, &model.bytes, &[], 0, 0, false).unwrap_err(), "0 codes");
