@@ -6,10 +6,11 @@ use super::features::{Features, Scratch};
 use super::norm::{Norm, exp, group_norm};
 use super::run::Run;
 use super::weights::ConvWeights;
-use super::{Config, ImageTokenizer, Levels};
+use super::{Config, Cost, ImageTokenizer, Levels};
 use crate::gguf::{GgmlType, Header, MetaArray, MetaValue, TensorSpec, Writer};
 use crate::kernels::Kernels;
 use crate::kernels::conv::{Precision, Sampling};
+use crate::memory::Budget;
 use crate::parallel::{Exec, Threads};
 
 /// Random numbers in about [-1, 1]; the same for the same seed (xorshift64*).
@@ -429,6 +430,37 @@ fn networks_of_any_depth_run_within_their_estimate() {
             let estimate = maps(tokenizer.decode_cost(height, width).scratch_bytes);
             assert!(run.scratch.map_bytes() <= estimate && estimate <= 6 * run.scratch.map_bytes());
         }
+    }
+}
+
+#[test]
+fn a_picture_of_512_pixels_takes_less_than_600_megabytes() {
+    // the 8B's sizes with an eighth of its channels, so that everything but windows is an eighth or less
+    const PART: usize = 8;
+    let of_8b = |mult: [usize; 5]| mult.iter().map(|m| m * 128 / PART).collect();
+    let config = Config {
+        channels: 128 / PART,
+        z_channels: 13,
+        encoder: Levels { channels: of_8b([1, 2, 2, 4, 4]), blocks: vec![4, 3, 4, 3, 4] },
+        decoder: Levels { channels: of_8b([1, 1, 2, 2, 4]), blocks: vec![4, 4, 3, 4, 3] },
+        groups: 8,
+        epsilon: 1e-6,
+    };
+    let (tokenizer, bytes) = random_model(&config);
+    let windows = 8 * PATCH_LEN;
+    let limit = (600_000_000 - windows) / PART + windows;
+    for cost in [tokenizer.encode_cost(32, 32), tokenizer.decode_cost(32, 32)] {
+        assert!(cost.scratch_bytes as usize <= limit, "{cost:?} is more than {limit}");
+    }
+    // what is counted as it is allocated stays within what was said
+    let threads = Threads::new(2).unwrap();
+    let pixels = Random(3).floats(512 * 512 * 3);
+    for fast in [true, false] {
+        let within = |cost: Cost| Budget::new(Some(cost.scratch_bytes as usize));
+        let (encode, decode) = (within(tokenizer.encode_cost(32, 32)), within(tokenizer.decode_cost(32, 32)));
+        let exec = Exec::new(&threads, Kernels::best(), None);
+        let encoded = tokenizer.encode_latent(&exec.within(&encode), &bytes, &pixels, 512, 512, fast).unwrap();
+        tokenizer.decode(&exec.within(&decode), &bytes, &encoded.codes, 32, 32, fast).unwrap();
     }
 }
 

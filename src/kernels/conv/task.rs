@@ -1,5 +1,6 @@
 //! A convolution on AMX: the work in tasks, and a task's way through its rows.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -225,13 +226,12 @@ impl Work<'_> {
                     // SAFETY: the caller's promise; the tiles that wait are in the other buffer, if in one
                     unsafe {
                         let next = self.place((pair, x), out_pair, phase, sums, here);
+                        self.fetch(&next, group.end - out_pair, group.len());
                         match blocks {
-                            2 => self.products::<SPLIT, 2>(tiles, operands, &next),
-                            _ => self.products::<SPLIT, 1>(tiles, operands, &next),
+                            2 => self.products::<SPLIT, 2>(tiles, operands, &next, &done),
+                            _ => self.products::<SPLIT, 1>(tiles, operands, &next, &done),
                         }
-                        if let Some(done) = done.replace(next) {
-                            done.finish();
-                        }
+                        done = Some(next);
                     }
                     (here, there) = (there, here);
                 }
@@ -293,16 +293,46 @@ impl Work<'_> {
         done
     }
 
+    /// Asks for the lines that results will be stored to: of these tiles, or where they are added to of the next ones, as
+    /// those are read first. `left` pairs of output blocks are left of a group's `all`.
+    fn fetch(&self, to: &Done, left: usize, all: usize) {
+        let next = match (self.add, left) {
+            (false, _) => 0,
+            (true, 1) => (TILE * self.conv.bias.len()).wrapping_sub((all - 1) * 2 * TILE),
+            (true, _) => 2 * TILE,
+        };
+        for (row, pixel) in (0..to.rows).flat_map(|row| (0..to.pixels).map(move |pixel| (row, pixel))) {
+            let at = Done::pixel(&to.y.map_or(to.tiles, |(y, _)| y), row, pixel).wrapping_add(next);
+            // SAFETY: prefetching reads and writes nothing; a processor with AMX has the instruction
+            unsafe {
+                asm!("prefetchw [{at}]", "prefetchw [{at} + 64]", at = in(reg) at,
+                    options(nostack, preserves_flags, readonly));
+            }
+        }
+    }
+
+    /// The products of two tiles; meanwhile, what is left to do with those before.
+    ///
     /// # Safety
     /// As [`Work::outputs`], for the operands and where their results go.
-    #[inline(always)]
-    unsafe fn products<const SPLIT: bool, const BLOCKS: usize>(&self, tiles: &Tiles, operands: Operands, to: &Done) {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn products<const SPLIT: bool, const BLOCKS: usize>(
+        &self,
+        tiles: &Tiles,
+        operands: Operands,
+        to: &Done,
+        before: &Option<Done>,
+    ) {
         // sums start from what is there, or from the biases: one line for all pixels
         let start = if to.add { to.tiles } else { Sums { rows: [to.bias.cast_mut(); 2], pixel: 0 } };
         // SAFETY: the caller's promise
         unsafe {
             begin::<BLOCKS>(tiles, start);
             multiply::<SPLIT, BLOCKS>(tiles, operands);
+            if let Some(before) = before {
+                before.finish();
+            }
             end::<BLOCKS>(tiles, to.tiles);
         }
     }
@@ -312,8 +342,8 @@ impl Work<'_> {
 #[repr(align(64))]
 struct Buffer([f32; 4 * TILE * TILE]);
 
-/// Tiles that are stored, or will be: what is left to do waits until the next ones are on their way, as a tile can be
-/// read only long after its last product began.
+/// Tiles that are stored, or will be: what is left to do waits until the next ones are being multiplied, as a tile can
+/// be read only long after its last product began.
 struct Done {
     /// where they are stored
     tiles: Sums,

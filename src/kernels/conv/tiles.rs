@@ -30,8 +30,14 @@ pub struct Sums {
     pub pixel: usize,
 }
 
+/// Asks for the weights two steps ahead (one of two terms): they come from the second cache in order, but a tile that
+/// waits for its lines holds up those behind it.
+macro_rules! fetch {
+    ($($at:literal)+) => { concat!($("prefetcht0 [{w} + ", $at, "]\n"),+) };
+}
+
 macro_rules! products {
-    ($p:ident, $($body:literal),+) => {
+    ($p:ident, $($body:expr),+) => {
         asm!(
             "2:",
             "mov {r0:e}, dword ptr [{places}]", "mov {r1:e}, dword ptr [{places} + 4]",
@@ -68,11 +74,15 @@ pub unsafe fn multiply<const SPLIT: bool, const BLOCKS: usize>(_: &Tiles, p: Ope
                 "tileloadd tmm6, [{w} + {line}]",
                 "tileloadd tmm4, [{r0} + {pixel}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                fetch!(4096 4160 4224 4288 4352 4416 4480 4544),
                 "tileloadd tmm7, [{w} + {line} + 1024]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
+                fetch!(4608 4672 4736 4800 4864 4928 4992 5056),
                 "tileloadd tmm5, [{r1} + {pixel}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
+                fetch!(5120 5184 5248 5312 5376 5440 5504 5568),
                 "tdpbf16ps tmm3, tmm5, tmm7",
+                fetch!(5632 5696 5760 5824 5888 5952 6016 6080),
                 "add {w}, 2048 /* {plane} */"
             ),
             (false, _) => products!(
@@ -80,8 +90,10 @@ pub unsafe fn multiply<const SPLIT: bool, const BLOCKS: usize>(_: &Tiles, p: Ope
                 "tileloadd tmm6, [{w} + {line}]",
                 "tileloadd tmm4, [{r0} + {pixel}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                fetch!(2048 2112 2176 2240 2304 2368 2432 2496),
                 "tileloadd tmm5, [{r1} + {pixel}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
+                fetch!(2560 2624 2688 2752 2816 2880 2944 3008),
                 "add {w}, 1024 /* {plane} */"
             ),
             (true, 2) => products!(
@@ -89,24 +101,35 @@ pub unsafe fn multiply<const SPLIT: bool, const BLOCKS: usize>(_: &Tiles, p: Ope
                 "tileloadd tmm6, [{w} + {line}]",
                 "tileloadd tmm4, [{r0} + {pixel}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                fetch!(4096 4160 4224 4288 4352 4416),
                 "tileloadd tmm7, [{w} + {line} + 1024]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
+                fetch!(4480 4544 4608 4672 4736 4800),
                 "tileloadd tmm5, [{r1} + {pixel}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
+                fetch!(4864 4928 4992 5056 5120 5184),
                 "tdpbf16ps tmm3, tmm5, tmm7",
+                fetch!(5248 5312 5376 5440 5504 5568),
                 "tileloadd tmm6, [{w} + {line} + 2048]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                fetch!(5632 5696 5760 5824 5888 5952),
                 "tdpbf16ps tmm2, tmm5, tmm6",
+                fetch!(6016 6080 6144 6208 6272 6336),
                 "tileloadd tmm7, [{w} + {line} + 3072]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
+                fetch!(6400 6464 6528 6592 6656 6720),
                 "tdpbf16ps tmm3, tmm5, tmm7",
+                fetch!(6784 6848 6912 6976 7040 7104),
                 "add {r0}, {plane}",
                 "add {r1}, {plane}",
                 "tileloadd tmm4, [{r0} + {pixel}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                fetch!(7168 7232 7296 7360 7424 7488),
                 "tdpbf16ps tmm1, tmm4, tmm7",
+                fetch!(7552 7616 7680 7744 7808 7872),
                 "tileloadd tmm5, [{r1} + {pixel}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
+                fetch!(7936 8000 8064 8128),
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "add {w}, 4096"
             ),
@@ -115,17 +138,23 @@ pub unsafe fn multiply<const SPLIT: bool, const BLOCKS: usize>(_: &Tiles, p: Ope
                 "tileloadd tmm6, [{w} + {line}]",
                 "tileloadd tmm4, [{r0} + {pixel}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                fetch!(2048 2112 2176 2240 2304 2368),
                 "tileloadd tmm5, [{r1} + {pixel}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
+                fetch!(2432 2496 2560 2624 2688 2752),
                 "tileloadd tmm7, [{w} + {line} + 1024]",
                 "tdpbf16ps tmm0, tmm4, tmm7",
+                fetch!(2816 2880 2944 3008 3072 3136),
                 "tdpbf16ps tmm2, tmm5, tmm7",
+                fetch!(3200 3264 3328 3392 3456 3520),
                 "add {r0}, {plane}",
                 "add {r1}, {plane}",
                 "tileloadd tmm4, [{r0} + {pixel}]",
                 "tdpbf16ps tmm0, tmm4, tmm7",
+                fetch!(3584 3648 3712 3776 3840 3904),
                 "tileloadd tmm5, [{r1} + {pixel}]",
                 "tdpbf16ps tmm2, tmm5, tmm7",
+                fetch!(3968 4032),
                 "add {w}, 2048"
             ),
         }
