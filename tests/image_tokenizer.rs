@@ -129,19 +129,22 @@ fn meets_the_reference(folder: &str) {
         let [_, height, width] = *pixels.shape() else { panic!("{:?}", pixels.shape()) };
         let input = channels_last(&floats(&expected, &named("pixels")), pixels.shape());
         let got = tokenizer.encode_latent(&exec, &model.bytes, &input, height, width, false).unwrap();
+        // in pairs of bfloat16, where the processor is fast at them: codes are the same
+        let fast = tokenizer.encode_latent(&exec, &model.bytes, &input, height, width, true).unwrap();
 
         let shape = expected.tensor(&named("latent")).unwrap().shape().to_vec();
         assert_eq!(shape, [tokenizer.config().z_channels, got.height, got.width]);
         let latent = channels_last(&floats(&expected, &named("latent")), &shape);
         let max = latent.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        let error = largest_error(&got.latent, &latent) / max;
-        assert!(error <= 1e-4, "{folder} latent {cases} is off by {error:e} of its maximum");
-
         let codes: Vec<i32> = bytemuck::pod_collect_to_vec(expected.tensor(&named("codes")).unwrap().data());
-        for (i, (got, &want)) in got.codes.iter().zip(&codes).enumerate() {
-            let here = &latent[i * shape[0]..][..shape[0]];
-            let certain = here.iter().fold(0, |bits, v| bits << 1 | u32::from(v.abs() > 1e-3));
-            assert_eq!(got & certain, want as u32 & certain, "{folder} code {cases}, position {i}");
+        for encoded in [&got, &fast] {
+            let error = largest_error(&encoded.latent, &latent) / max;
+            assert!(error <= 1e-4, "{folder} latent {cases} is off by {error:e} of its maximum");
+            for (i, (got, &want)) in encoded.codes.iter().zip(&codes).enumerate() {
+                let here = &latent[i * shape[0]..][..shape[0]];
+                let certain = here.iter().fold(0, |bits, v| bits << 1 | u32::from(v.abs() > 1e-3));
+                assert_eq!(got & certain, want as u32 & certain, "{folder} code {cases}, position {i}");
+            }
         }
 
         let codes: Vec<u32> = codes.iter().map(|&c| c as u32).collect();
