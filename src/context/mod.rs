@@ -20,7 +20,7 @@ use crate::image::{self, Fit, RgbImage};
 use crate::kernels::Kernels;
 use crate::memory::{Budget, Charge, try_collect, try_copy, try_vec};
 pub use crate::mmap::Progress;
-use crate::model::{Compute, InputObserver, Observers, Run, SequenceRequest, State};
+use crate::model::{Compute, InputObserver, Logits, Observers, Run, SequenceRequest, State};
 use crate::parallel::{Exec, Threads};
 use crate::prompt::{ChatTemplate, Message, Vocabulary};
 use crate::tokenizer::Tokenizer;
@@ -217,7 +217,7 @@ impl Context {
         if out.len() != total {
             return Err(Error::invalid(format!("there is room for {} logits, {total} are asked for", out.len())));
         }
-        self.inner.logits(canceller.flag(), batch, out)
+        self.inner.logits(canceller.flag(), batch, Logits::All(out))
     }
 
     /// The residual stream of a sequence: what enters each layer, then the output of the final norm. Each is
@@ -240,7 +240,7 @@ impl Context {
         let mut state = self.inner.lock()?;
         let (model, exec) = (self.model(), self.exec());
         let run = Run::new(&exec, model.bytes(), self.compute());
-        model.transformer().forward(&run, &mut state, &batch, &mut [], observers)?;
+        model.transformer().forward(&run, &mut state, &batch, Logits::All(&mut []), observers)?;
         states
     }
 
@@ -256,7 +256,7 @@ impl Context {
         let (model, exec) = (self.model(), self.exec());
         let run = Run::new(&exec, model.bytes(), self.compute());
         let observers = Observers { layers: None, inputs: Some(observe) };
-        model.transformer().forward(&run, &mut state, &batch, &mut [], observers)
+        model.transformer().forward(&run, &mut state, &batch, Logits::All(&mut []), observers)
     }
 
     /// The codes of a picture, row by row. Its sides are multiples of [`Model::downsampling`].
@@ -379,7 +379,7 @@ impl Engine for Inner {
     fn exec<'a>(&'a self, cancel: &'a AtomicBool) -> Exec<'a> {
         Exec::new(&self.threads, self.kernels, Some(cancel)).within(&self.budget)
     }
-    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: &mut [f32]) -> Result<()> {
+    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: Logits) -> Result<()> {
         let mut state = self.lock()?;
         let exec = Engine::exec(self, cancel);
         let run = Run::new(&exec, self.model.bytes(), self.compute);

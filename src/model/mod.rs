@@ -7,7 +7,9 @@ mod weights;
 
 pub use config::Config;
 pub use state::State;
-pub use transformer::{InputObserver, LayerObserver, MatrixInput, Observers, Run, SequenceRequest, Transformer};
+pub use transformer::{
+    InputObserver, LayerObserver, Logits, MatrixInput, Observers, Parts, Run, SequenceRequest, Transformer,
+};
 pub use weights::{TensorRef, Weights, is_backbone};
 
 /// How products are computed.
