@@ -149,6 +149,7 @@ pub fn rest(rounded: __m512i, low: __m512, high: __m512) -> (__m512, __m512) {
 
 /// Coefficients of 2^x for x in 0..1, the constant term last: minimax fits of degree 3 and 6.
 const QUICK: [f32; 4] = [0.078_024_52, 0.226_067_16, 0.695_833_5, 0.999_925_2];
+#[allow(clippy::approx_constant, clippy::excessive_precision)] // coefficients of a fit
 const PRECISE: [f32; 7] = [2.170_225_5e-4, 1.243_968_8e-3, 9.678_841e-3, 5.548_334_2e-2, 0.240_229_84, 0.693_147, 1.0];
 
 /// e^-x for [`swish_quick`] and [`swish_precise`].
