@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use measure::best;
 use measure::peak::{Machine, Operands};
+use measure::{best, peak_memory};
 use mmada::kernels::attention::{Attention, Precision, Scratch};
 use mmada::kernels::elementwise::{Rope, Rows};
 use mmada::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Kernels, matmul};
@@ -249,18 +249,6 @@ fn parts(o: &Options, machine: &Machine, context: &Context, n: usize) -> Outcome
         println!("  {name:26} {:8.2} ms  {:5.1}%  {share}", 1e3 * seconds, 100.0 * seconds / total);
     }
     Ok(())
-}
-
-/// The most memory that this process had at a time since it was last asked for, without what is mapped of files, in GiB
-/// (Linux, proc(5): `VmHWM` less `RssFile`, which only grows here).
-fn peak_memory() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let field = |name: &str| -> Option<f64> {
-        status.lines().find_map(|l| l.strip_prefix(name))?.trim().strip_suffix(" kB")?.parse().ok()
-    };
-    let peak = (field("VmHWM:")? - field("RssFile:")?) / (1 << 20) as f64;
-    std::fs::write("/proc/self/clear_refs", "5").ok()?;
-    Some(peak)
 }
 
 fn run(o: &Options, file: &Path, threads: usize) -> Outcome<()> {

@@ -42,3 +42,15 @@ fn seconds(_threads: usize) -> f64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     START.get_or_init(Instant::now).elapsed().as_secs_f64()
 }
+
+/// The most memory that this process had at a time since it was last asked for, without what is mapped of files, in GiB
+/// (Linux, proc(5): `VmHWM` less `RssFile`, which only grows here).
+pub fn peak_memory() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let field = |name: &str| -> Option<f64> {
+        status.lines().find_map(|l| l.strip_prefix(name))?.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    let peak = (field("VmHWM:")? - field("RssFile:")?) / (1 << 20) as f64;
+    std::fs::write("/proc/self/clear_refs", "5").ok()?;
+    Some(peak)
+}

@@ -300,14 +300,14 @@ impl Context {
     /// three functions below.
     pub fn encode_image(&self, picture: &RgbImage) -> Result<Vec<u32>> {
         let (images, bytes) = self.inner.images()?;
-        images.encode(&self.exec(), bytes, picture)
+        images.encode(&self.exec(), bytes, picture, self.compute() == Compute::Fast)
     }
 
     /// [`Context::encode_image`] of pixels in [-1, 1], [height, width, 3], with the latents that the codes are the
     /// signs of.
     pub fn encode_latent(&self, pixels: &[f32], height: usize, width: usize) -> Result<Encoded> {
         let (images, bytes) = self.inner.images()?;
-        images.encode_latent(&self.exec(), bytes, pixels, height, width)
+        images.encode_latent(&self.exec(), bytes, pixels, height, width, self.compute() == Compute::Fast)
     }
 
     /// The picture of `width * height` codes, given row by row; its sides in pixels are [`Model::downsampling`] times
@@ -432,7 +432,7 @@ impl Engine for Inner {
         let (images, bytes) = self.images()?;
         let fit = if squash { Fit::Squash } else { Fit::Crop };
         let picture = image::fit(picture, self.model.image_size(), fit)?;
-        images.encode(&Engine::exec(self, cancel), bytes, &picture)
+        images.encode(&Engine::exec(self, cancel), bytes, &picture, self.compute == Compute::Fast)
     }
     fn decode_image(&self, cancel: &AtomicBool, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
         let (images, bytes) = self.images()?;

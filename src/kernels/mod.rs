@@ -13,6 +13,7 @@ pub mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod conv;
 mod dispatch;
 pub mod elementwise;
 mod encode;

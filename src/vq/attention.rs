@@ -1,22 +1,14 @@
 //! The attention in the middle of encoder and decoder: one head over all positions.
 
-use std::ops::Range;
-
-use rayon::prelude::*;
-
-use super::conv::Sampling;
 use super::cost::Tally;
-use super::features::{Features, set_len};
-use super::norm::exp;
+use super::features::Features;
 use super::run::Run;
 use super::weights::{ConvWeights, NormWeights};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gguf::Header;
-use crate::kernels::{Epilogue, matmul_f32};
-use crate::tensor::Matrix;
-
-/// Numbers in the scores of a tile of queries (8 MiB).
-const SCORES_LEN: usize = 2 << 20;
+use crate::kernels::attention::{self, Precision};
+use crate::kernels::conv;
+use crate::kernels::conv::Sampling;
 
 /// norm, q k v, softmax(q k^T / sqrt(channels)) v, output projection; added to its input.
 #[derive(Clone, Debug)]
@@ -48,54 +40,28 @@ impl Attention {
 
     pub fn run(&self, run: &mut Run, mut x: Features) -> Result<Features> {
         let (n, c) = (x.positions(), x.channels);
-        let mut h = run.scratch.features(x.height, x.width, c)?; // normalized; later what was attended to
-        run.norm(&self.norm, &x, false)?.apply(run.exec, &x.data, &mut h.data);
-        let mut q = run.conv(&self.q, &h, None, Sampling::Same)?;
-        let k = run.conv(&self.k, &h, None, Sampling::Same)?;
-        let scale = 1.0 / (c as f32).sqrt();
-        q.data.iter_mut().for_each(|v| *v *= scale);
-
-        // Values as [c, n], the rows of the second product: the roles of weights and input are swapped. Their bias
-        // is left out, as the weights of an average sum to one: it is added to the average.
-        let mut v = run.scratch.features(1, c, n)?;
-        let input = matrix(n, c, &h.data)?;
-        matmul_f32(run.exec, &input, &self.v.dense(run.bytes)?, &mut v.data, n, Epilogue::Store)?;
-        let bias = self.v.bias(run.bytes)?;
-
-        let (keys, values) = (matrix(n, c, &k.data)?, matrix(c, n, &v.data)?);
-        let tile = (SCORES_LEN / n).clamp(1, n);
-        let (mut scores, mut charge) = (Vec::new(), run.exec.take(0, "the scores of an attention")?);
-        for start in (0..n).step_by(tile) {
-            run.exec.check()?;
-            let tile = start..n.min(start + tile);
-            set_len(&mut charge, &mut scores, tile.len() * n, "the scores of an attention")?;
-            let part = |rows: &Range<usize>| rows.start * c..rows.end * c;
-            matmul_f32(run.exec, &keys, &q.data[part(&tile)], &mut scores, n, Epilogue::Store)?;
-            run.exec.run(|| scores.par_chunks_exact_mut(n).for_each(softmax));
-            let out = &mut h.data[part(&tile)];
-            out.chunks_exact_mut(c).for_each(|position| position.copy_from_slice(&bias));
-            matmul_f32(run.exec, &values, &scores, out, c, Epilogue::Add)?;
-        }
+        let norm = run.norm(&self.norm, &x, false)?;
+        let q = run.conv(&self.q, &x, Some(&norm), Sampling::Same)?;
+        let k = run.conv(&self.k, &x, Some(&norm), Sampling::Same)?;
+        let v = run.conv(&self.v, &x, Some(&norm), Sampling::Same)?;
+        let mut h = run.scratch.features(x.height, x.width, c)?;
+        let fast = run.scratch.precision == Some(conv::Precision::Bf16) && run.exec.kernels.has_bf16_attention();
+        let precision = if fast { Precision::Bf16 } else { Precision::F32 };
+        let sequence = 0..n;
+        let attention = attention::Attention {
+            heads: 1,
+            kv_heads: 1,
+            head_dim: c,
+            sequences: std::slice::from_ref(&sequence),
+            mask: None,
+        };
+        run.exec.check()?;
+        let mut packed = attention::Scratch::default();
+        attention.run(run.exec, precision, &mut packed, &q.data, &k.data, &v.data, &mut h.data)?;
         run.conv_add(&self.proj_out, &h, None, &mut x)?;
         for done in [h, q, k, v] {
             run.scratch.recycle(done);
         }
         Ok(x)
     }
-}
-
-fn matrix(rows: usize, cols: usize, data: &[f32]) -> Result<Matrix<'_>> {
-    Matrix::from_f32(rows, cols, data)
-        .ok_or_else(|| Error::Internal(format!("{} numbers are no matrix of {rows}x{cols}", data.len())))
-}
-
-fn softmax(row: &mut [f32]) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0f64;
-    for v in row.iter_mut() {
-        *v = exp(*v - max);
-        sum += f64::from(*v);
-    }
-    let scale = (1.0 / sum) as f32;
-    row.iter_mut().for_each(|v| *v *= scale);
 }

@@ -1,13 +1,13 @@
 //! The pieces that encoder and decoder share: the residual block, and the middle at the coarsest resolution.
 
 use super::attention::Attention;
-use super::conv::Sampling;
 use super::cost::Tally;
 use super::features::Features;
 use super::run::Run;
 use super::weights::{ConvWeights, NormWeights};
 use crate::error::Result;
 use crate::gguf::Header;
+use crate::kernels::conv::Sampling;
 use crate::memory::try_with_capacity;
 
 /// norm, swish, 3x3 convolution, twice; plus the input, through a 1x1 convolution where the channels change.

@@ -1,4 +1,4 @@
-//! Convolutions as matrix products: the windows of a chunk of output positions are gathered side by side
+//! Convolutions as matrix products: in tiles where the kernels have them; elsewhere the windows of a chunk of output positions are gathered side by side
 //! ("im2col"), then multiplied by the weights. A chunk is small enough to stay in a cache and large enough to
 //! make unpacking the weights cheap. Normalization of the input and nearest-neighbour upsampling happen on the way.
 
@@ -10,6 +10,7 @@ use super::features::{Features, Scratch, set_len};
 use super::norm::Norm;
 use super::weights::ConvWeights;
 use crate::error::{Error, Result};
+use crate::kernels::conv::{self, Normalization, Sampling};
 use crate::kernels::{Activations, Bf16Rows, Epilogue, matmul, matmul_f32};
 use crate::memory::try_vec;
 use crate::parallel::Exec;
@@ -19,41 +20,11 @@ pub(super) const PATCH_LEN: usize = 2 << 20;
 /// Positions whose windows one thread gathers in one go.
 const GATHER: usize = 32;
 
-/// How the positions of the output lie to those of the input, for a 3x3 window.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Sampling {
-    /// Same size; one zero around.
-    Same,
-    /// Every other position; zeros only right and below. Halves the sides (rounding down).
-    Down,
-    /// Each input position is first repeated twice each way, then as `Same`. Doubles the sides.
-    Up,
-}
-
-impl Sampling {
-    fn output_side(self, input: usize) -> Option<usize> {
-        match self {
-            Sampling::Same => Some(input),
-            Sampling::Down => Some(input / 2),
-            Sampling::Up => input.checked_mul(2),
-        }
-    }
-
-    /// The input row that row `ky` of the window at output row `y` reads; None: zeros. Columns likewise.
-    fn source(self, y: usize, ky: usize, side: usize) -> Option<usize> {
-        match self {
-            Sampling::Same => (y + ky).checked_sub(1).filter(|&y| y < side),
-            Sampling::Down => Some(2 * y + ky).filter(|&y| y < side),
-            Sampling::Up => (y + ky).checked_sub(1).map(|y| y / 2).filter(|&y| y < side),
-        }
-    }
-
-    /// The input rows that the windows of these output rows read.
-    fn source_rows(self, rows: Range<usize>, side: usize) -> Range<usize> {
-        let last = rows.end - 1;
-        let first = (0..3).find_map(|ky| self.source(rows.start, ky, side)).unwrap_or(0);
-        first..(0..3).rev().find_map(|ky| self.source(last, ky, side)).map_or(first, |y| y + 1)
-    }
+/// The input rows that the windows of these output rows read.
+fn source_rows(sampling: Sampling, rows: Range<usize>, side: usize) -> Range<usize> {
+    let last = rows.end - 1;
+    let first = (0..3).find_map(|ky| sampling.source(rows.start, ky, side)).unwrap_or(0);
+    first..(0..3).rev().find_map(|ky| sampling.source(last, ky, side)).map_or(first, |y| y + 1)
 }
 
 /// A convolution of `x`, which is normalized by `norm` first, if there is one.
@@ -91,6 +62,15 @@ impl Convolution<'_> {
                 "a convolution got {inputs} to {outputs} channels: {:?}",
                 self.weights
             )));
+        }
+        y.sums = None;
+        if let Some(precision) = scratch.precision {
+            let norm = self.norm.map(|n| Normalization { scale: &n.scale, shift: &n.shift, swish: n.swish });
+            let (kernel, sampling) = (self.weights.kernel, self.sampling);
+            let (x, height, width) = (&self.x.data, self.x.height, self.x.width);
+            let tiles = conv::Convolution { weights: &matrix, bias: &bias, kernel, x, height, width, norm, sampling };
+            y.sums = Some(tiles.run(self.exec, precision, &mut scratch.tiles, &mut y.data, mode)?);
+            return Ok(());
         }
         let (positions, width) = (y.positions(), y.width);
         let chunk = chunk_len(matrix.cols(), width);
@@ -133,7 +113,7 @@ impl Convolution<'_> {
 
     fn source_rows(&self, chunk: &Range<usize>, width: usize) -> Range<usize> {
         let rows = chunk.start / width..(chunk.end - 1) / width + 1;
-        if self.weights.kernel == 1 { rows } else { self.sampling.source_rows(rows, self.x.height) }
+        if self.weights.kernel == 1 { rows } else { source_rows(self.sampling, rows, self.x.height) }
     }
 
     /// What the product will be added to: the bias, or the bias and what `out` holds.

@@ -20,6 +20,8 @@ pub(super) struct Tally {
     map: u64,
     /// Numbers of the longest row of one.
     row: u64,
+    /// Numbers of the largest convolution's weights, in whole tiles.
+    weights: u64,
 }
 
 impl Tally {
@@ -31,6 +33,8 @@ impl Tally {
         let channels = weights.inputs.max(weights.outputs) as u64;
         self.map = self.map.max(positions.saturating_mul(channels));
         self.row = self.row.max(width.saturating_mul(channels));
+        let tiles = (weights.kernel * weights.kernel * weights.inputs.next_multiple_of(32)) as u64;
+        self.weights = self.weights.max(tiles.saturating_mul(weights.outputs.next_multiple_of(16) as u64));
     }
 
     pub fn add(&mut self, multiply_adds: u64) {
@@ -40,9 +44,11 @@ impl Tally {
     /// `coarsest`: numbers in a feature map of the middle, where the attention holds three more.
     pub fn finish(self, coarsest: u64) -> Cost {
         // A block holds its input, what is between its convolutions, and its output where it cannot share the input's
-        // memory; next to them stand the windows of a chunk and its normalized rows, with those around it.
+        // memory; next to them stand the windows of a chunk and its normalized rows, with those around it, or the weights in
+        // tiles (of two terms, or four ninths for each of four phases) and threads' rings, which are less than windows.
         let maps = self.map.saturating_mul(3).saturating_add(coarsest.saturating_mul(3));
         let chunk = self.row.saturating_mul(3).saturating_add(2 * PATCH_LEN as u64);
+        let chunk = chunk.max(self.weights.saturating_add(PATCH_LEN as u64));
         Cost { multiply_adds: self.multiply_adds, scratch_bytes: maps.saturating_add(chunk).saturating_mul(4) }
     }
 }

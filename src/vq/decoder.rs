@@ -2,13 +2,13 @@
 
 use super::Config;
 use super::blocks::{Head, Middle, ResBlock, find_blocks};
-use super::conv::Sampling;
 use super::cost::{Cost, Tally};
 use super::features::Features;
 use super::run::Run;
 use super::weights::ConvWeights;
 use crate::error::Result;
 use crate::gguf::Header;
+use crate::kernels::conv::Sampling;
 
 /// post_quant_conv; conv_in; middle; for each level from the coarsest its blocks and a doubling of the sides; head.
 #[derive(Clone, Debug)]

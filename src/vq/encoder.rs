@@ -2,13 +2,13 @@
 
 use super::Config;
 use super::blocks::{Head, Middle, ResBlock, find_blocks};
-use super::conv::Sampling;
 use super::cost::{Cost, Tally};
 use super::features::Features;
 use super::run::Run;
 use super::weights::ConvWeights;
 use crate::error::Result;
 use crate::gguf::Header;
+use crate::kernels::conv::Sampling;
 
 /// conv_in; for each level from the finest its blocks and a halving of the sides; middle; head; quant_conv.
 #[derive(Clone, Debug)]

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernels::Bf16Rows;
+use crate::kernels::conv::{self, Precision};
 use crate::memory::{Charge, try_reserve};
 
 /// Activations of a picture: [height, width, channels], channels fastest.
@@ -11,6 +12,9 @@ pub(super) struct Features {
     pub width: usize,
     pub channels: usize,
     pub data: Vec<f32>,
+    /// The sums of every channel over all positions, and behind them those of the squares, where what made the map took
+    /// them: [2, channels].
+    pub sums: Option<Vec<f64>>,
 }
 
 impl Features {
@@ -32,6 +36,10 @@ pub(super) struct Scratch {
     pub patches: Vec<f32>,
     /// The windows rounded to bfloat16; `None` where products are to be in f32.
     pub bf16: Option<Bf16Rows>,
+    /// What convolutions in tiles are computed in; `None` where there are none, or results are to be exact.
+    pub precision: Option<Precision>,
+    /// Their memory.
+    pub tiles: conv::Scratch,
     /// Normalized input rows of a chunk.
     pub rows: Vec<f32>,
     /// All of these, and the feature maps in use, as the context counts them.
@@ -52,7 +60,7 @@ impl Scratch {
         let choice = choice.or_else(|| (0..self.free.len()).max_by_key(|&i| self.free[i].capacity()));
         let mut data = choice.map(|i| self.free.swap_remove(i)).unwrap_or_default();
         set_len(&mut self.charge, &mut data, len, "a feature map of the image tokenizer")?;
-        Ok(Features { height, width, channels, data })
+        Ok(Features { height, width, channels, data, sums: None })
     }
 
     /// Bytes of the feature maps that are here.

@@ -34,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::image::{self, RgbImage};
 use crate::kernels::Bf16Rows;
+use crate::kernels::conv::Precision;
 use crate::memory::try_collect;
 use crate::parallel::Exec;
 
@@ -77,7 +78,8 @@ impl ImageTokenizer {
         &self.config
     }
 
-    /// Encodes `pixels` [height, width, 3] in [-1, 1]. Both sides are multiples of the downsampling.
+    /// Encodes `pixels` [height, width, 3] in [-1, 1]. Both sides are multiples of the downsampling. With `fast`,
+    /// convolutions may multiply in pairs of bfloat16, which keep 16 bits of a number: codes are signs.
     ///
     /// # Errors
     /// `Error::InvalidArgument` for other sizes; `Error::Cancelled`; `Error::OutOfMemory`.
@@ -88,6 +90,7 @@ impl ImageTokenizer {
         pixels: &[f32],
         height: usize,
         width: usize,
+        fast: bool,
     ) -> Result<Encoded> {
         let factor = self.config.downsampling();
         if height == 0 || width == 0 || !height.is_multiple_of(factor) || !width.is_multiple_of(factor) {
@@ -95,6 +98,7 @@ impl ImageTokenizer {
             return Err(Error::invalid(reason));
         }
         let mut run = self.run(exec, bytes)?;
+        run.scratch.precision = (fast && exec.kernels.has_convolutions()).then_some(Precision::Split);
         let mut input = run.scratch.features(height, width, 3)?;
         if input.data.len() != pixels.len() {
             let reason = format!("{} values are no picture of {width}x{height} pixels", pixels.len());
@@ -111,14 +115,13 @@ impl ImageTokenizer {
     ///
     /// # Errors
     /// As [`ImageTokenizer::encode_latent`].
-    pub fn encode(&self, exec: &Exec, bytes: &[u8], picture: &RgbImage) -> Result<Vec<u32>> {
+    pub fn encode(&self, exec: &Exec, bytes: &[u8], picture: &RgbImage, fast: bool) -> Result<Vec<u32>> {
         let (width, height) = (picture.width() as usize, picture.height() as usize);
-        Ok(self.encode_latent(exec, bytes, &image::to_unit(picture)?, height, width)?.codes)
+        Ok(self.encode_latent(exec, bytes, &image::to_unit(picture)?, height, width, fast)?.codes)
     }
 
     /// The picture of `codes` [height, width] as the network leaves it: [height * downsampling, width *
-    /// downsampling, 3], in about [-1, 1]. With `fast`, convolutions may multiply in bfloat16; encoding never does, since
-    /// codes are signs.
+    /// downsampling, 3], in about [-1, 1]. With `fast`, convolutions may multiply in bfloat16.
     ///
     /// # Errors
     /// `Error::InvalidArgument` for a code outside the codebook or a number of codes other than height * width;
@@ -137,6 +140,7 @@ impl ImageTokenizer {
         }
         let z = self.config.z_channels;
         let mut run = self.run(exec, bytes)?;
+        run.scratch.precision = (fast && exec.kernels.has_convolutions()).then_some(Precision::Bf16);
         run.scratch.bf16 = (fast && exec.kernels.prefers_bf16()).then(Bf16Rows::default);
         let mut bits = run.scratch.features(height, width, z)?;
         for (i, (&code, position)) in codes.iter().zip(bits.data.chunks_exact_mut(z)).enumerate() {

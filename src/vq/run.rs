@@ -1,11 +1,12 @@
 //! What the layers need while a picture walks through them.
 
 use super::Config;
-use super::conv::{Convolution, Sampling};
+use super::conv::Convolution;
 use super::features::{Features, Scratch};
 use super::norm::{Norm, group_norm};
 use super::weights::{ConvWeights, NormWeights};
 use crate::error::Result;
+use crate::kernels::conv::Sampling;
 use crate::parallel::Exec;
 
 /// One pass through the encoder or the decoder.

@@ -1,14 +1,16 @@
 //! The layers against plain references on random odd sizes.
 
 use super::attention::Attention;
-use super::conv::{Convolution, PATCH_LEN, Sampling};
+use super::conv::{Convolution, PATCH_LEN};
 use super::features::{Features, Scratch};
 use super::norm::{Norm, exp, group_norm};
 use super::run::Run;
 use super::weights::ConvWeights;
-use super::{Config, ImageTokenizer, Levels};
+use super::{Config, Cost, ImageTokenizer, Levels};
 use crate::gguf::{GgmlType, Header, MetaArray, MetaValue, TensorSpec, Writer};
 use crate::kernels::Kernels;
+use crate::kernels::conv::{Precision, Sampling};
+use crate::memory::Budget;
 use crate::parallel::{Exec, Threads};
 
 /// Random numbers in about [-1, 1]; the same for the same seed (xorshift64*).
@@ -25,7 +27,7 @@ impl Random {
         (0..len).map(|_| self.next()).collect()
     }
     fn features(&mut self, height: usize, width: usize, channels: usize) -> Features {
-        Features { height, width, channels, data: self.floats(height * width * channels) }
+        Features { height, width, channels, data: self.floats(height * width * channels), sums: None }
     }
 }
 
@@ -124,6 +126,78 @@ fn check_conv(sides: (usize, usize), channels: (usize, usize), kernel: usize, sa
     want.iter_mut().zip(&sum.data).for_each(|(w, s)| *w += f64::from(*s));
     convolution.add_to(&mut sum, &bytes, &mut scratch).unwrap();
     assert_close(&sum.data, &want, 3e-6);
+
+    if !Kernels::best().has_convolutions() {
+        return;
+    }
+    // in tiles, where what rounding to bfloat16 (2^-9 of a factor) and to two of them makes is a matter of chance
+    for (precision, tolerance) in [(Precision::Bf16, 1.5e-2), (Precision::Split, 2e-5)] {
+        let mut want = naive(&x, norm, &w, &bias, kernel, sampling);
+        let mut scratch = Scratch::default();
+        scratch.precision = Some(precision);
+        let got = convolution.store(&bytes, &mut scratch).unwrap();
+        assert_close(&got.data, &want, tolerance);
+        assert_sums(&got);
+
+        let mut sum = random.features(got.height, got.width, got.channels);
+        want.iter_mut().zip(&sum.data).for_each(|(w, s)| *w += f64::from(*s));
+        convolution.add_to(&mut sum, &bytes, &mut scratch).unwrap();
+        assert_close(&sum.data, &want, tolerance);
+        assert_sums(&sum);
+    }
+}
+
+/// The sums that a convolution took are those of its results.
+fn assert_sums(y: &Features) {
+    let sums = y.sums.as_ref().expect("convolutions in tiles take sums");
+    assert_eq!(sums.len(), 2 * y.channels);
+    for c in 0..y.channels {
+        let values = y.data[c..].iter().step_by(y.channels).map(|v| f64::from(*v));
+        let (sum, size) = values.clone().fold((0.0, 0.0), |(sum, size), v| (sum + v, size + v.abs()));
+        let square: f64 = values.map(|v| v * v).sum();
+        assert!((sums[c] - sum).abs() <= 1e-6 * size, "sum {c}: {} is not {sum}", sums[c]);
+        assert!((sums[y.channels + c] - square).abs() <= 1e-6 * square, "square {c}");
+    }
+}
+
+#[test]
+fn convolutions_in_tiles_agree_with_seven_loops_on_whole_and_broken_tiles() {
+    // whole tiles; several groups of outputs, strips and rows of the ring; outputs, channels and pixels left over
+    for (sides, channels) in [((32, 32), (64, 64)), ((17, 35), (33, 48)), ((2, 16), (96, 17)), ((5, 1), (1, 31))] {
+        for normed in [false, true] {
+            check_conv(sides, channels, 3, Sampling::Same, normed);
+            check_conv(sides, channels, 3, Sampling::Up, normed);
+            check_conv(sides, channels, 1, Sampling::Same, normed);
+            if sides.1 > 1 {
+                check_conv(sides, channels, 3, Sampling::Down, normed);
+            }
+        }
+    }
+    check_conv((9, 34), (288, 160), 3, Sampling::Same, true);
+    check_conv((7, 300), (320, 33), 3, Sampling::Down, true);
+    check_conv((6, 290), (288, 64), 3, Sampling::Up, true);
+}
+
+#[test]
+fn convolutions_in_tiles_do_not_depend_on_the_threads() {
+    if !Kernels::best().has_convolutions() {
+        return;
+    }
+    let mut random = Random(8);
+    let (x, w, bias) = (random.features(61, 53, 40), random.floats(360 * 24), random.floats(24));
+    let tensors = [("c.weight".to_owned(), vec![360, 24], w), ("c.bias".to_owned(), vec![24], bias)];
+    let (header, bytes) = file(&[], &tensors);
+    let weights = ConvWeights::find(&header, "c", 3, 40, 24).unwrap();
+    let results = [1, 2, 3, 7].map(|count| {
+        let threads = Threads::new(count).unwrap();
+        let exec = Exec::new(&threads, Kernels::best(), None);
+        let convolution = Convolution { exec: &exec, weights: &weights, x: &x, norm: None, sampling: Sampling::Same };
+        let mut scratch = Scratch::default();
+        scratch.precision = Some(Precision::Split);
+        let y = convolution.store(&bytes, &mut scratch).unwrap();
+        (y.data, y.sums)
+    });
+    assert!(results.iter().all(|result| *result == results[0]));
 }
 
 #[test]
@@ -336,7 +410,7 @@ fn networks_of_any_depth_run_within_their_estimate() {
         for (height, width) in [(1, 1), (3, 2), (1, 9)] {
             let (h, w) = (height * factor, width * factor);
             let pixels = Random(1).features(h, w, 3);
-            let encoded = tokenizer.encode_latent(&exec, &bytes, &pixels.data, h, w).unwrap();
+            let encoded = tokenizer.encode_latent(&exec, &bytes, &pixels.data, h, w, false).unwrap();
             assert_eq!((encoded.height, encoded.width), (height, width));
             assert_eq!(encoded.latent.len(), height * width * config.z_channels);
             assert!(encoded.latent.iter().all(|v| v.is_finite()));
@@ -356,6 +430,37 @@ fn networks_of_any_depth_run_within_their_estimate() {
             let estimate = maps(tokenizer.decode_cost(height, width).scratch_bytes);
             assert!(run.scratch.map_bytes() <= estimate && estimate <= 6 * run.scratch.map_bytes());
         }
+    }
+}
+
+#[test]
+fn a_picture_of_512_pixels_takes_less_than_600_megabytes() {
+    // the 8B's sizes with an eighth of its channels, so that everything but windows is an eighth or less
+    const PART: usize = 8;
+    let of_8b = |mult: [usize; 5]| mult.iter().map(|m| m * 128 / PART).collect();
+    let config = Config {
+        channels: 128 / PART,
+        z_channels: 13,
+        encoder: Levels { channels: of_8b([1, 2, 2, 4, 4]), blocks: vec![4, 3, 4, 3, 4] },
+        decoder: Levels { channels: of_8b([1, 1, 2, 2, 4]), blocks: vec![4, 4, 3, 4, 3] },
+        groups: 8,
+        epsilon: 1e-6,
+    };
+    let (tokenizer, bytes) = random_model(&config);
+    let windows = 8 * PATCH_LEN;
+    let limit = (600_000_000 - windows) / PART + windows;
+    for cost in [tokenizer.encode_cost(32, 32), tokenizer.decode_cost(32, 32)] {
+        assert!(cost.scratch_bytes as usize <= limit, "{cost:?} is more than {limit}");
+    }
+    // what is counted as it is allocated stays within what was said
+    let threads = Threads::new(2).unwrap();
+    let pixels = Random(3).floats(512 * 512 * 3);
+    for fast in [true, false] {
+        let within = |cost: Cost| Budget::new(Some(cost.scratch_bytes as usize));
+        let (encode, decode) = (within(tokenizer.encode_cost(32, 32)), within(tokenizer.decode_cost(32, 32)));
+        let exec = Exec::new(&threads, Kernels::best(), None);
+        let encoded = tokenizer.encode_latent(&exec.within(&encode), &bytes, &pixels, 512, 512, fast).unwrap();
+        tokenizer.decode(&exec.within(&decode), &bytes, &encoded.codes, 32, 32, fast).unwrap();
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::gguf::{GgmlType, Header, TensorInfo};
 use crate::parallel::try_vec;
-use crate::tensor::{self, Matrix};
+use crate::tensor::Matrix;
 
 /// A vector of f32, one per channel.
 #[derive(Clone, Debug)]
@@ -65,14 +65,6 @@ impl ConvWeights {
         let data = bytes.get(self.range.clone()).ok_or_else(|| outside(&self.name))?;
         Matrix::new(self.dtype, self.outputs, self.kernel * self.kernel * self.inputs, data)
             .ok_or_else(|| Error::Internal(format!("{} bytes do not hold tensor {}", data.len(), self.name)))
-    }
-
-    /// The weights as f32.
-    pub fn dense(&self, bytes: &[u8]) -> Result<Vec<f32>> {
-        let matrix = self.matrix(bytes)?;
-        let mut out = try_vec::<f32>(matrix.rows() * matrix.cols(), &self.name)?;
-        tensor::dequantize(self.dtype, matrix.data(), &mut out)?;
-        Ok(out)
     }
 
     pub fn bias(&self, bytes: &[u8]) -> Result<Vec<f32>> {
