@@ -7,12 +7,12 @@
 //!
 //! ```text
 //! cargo bench --bench kernels -- [--all] [--types Q4_K,Q8_0] [--variants avx512] [--paths wide] [--shapes 4096x4096]
-//!     [--n 32,512] [--threads 1,0] [--seconds 0.3] [--attention 128x1057] [--quantize] [--tsv]
+//!     [--n 32,512] [--threads 1,0] [--seconds 0.3] [--attention 128x1057] [--quantize] [--pack] [--tsv]
 //! ```
 //!
 //! Without options: the best variant, 4096 x 4096, n = 32, 128 and 512, one thread and all (0). `--all` takes
 //! everything. Where products or attention are chosen by their options, only those run. `--quantize` counts the time
-//! for quantizing the activations too. `--tsv` prints one line per result for programs, and no peaks. Paths are
+//! for quantizing the activations too. `--pack` shows every product with packed weights as well (type and +). `--tsv` prints one line per result for programs, and no peaks. Paths are
 //! `blocks` (int8 with the scales of the blocks), `wide` (int8 with one for 256 elements), `bf16` and `f32`; `fast` and
 //! `exact` stand for what the library takes by itself.
 
@@ -23,7 +23,9 @@ use std::process::ExitCode;
 use measure::best;
 use measure::peak::{Machine, Operands, Rate};
 use mmada::kernels::attention::{Attention, Precision, Scratch};
-use mmada::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Kernels, Scales, has_int8, matmul};
+use mmada::kernels::{
+    Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Kernels, Operand, Packed, Scales, has_int8, matmul,
+};
 use mmada::parallel::{Exec, Threads};
 use mmada::tensor::{GgmlType, Matrix, dequantize, quantize};
 
@@ -50,6 +52,7 @@ struct Options {
     attention: Vec<(usize, usize)>,
     seconds: f64,
     quantize: bool,
+    pack: bool,
     tsv: bool,
 }
 
@@ -67,11 +70,14 @@ impl Options {
             args.len() < before
         };
         let (all, quantize, tsv) = (flag("--all"), flag("--quantize"), flag("--tsv"));
+        let pack = flag("--pack") || all;
         let mut given = std::collections::HashMap::new();
         for option in args.chunks(2) {
             let [name, value] = option else { return Err(format!("{option:?} needs a value").into()) };
             if !KNOWN.contains(&&name[..]) {
-                return Err(format!("what is {name}? {KNOWN:?}, each with a value, --all, --quantize, --tsv").into());
+                return Err(
+                    format!("what is {name}? {KNOWN:?}, each with a value, --all, --quantize, --pack, --tsv").into()
+                );
             }
             given.insert(name.clone(), value.clone());
         }
@@ -114,6 +120,7 @@ impl Options {
                 .collect::<Outcome<_>>()?,
             seconds: given.get("--seconds").map_or(Ok(0.3), |s| s.parse())?,
             quantize,
+            pack,
             tsv,
         })
     }
@@ -196,6 +203,7 @@ fn paths(dtype: GgmlType, kernels: &Kernels) -> Vec<Path> {
 struct Product<'a> {
     exec: Exec<'a>,
     w: Matrix<'a>,
+    packed: Option<&'a Packed>,
     path: Path,
     x: &'a [f32],
     int8: Int8Rows,
@@ -219,7 +227,8 @@ impl Product<'_> {
             Arithmetic::Bf16 => Activations::Bf16(&self.bf16),
             Arithmetic::Int8(_) => Activations::Int8(&self.int8),
         };
-        matmul(&self.exec, &self.w, x, &mut self.y, self.w.rows(), Epilogue::Store)
+        let w = self.packed.map_or_else(|| Operand::from(&self.w), |packed| Operand::with_packed(self.w, packed));
+        matmul(&self.exec, w, x, &mut self.y, self.w.rows(), Epilogue::Store)
     }
 
     /// The error of some results (rows and columns spread over all, the last ones included), relative to the root mean
@@ -296,10 +305,13 @@ impl Bench<'_> {
             };
             let wanted = |p: &Path| o.paths.is_empty() || o.paths.iter().any(|name| named(p, name));
             for path in paths(dtype, kernels).into_iter().filter(wanted) {
-                for &n in &o.n {
-                    let exec = Exec::new(self.pool, kernels, None);
+                let exec = Exec::new(self.pool, kernels, None);
+                let panels = if o.pack { Packed::new(&exec, &w, path.arithmetic)? } else { None };
+                let ways = [Some(None), panels.as_ref().map(Some)];
+                for (&n, packed) in o.n.iter().flat_map(|n| ways.into_iter().flatten().map(move |way| (n, way))) {
                     let (int8, bf16) = (Int8Rows::default(), Bf16Rows::default());
-                    let product = Product { exec, w, path, x: &x[..n * k], int8, bf16, y: vec![f32::NAN; n * rows] };
+                    let (x, y) = (&x[..n * k], vec![f32::NAN; n * rows]);
+                    let product = Product { exec, w, packed, path, x, int8, bf16, y };
                     self.product(product).map_err(|e| format!("{dtype} {}, n = {n}: {e}", kernels.name()))?;
                 }
             }
@@ -321,7 +333,7 @@ impl Bench<'_> {
         });
         done?;
         let line = Line {
-            what: w.dtype().to_string(),
+            what: format!("{}{}", w.dtype(), if product.packed.is_some() { "+" } else { "" }),
             variant,
             path: path.name,
             shape: format!("{}x{}", w.rows(), w.cols()),

@@ -2,8 +2,8 @@
 //!
 //! The model is random (`mmada-quantize synth`), has few of its layers but the whole vocabulary and image tokenizer,
 //! and is made once in the target folder. Each step is given per layer and for 32 layers, as GOP/s and as a share of
-//! what the dot instruction reaches, measured in the same run (`measure/peak.rs`). Times are the best of several runs:
-//! processor time with one thread, wall time with more.
+//! what the dot instruction reaches, measured in the same run (`measure/peak.rs`), and so are the parts of a layer, each
+//! alone. Times are the best of several runs: processor time with one thread, wall time with more.
 //!
 //! ```text
 //! cargo bench --bench step -- [--model FILE] [--layers 4] [--type Q4_K_M] [--n 128,512,1024] [--threads 1,0]
@@ -21,6 +21,11 @@ use std::time::Instant;
 
 use measure::best;
 use measure::peak::{Machine, Operands};
+use mmada::kernels::attention::{Attention, Precision, Scratch};
+use mmada::kernels::elementwise::{Rope, Rows};
+use mmada::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Kernels, matmul};
+use mmada::model::{TensorRef, Transformer};
+use mmada::parallel::{Exec, Threads};
 use mmada::{Canceller, Context, ContextOptions, ImageOptions, Model, SequenceRequest};
 use mmada_quantize::{Recipe, Shape, SynthOptions, synth};
 
@@ -114,13 +119,16 @@ fn step(context: &Context, batch: &[SequenceRequest], seconds: f64) -> Outcome<f
     }
 }
 
-/// A step with all its logits and one with hardly any: the difference is the output matrix, the rest are the layers.
+/// A step with all its logits, one with hardly any (the difference is the output matrix), and one with hardly any in
+/// every row: those are the layers, the last one whole.
 fn report(what: &str, o: &Options, machine: &Machine, context: &Context, batch: &[SequenceRequest]) -> Outcome<()> {
-    let few: Vec<SequenceRequest> = batch
-        .iter()
-        .map(|s| SequenceRequest { rows: &s.rows[..1], vocab: s.vocab.start..s.vocab.start + 1, ..*s })
-        .collect();
-    let (layers, all) = (step(context, &few, o.seconds)?, step(context, batch, o.seconds)?);
+    let every: Vec<Vec<usize>> = batch.iter().map(|s| (0..s.ids.len()).collect()).collect();
+    let one = |s: &SequenceRequest| s.vocab.start..s.vocab.start + 1;
+    let whole: Vec<SequenceRequest> =
+        batch.iter().zip(&every).map(|(s, rows)| SequenceRequest { rows, vocab: one(s), ..*s }).collect();
+    let few: Vec<SequenceRequest> = batch.iter().map(|s| SequenceRequest { vocab: one(s), ..*s }).collect();
+    let (layers, few) = (step(context, &whole, o.seconds)?, step(context, &few, o.seconds)?);
+    let all = step(context, batch, o.seconds)?;
     let config = context.model().config();
     let work: u64 = batch.iter().map(|s| s.ids.len() as u64 * config.multiply_adds_per_token(s.ids.len())).sum();
     let speed = 2e-9 * work as f64 / layers;
@@ -131,9 +139,96 @@ fn report(what: &str, o: &Options, machine: &Machine, context: &Context, batch: 
          {LAYERS} layers {:7.2} s",
         context.threads(),
         1e3 * layer,
-        1e3 * (all - layers),
+        1e3 * (all - few),
         LAYERS as f64 * layer + all - layers,
     );
+    Ok(())
+}
+
+/// The parts of a layer on `n` tokens, each alone, and what they come to: the mean over the layers of the file.
+fn parts(o: &Options, machine: &Machine, context: &Context, n: usize) -> Outcome<()> {
+    let (model, threads) = (context.model(), Threads::new(context.threads())?);
+    let (c, file) = (model.config(), model.bytes());
+    let exec = Exec::new(&threads, Kernels::named(context.instruction_set())?, None);
+    let layers = Transformer::from_header(model.header())?.weights.layers;
+    let floats = |len: usize| -> Vec<f32> { (0..len).map(|i| (i * 7919 % 1009) as f32 / 504.0 - 1.0).collect() };
+    let (x, up, mut y) = (floats(n * c.d_ff), floats(n * c.d_ff), vec![0.0; n * c.d_ff]);
+    let norm = vec![1.0; c.d_model];
+    let (mut int8, mut bf16) = (Int8Rows::default(), Bf16Rows::default());
+    let (mut total, mut times) = (0.0, Vec::new());
+    let mut add = |name: &'static str, seconds: f64, work: usize| {
+        total += seconds;
+        times.push((name, seconds, work));
+    };
+
+    let (mut products, mut inputs, mut weights) = (0.0, 0.0, 0);
+    for layer in &layers {
+        let (plain, weight, eps) = (&x[..n * c.d_model], &norm[..], c.rms_eps);
+        let normed = Rows::Normed { x: plain, weight, eps };
+        let groups: [(&[&TensorRef], Rows); 4] = [
+            (&[&layer.q, &layer.k, &layer.v], normed),
+            (&[&layer.attn_output], Rows::Plain(plain)),
+            (&[&layer.gate, &layer.up], normed),
+            (&[&layer.down], Rows::Gated { gate: &x, up: &up }),
+        ];
+        for (group, rows) in groups {
+            let mut made = Vec::new();
+            for w in group.iter().map(|w| w.view(file)) {
+                let x = &x[..n * w.cols()];
+                let arithmetic = exec.kernels.arithmetic(w.dtype(), true);
+                let mut make = || match arithmetic {
+                    Arithmetic::Int8(scales) => int8.quantize_rows(&exec, rows, w.cols(), scales),
+                    Arithmetic::Bf16 => bf16.round_rows(&exec, rows, w.cols()),
+                    Arithmetic::F32 => Ok(()),
+                };
+                make()?;
+                if !made.contains(&arithmetic) {
+                    made.push(arithmetic);
+                    inputs += best(context.threads(), 0.1 * o.seconds, || make().unwrap_or(()));
+                }
+                let activations = match arithmetic {
+                    Arithmetic::Int8(_) => Activations::Int8(&int8),
+                    Arithmetic::Bf16 => Activations::Bf16(&bf16),
+                    Arithmetic::F32 => Activations::F32 { x, k: w.cols() },
+                };
+                let mut done = Ok(());
+                products += best(context.threads(), 0.1 * o.seconds, || {
+                    done = matmul(&exec, &w, activations, &mut y[..n * w.rows()], w.rows(), Epilogue::Store);
+                });
+                done?;
+                weights += w.rows() * w.cols();
+            }
+        }
+    }
+    add("products", products / layers.len() as f64, n * weights / layers.len());
+    add("norms, SiLU, quantization", inputs / layers.len() as f64, 0);
+
+    let (d, kv) = (n * c.d_model, n * c.kv_dim());
+    let rope = Rope::new(n, c.head_dim, c.rope_theta, c.rope_pairs)?;
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let (mut q, mut k, mut h) = (floats(d), floats(kv), floats(d));
+    let rotated = best(context.threads(), o.seconds, || {
+        rope.apply(&exec, &mut q, &positions);
+        rope.apply(&exec, &mut k, &positions);
+    });
+    add("rope", rotated, 0);
+    let (heads, kv_heads, head_dim) = (c.heads, c.kv_heads, c.head_dim);
+    let shape = Attention { heads, kv_heads, head_dim, sequences: &[0..n], mask: None };
+    let precision = if exec.kernels.has_bf16_attention() { Precision::Bf16 } else { Precision::F32 };
+    let (mut scratch, mut done) = (Scratch::default(), Ok(()));
+    let attended = best(context.threads(), o.seconds, || {
+        done = shape.run(&exec, precision, &mut scratch, &q, &k, &x[..kv], &mut h);
+    });
+    done?;
+    add("attention", attended, 2 * n * d);
+
+    println!("the parts of a layer, {n} tokens, {} threads, together {:.2} ms:", context.threads(), 1e3 * total);
+    for (name, seconds, work) in times {
+        let speed = 2e-9 * work as f64 / seconds;
+        let rate = machine.ceiling(context.instruction_set(), Operands::Int8).filter(|_| work > 0);
+        let share = rate.map_or(String::new(), |rate| rate.share(speed));
+        println!("  {name:26} {:8.2} ms  {:5.1}%  {share}", 1e3 * seconds, 100.0 * seconds / total);
+    }
     Ok(())
 }
 
@@ -171,6 +266,7 @@ fn run(o: &Options, file: &Path, threads: usize) -> Outcome<()> {
         let (ids, rows) = (ids(&model, n), (n / 2..n.min(n / 2 + 32)).collect::<Vec<_>>());
         let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 0..text }];
         report(&format!("text step, {n} tokens"), o, &machine, &context, &batch)?;
+        parts(o, &machine, &context, n)?;
     }
     if !model.has_images() {
         return Ok(());

@@ -461,6 +461,13 @@ typedef struct {
   uint32_t log_level;
   // An mmada_compute; MMADA_COMPUTE_FAST by default.
   uint32_t compute;
+  // 1 keeps the weights unpacked in memory, as the context's products want them: several times as fast where few
+  // tokens run at a time (up to some 64), for 1 to 2 bytes a weight (`packed_bytes` of mmada_context_info), which
+  // `memory_limit` counts. Making the context then takes the time to read the whole file. Answers are the same to the
+  // last bit. Contexts of one model with the same arithmetic and instruction set share the copy. 0 by default.
+  uint32_t pack;
+  // Must be 0.
+  uint32_t reserved;
 } mmada_context_options;
 
 // What a context is. Set `struct_size`, or initialize with `mmada_context_info_init`.
@@ -477,6 +484,8 @@ typedef struct {
   uint32_t compute;
   // 0.
   uint32_t reserved;
+  // Bytes that its weights take when they are packed, whether or not they are.
+  uint64_t packed_bytes;
 } mmada_context_info;
 
 // How a score is estimated. Initialize with `mmada_score_options_init`.
@@ -842,12 +851,12 @@ void mmada_canceller_free(mmada_canceller *canceller);
 // Threads: any. Fails with MMADA_NULL_POINTER, or MMADA_STRUCT_SIZE for a size that no version has.
 mmada_status mmada_context_options_init(mmada_context_options *options, size_t struct_size);
 
-// Makes a context, which starts its threads; buffers are made when the first request needs them. `options` may be NULL
-// for the defaults.
+// Makes a context, which starts its threads and packs the weights if that is asked for; buffers are made when the first
+// request needs them. `options` may be NULL for the defaults.
 //
 // Owned by the caller on success: `*context`, to be freed with `mmada_context_free`. Threads: any.
 // Fails with MMADA_INVALID_ARGUMENT for an instruction set that the processor does not have or more than 1024 threads,
-// MMADA_INTERNAL_ERROR if the system starts no more threads.
+// MMADA_INTERNAL_ERROR if the system starts no more threads, MMADA_OUT_OF_MEMORY if packed weights do not fit.
 mmada_status mmada_context_new(const mmada_model *model,
                                const mmada_context_options *options,
                                mmada_context **context,

@@ -21,7 +21,7 @@ pub fn try_vec<T: Clone + Default>(len: usize, what: &str) -> Result<Vec<T>> {
 /// A cache line.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+pub struct Line([u8; 64]);
 
 /// Numbers that start at a cache line, so that vectors and tiles loaded from them never span two. They begin as zeros.
 pub struct Aligned<T> {

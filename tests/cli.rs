@@ -347,6 +347,20 @@ fn info_shows_metadata_tensors_and_needs() {
     let estimates = json["estimates"].as_array().unwrap();
     assert_eq!(estimates.len(), 3);
     assert!(estimates.iter().all(|e| e["scratch_bytes"].as_u64().unwrap() > 0 && e["seconds"].as_f64().unwrap() > 0.0));
+    assert!(json["pack"]["bytes"].as_u64().unwrap() > 1 << 20 && json["pack"]["packed"] == false);
+    assert_eq!(folder.good(&["info", "--json", "--pack", "-m", model]).json()["pack"]["packed"], true);
+    assert!(text.contains("with --pack"), "{text}");
+}
+
+#[test]
+fn packed_weights_give_the_same_answer() {
+    let folder = Folder::new();
+    let ask = |more: &[&str]| {
+        let arguments = [&["ask", "What is 17 + 25?", "--seed", "1", "--json"], more].concat();
+        folder.good(&arguments).json()["answer"].clone()
+    };
+    assert_eq!(ask(&["--pack"]), ask(&[]));
+    assert_eq!(ask(&["--pack"]), "42");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use mmada::{
     Canceller, Context, ContextOptions, DrawRequest, Error, Generation, LogLevel, Logger, Message, Model, ScoreRequest,
-    TextOptions, TextRequest,
+    SequenceRequest, TextOptions, TextRequest,
 };
 
 fn demo() -> PathBuf {
@@ -97,6 +97,61 @@ fn memory_of_a_generation_is_given_back_with_it() {
     assert_eq!(context.memory_used(), buffers, "what the context itself keeps");
     context.decode_image(&[7; 64], 8, 8).unwrap();
     assert_eq!(context.memory_used(), buffers);
+}
+
+fn packed(options: ContextOptions) -> mmada::Result<Context> {
+    Context::new(model(), ContextOptions { threads: 2, pack: true, ..options })
+}
+
+#[test]
+fn packed_weights_change_no_answer_on_any_instruction_set() {
+    for device in &mmada::backends()[0].devices {
+        for name in &device.instruction_sets {
+            for compute in [mmada::Compute::Fast, mmada::Compute::Exact] {
+                let options =
+                    || ContextOptions { compute, instruction_set: Some((*name).into()), ..Default::default() };
+                let plain = Context::new(model(), ContextOptions { threads: 1, ..options() }).unwrap();
+                let packed = packed(options()).unwrap();
+                assert!(packed.is_packed() && !plain.is_packed());
+                let ids: Vec<u32> = (3..40).collect();
+                let text = 0..model().vocabulary().text;
+                let codes = model().vocabulary().image_ids();
+                for vocab in [text.clone(), codes, text.start + 3..text.start + 24] {
+                    let request = SequenceRequest { ids: &ids, rows: &[0, 5, 36], vocab };
+                    let bits = |context: &Context| -> Vec<u32> {
+                        context.logits(std::slice::from_ref(&request)).unwrap()[0].iter().map(|v| v.to_bits()).collect()
+                    };
+                    assert_eq!(bits(&packed), bits(&plain), "{name} {compute:?} {:?}", request.vocab);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_weights_are_shared_counted_and_refused_by_name() {
+    let one = packed(ContextOptions::default()).unwrap();
+    let bytes = one.packed_bytes();
+    assert!(bytes > 1 << 20, "{bytes}");
+    assert_eq!(
+        (one.memory_used(), Context::new(model(), ContextOptions::default()).unwrap().packed_bytes()),
+        (bytes, bytes)
+    );
+    let limit = |bytes| packed(ContextOptions { memory_limit: Some(bytes), ..Default::default() });
+    assert_eq!(limit(bytes).unwrap().memory_used(), bytes);
+    let Err(refused) = limit(bytes - 1) else { panic!("{bytes} bytes of weights were packed with a byte less") };
+    let want = format!(
+        "out of memory: the context may have {} bytes of buffers and has 0; a packed copy of the model's weights needs \
+         {bytes} bytes",
+        bytes - 1
+    );
+    assert_eq!(refused.to_string(), want);
+    // a copy ends with the last context that uses it, and can be made again
+    let two = one.clone();
+    drop(one);
+    assert_eq!(ask(&two, "What is 17 + 25?").map(finish).unwrap().text().unwrap().answer, "42");
+    drop(two);
+    assert_eq!(packed(ContextOptions::default()).unwrap().memory_used(), bytes);
 }
 
 type Lines = Arc<Mutex<Vec<(LogLevel, String)>>>;

@@ -211,6 +211,14 @@ fn scores_logits_and_hidden_states_survive_every_refusal() {
     });
 }
 
+#[test]
+fn packing_survives_every_refusal() {
+    refuse_each("packed weights", 10, || {
+        let model = Model::open(demo())?;
+        Context::new(&model, ContextOptions { threads: 2, pack: true, ..Default::default() }).map(|_| ())
+    });
+}
+
 /// Bytes that `work` has allocated at most at a time.
 fn peak_of<R>(work: impl FnOnce() -> R) -> (R, usize) {
     let before = LIVE.load(SeqCst);

@@ -40,6 +40,10 @@ type ContextOptions struct {
 	InstructionSet string
 	// Compute says how exact products are.
 	Compute Compute
+	// Pack keeps the weights unpacked in memory (PackedBytes of ContextInfo, which count against MemoryLimit): several
+	// times as fast where few tokens run at a time, with the same answers. Making the context then takes the time to
+	// read the whole file.
+	Pack bool
 	// Logger, unless nil, is told what happens, at its own level: warnings, a few lines of information about every
 	// request, and for debugging what every step took. Its handler gets the context.Context of the call that it is about,
 	// and must not use this context or its generations: those fail with ErrBusy. As with slog, the handler's errors are
@@ -87,6 +91,8 @@ type ContextInfo struct {
 	InstructionSet string
 	// Compute says how exact products are.
 	Compute Compute
+	// PackedBytes is what its weights take when they are packed, whether or not they are.
+	PackedBytes uint64
 }
 
 // Info is what the context is.
@@ -107,6 +113,7 @@ func (c *Context) Info() (ContextInfo, error) {
 		MemoryUsed:     uint64(info.memory_used),
 		InstructionSet: C.GoString(&info.instruction_set[0]),
 		Compute:        Compute(info.compute),
+		PackedBytes:    uint64(info.packed_bytes),
 	}, nil
 }
 

@@ -633,6 +633,19 @@ func TestBadInputIsAnErrorWithASentence(t *testing.T) {
 	defer limited.Close()
 	_, err = limited.Ask(background, question, nil)
 	is(t, err, mmada.ErrOutOfMemory)
+	_, err = model.NewContext(&mmada.ContextOptions{MemoryLimit: 1000, Pack: true})
+	is(t, err, mmada.ErrOutOfMemory)
+}
+
+func TestPackedWeightsAnswerTheSame(t *testing.T) {
+	_, packed := start(t, &mmada.ContextOptions{Pack: true})
+	info := must[mmada.ContextInfo](t)(packed.Info())
+	if info.PackedBytes < 1<<20 || info.MemoryUsed != info.PackedBytes {
+		t.Errorf("%+v", info)
+	}
+	if answer := must[string](t)(packed.Ask(background, question, nil)); answer != "42" {
+		t.Error(answer)
+	}
 }
 
 func TestPicturesKeepTheirPixelsThroughFiles(t *testing.T) {

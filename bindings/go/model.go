@@ -484,6 +484,9 @@ func (m *Model) NewContext(options *ContextOptions) (*Context, error) {
 	given.threads = c.size("Threads", options.Threads)
 	given.memory_limit = C.uint64_t(options.MemoryLimit)
 	given.compute = C.uint32_t(options.Compute)
+	if options.Pack {
+		given.pack = 1
+	}
 	if options.InstructionSet != "" {
 		given.instruction_set, given.instruction_set_length = c.text(options.InstructionSet)
 	}

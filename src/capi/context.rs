@@ -4,7 +4,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::ptr;
 
 use super::arguments::{
-    self, Out, StructOut, Versioned, characters, init_zeroed, read, read_or, slice, string, unknown, vec,
+    self, Out, StructOut, Versioned, characters, flag, init_zeroed, read, read_or, slice, string, unknown, vec,
 };
 use super::boundary::{guard, guard_status};
 use super::buffer::{Buffer, mmada_buffer};
@@ -12,7 +12,7 @@ use super::canceller::{canceller_or_new, mmada_canceller};
 use super::error::{Failure, mmada_error, mmada_status};
 use super::handle::{self, Object};
 use super::image::mmada_image;
-use super::model::{mmada_estimate, mmada_model};
+use super::model::{mmada_estimate, mmada_model, reserved};
 use crate::context::{Context, ContextOptions, Estimate, LogLevel, Logger};
 use crate::generate::ScoreRequest;
 use crate::model::{Compute, SequenceRequest};
@@ -86,6 +86,13 @@ pub struct mmada_context_options {
     pub log_level: u32,
     /// An mmada_compute; MMADA_COMPUTE_FAST by default.
     pub compute: u32,
+    /// 1 keeps the weights unpacked in memory, as the context's products want them: several times as fast where few
+    /// tokens run at a time (up to some 64), for 1 to 2 bytes a weight (`packed_bytes` of mmada_context_info), which
+    /// `memory_limit` counts. Making the context then takes the time to read the whole file. Answers are the same to the
+    /// last bit. Contexts of one model with the same arithmetic and instruction set share the copy. 0 by default.
+    pub pack: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 // SAFETY: no padding (tests/abi has the offsets), any bits are valid
@@ -106,6 +113,8 @@ impl mmada_context_options {
             log_user_data: ptr::null_mut(),
             log_level: mmada_log_level::MMADA_LOG_WARN as u32,
             compute: mmada_compute::MMADA_COMPUTE_FAST as u32,
+            pack: 0,
+            reserved: 0,
         }
     }
 }
@@ -125,12 +134,12 @@ pub unsafe extern "C" fn mmada_context_options_init(
     })
 }
 
-/// Makes a context, which starts its threads; buffers are made when the first request needs them. `options` may be NULL
-/// for the defaults.
+/// Makes a context, which starts its threads and packs the weights if that is asked for; buffers are made when the first
+/// request needs them. `options` may be NULL for the defaults.
 ///
 /// Owned by the caller on success: `*context`, to be freed with `mmada_context_free`. Threads: any.
 /// Fails with MMADA_INVALID_ARGUMENT for an instruction set that the processor does not have or more than 1024 threads,
-/// MMADA_INTERNAL_ERROR if the system starts no more threads.
+/// MMADA_INTERNAL_ERROR if the system starts no more threads, MMADA_OUT_OF_MEMORY if packed weights do not fit.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmada_context_new(
     model: *const mmada_model,
@@ -173,6 +182,8 @@ pub struct mmada_context_info {
     pub compute: u32,
     /// 0.
     pub reserved: u32,
+    /// Bytes that its weights take when they are packed, whether or not they are.
+    pub packed_bytes: u64,
 }
 
 // SAFETY: no padding (tests/abi has the offsets), any bits are valid
@@ -211,6 +222,7 @@ pub unsafe extern "C" fn mmada_context_get_info(
                     Compute::Exact => mmada_compute::MMADA_COMPUTE_EXACT as u32,
                 },
                 reserved: 0,
+                packed_bytes: context.packed_bytes() as u64,
             });
             Ok(())
         })
@@ -460,6 +472,7 @@ unsafe fn context_options(from: *const mmada_context_options) -> Result<ContextO
         };
         (given, name)
     };
+    reserved(given.reserved)?;
     Ok(ContextOptions {
         threads: given.threads,
         compute: match given.compute {
@@ -472,6 +485,7 @@ unsafe fn context_options(from: *const mmada_context_options) -> Result<ContextO
             0 => None,
             limit => Some(usize::try_from(limit).unwrap_or(usize::MAX)),
         },
+        pack: flag(given.pack, "pack")?,
         logger: logger(&given)?,
     })
 }

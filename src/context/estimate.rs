@@ -8,6 +8,7 @@ use crate::generate::{ImageOptions, TextOptions};
 use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, matmul};
 use crate::memory::{try_collect, try_vec};
 use crate::model::{Compute, State};
+use crate::sampler::choose::SLICE;
 
 /// Memory and work of a request. Both are bounds: an answer may end early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,8 @@ impl Model {
         let length = prompt.saturating_add(options.gen_length);
         let passes = if options.cfg_scale > 0.0 { 2 } else { 1 };
         let rows = options.block_length.saturating_mul(passes);
-        self.estimate(&[(length, passes)], options.steps, rows, self.vocabulary().text as usize)
+        let vocab = self.vocabulary().text as usize;
+        self.estimate(&[(length, passes)], options.steps, rows, vocab, SLICE.min(vocab))
     }
 
     /// What drawing `count` pictures of `width` x `height` pixels takes after a prompt of `prompt` tokens (with
@@ -40,11 +42,20 @@ impl Model {
         let own = (prompt.saturating_add(tokens).saturating_add(2), count);
         let unconditional = (tokens.saturating_add(3 + 2), if options.guidance > 0.0 { count } else { 0 });
         let rows = count.saturating_add(unconditional.1).saturating_mul(tokens);
-        self.estimate(&[own, unconditional], options.steps, rows, self.vocabulary().codes as usize)
+        let codes = self.vocabulary().codes as usize;
+        self.estimate(&[own, unconditional], options.steps, rows, codes, codes)
     }
 
-    /// Of sequences given as (tokens, how many of them). Saturates: sizes come from a request that nobody checked.
-    fn estimate(&self, sequences: &[(usize, usize)], steps: usize, rows: usize, vocab: usize) -> Estimate {
+    /// Of sequences given as (tokens, how many of them), with the logits of `vocab` ids in some rows, `width` of them at a
+    /// time. Saturates: sizes come from a request that nobody checked.
+    fn estimate(
+        &self,
+        sequences: &[(usize, usize)],
+        steps: usize,
+        rows: usize,
+        vocab: usize,
+        width: usize,
+    ) -> Estimate {
         let c = self.config();
         let sum = |term: &dyn Fn(u64) -> u64| {
             let terms = sequences.iter().map(|&(n, count)| term(n as u64).saturating_mul(count as u64));
@@ -55,7 +66,7 @@ impl Model {
         let output = (rows as u64).saturating_mul(vocab as u64 * c.d_model as u64);
         Estimate {
             weights_bytes: self.bytes().len(),
-            scratch_bytes: State::bytes(c, tokens).saturating_add(rows.saturating_mul(vocab * 4)),
+            scratch_bytes: State::bytes(c, tokens).saturating_add(rows.saturating_mul(width * 4)),
             multiply_adds: layers.saturating_add(output).saturating_mul(steps as u64),
             tokens: (tokens as u64).saturating_mul(steps as u64),
         }
@@ -72,8 +83,9 @@ impl Context {
         const COLUMNS: usize = 64;
         self.ready()?;
         let model = self.model();
-        let w = model.transformer().weights.layers[0].up.view(model.bytes());
         let exec = self.exec();
+        let operand = self.inner.run_with(&exec).operand(&model.transformer().weights.layers[0].up);
+        let w = operand.matrix();
         let x: Vec<f32> = try_collect((0..COLUMNS * w.cols()).map(|i| (i % 17) as f32 - 8.0), "a measurement")?;
         let mut y = try_vec(COLUMNS * w.rows(), "a measurement")?;
         let (mut int8, mut bf16) = (Int8Rows::default(), Bf16Rows::default());
@@ -92,7 +104,7 @@ impl Context {
                 }
                 Arithmetic::F32 => Activations::F32 { x: &x, k: w.cols() },
             };
-            matmul(&exec, &w, activations, &mut y, w.rows(), Epilogue::Store)?;
+            matmul(&exec, operand, activations, &mut y, w.rows(), Epilogue::Store)?;
             best = best.min(start.elapsed().as_secs_f64());
         }
         let work = (COLUMNS * w.rows()) as f64 * w.cols() as f64;

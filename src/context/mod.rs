@@ -20,7 +20,7 @@ use crate::image::{self, Fit, RgbImage};
 use crate::kernels::Kernels;
 use crate::memory::{Budget, Charge, try_collect, try_copy, try_vec};
 pub use crate::mmap::Progress;
-use crate::model::{Compute, InputObserver, Observers, Run, SequenceRequest, State};
+use crate::model::{Compute, InputObserver, Logits, Observers, PACKED, PackedWeights, Run, SequenceRequest, State};
 use crate::parallel::{Exec, Threads};
 use crate::prompt::{ChatTemplate, Message, Vocabulary};
 use crate::tokenizer::Tokenizer;
@@ -39,6 +39,11 @@ pub struct ContextOptions {
     /// Bytes of buffers that the context and its generations may have at a time; a request that needs more fails with
     /// [`Error::OutOfMemory`]. The mapped model, the tokenizer, and small things are not counted. `None`: no limit.
     pub memory_limit: Option<usize>,
+    /// Keeps the weights unpacked in memory, as this context's products want them: several times as fast where few
+    /// tokens run at a time (up to some 64), for 1 to 2 bytes a weight ([`Context::packed_bytes`]). Making the context
+    /// takes the time to read the whole file. Answers are the same to the last bit. Contexts of one model with the same
+    /// arithmetic and instruction set share the copy; the limit of each counts all of it.
+    pub pack: bool,
     /// Who is told what happens; nobody by default.
     pub logger: Option<Logger>,
 }
@@ -62,34 +67,53 @@ struct Inner {
     kernels: &'static Kernels,
     compute: Compute,
     budget: Budget,
+    packed: Option<Pack>,
     logger: Option<Logger>,
     state: Mutex<State>,
 }
 
+/// Weights in memory.
+struct Pack {
+    weights: Arc<PackedWeights>,
+    _charge: Charge,
+}
+
 impl Context {
-    /// Starts the threads; buffers are made when the first request needs them.
+    /// Starts the threads, and packs the weights if that is asked for; buffers are made when the first request needs
+    /// them.
     ///
     /// # Errors
     /// `InvalidArgument` for an instruction set that the processor does not have, or more than 1024 threads;
-    /// `Internal` if the system starts no more threads.
+    /// `Internal` if the system starts no more threads; `OutOfMemory` if packed weights do not fit.
     pub fn new(model: &Model, options: ContextOptions) -> Result<Self> {
         let kernels = match &options.instruction_set {
             None => Kernels::best(),
             Some(name) => Kernels::named(name)?,
         };
+        let (threads, compute) = (Threads::new(options.threads)?, options.compute);
+        let budget = Budget::new(options.memory_limit);
+        let packed = match options.pack {
+            true => {
+                let _charge = budget.take(packed_bytes(model, kernels, compute), PACKED)?;
+                Some(Pack { weights: model.packed(&Exec::new(&threads, kernels, None), compute)?, _charge })
+            }
+            false => None,
+        };
         let inner = Inner {
             model: model.clone(),
-            threads: Threads::new(options.threads)?,
+            threads,
             kernels,
-            compute: options.compute,
-            budget: Budget::new(options.memory_limit),
+            compute,
+            budget,
+            packed,
             logger: options.logger,
             state: Mutex::default(),
         };
         inner.log(LogLevel::Info, &|| {
             let (count, isa) = (inner.threads.count(), inner.kernels.name());
             let limit = options.memory_limit.map_or("no memory limit".to_owned(), |n| format!("at most {n} bytes"));
-            format!("{}: a context of {count} threads with {isa} and {limit}", model.file())
+            let packed = if options.pack { " and packed weights" } else { "" };
+            format!("{}: a context of {count} threads with {isa} and {limit}{packed}", model.file())
         });
         Ok(Context { inner: Arc::new(inner), canceller: None })
     }
@@ -124,6 +148,16 @@ impl Context {
     /// Bytes of buffers that the context and its generations have now, as `ContextOptions::memory_limit` counts them.
     pub fn memory_used(&self) -> usize {
         self.inner.budget.used()
+    }
+
+    /// Bytes that its weights take when they are packed ([`ContextOptions::pack`]), whether or not they are.
+    pub fn packed_bytes(&self) -> usize {
+        packed_bytes(self.model(), self.inner.kernels, self.compute())
+    }
+
+    /// Whether its weights are packed.
+    pub fn is_packed(&self) -> bool {
+        self.inner.packed.is_some()
     }
 
     /// [`Model::prompt_ids`] of its model.
@@ -217,7 +251,7 @@ impl Context {
         if out.len() != total {
             return Err(Error::invalid(format!("there is room for {} logits, {total} are asked for", out.len())));
         }
-        self.inner.logits(canceller.flag(), batch, out)
+        self.inner.logits(canceller.flag(), batch, Logits::All(out))
     }
 
     /// The residual stream of a sequence: what enters each layer, then the output of the final norm. Each is
@@ -239,8 +273,8 @@ impl Context {
         let batch = [SequenceRequest { ids, rows: &[], vocab: 0..0 }];
         let mut state = self.inner.lock()?;
         let (model, exec) = (self.model(), self.exec());
-        let run = Run::new(&exec, model.bytes(), self.compute());
-        model.transformer().forward(&run, &mut state, &batch, &mut [], observers)?;
+        let run = self.inner.run_with(&exec);
+        model.transformer().forward(&run, &mut state, &batch, Logits::All(&mut []), observers)?;
         states
     }
 
@@ -254,9 +288,9 @@ impl Context {
         let batch = try_collect(without, "a batch of sequences")?;
         let mut state = self.inner.lock()?;
         let (model, exec) = (self.model(), self.exec());
-        let run = Run::new(&exec, model.bytes(), self.compute());
+        let run = self.inner.run_with(&exec);
         let observers = Observers { layers: None, inputs: Some(observe) };
-        model.transformer().forward(&run, &mut state, &batch, &mut [], observers)
+        model.transformer().forward(&run, &mut state, &batch, Logits::All(&mut []), observers)
     }
 
     /// The codes of a picture, row by row. Its sides are multiples of [`Model::downsampling`].
@@ -320,7 +354,16 @@ impl Context {
     }
 }
 
+fn packed_bytes(model: &Model, kernels: &Kernels, compute: Compute) -> usize {
+    PackedWeights::bytes(&model.transformer().weights, kernels, compute)
+}
+
 impl Inner {
+    /// What a forward pass of the model needs besides buffers.
+    fn run_with<'a>(&'a self, exec: &'a Exec<'a>) -> Run<'a> {
+        Run::new(exec, self.model.bytes(), self.compute).with_packed(self.packed.as_ref().map(|p| &*p.weights))
+    }
+
     /// The buffers, where there is something to run with them.
     fn lock(&self) -> Result<MutexGuard<'_, State>> {
         self.ready()?;
@@ -379,10 +422,10 @@ impl Engine for Inner {
     fn exec<'a>(&'a self, cancel: &'a AtomicBool) -> Exec<'a> {
         Exec::new(&self.threads, self.kernels, Some(cancel)).within(&self.budget)
     }
-    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: &mut [f32]) -> Result<()> {
+    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: Logits) -> Result<()> {
         let mut state = self.lock()?;
         let exec = Engine::exec(self, cancel);
-        let run = Run::new(&exec, self.model.bytes(), self.compute);
+        let run = self.run_with(&exec);
         self.model.transformer().forward(&run, &mut state, batch, out, Observers::default())
     }
     fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>> {

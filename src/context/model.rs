@@ -3,13 +3,15 @@
 use std::fmt;
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use crate::error::{Error, Result};
 use crate::generate::{Defaults, ImageOptions, TextOptions};
 use crate::gguf::{Architecture, Header, parse_split_path};
+use crate::memory::try_push;
 use crate::mmap::{Mapping, Progress};
-use crate::model::{Config, Transformer};
+use crate::model::{Compute, Config, PackedWeights, Transformer};
+use crate::parallel::Exec;
 use crate::prompt::{self, ChatTemplate, Message, Vocabulary};
 use crate::tokenizer::Tokenizer;
 use crate::vq::ImageTokenizer;
@@ -54,6 +56,14 @@ struct Inner {
     /// Pixels along a side of the picture that the model was trained on.
     image_size: usize,
     text: OnceLock<Text>,
+    packed: Mutex<Vec<PackedFor>>,
+}
+
+/// Weights that contexts have packed, for as long as one of them is there.
+struct PackedFor {
+    instruction_set: &'static str,
+    compute: Compute,
+    weights: Weak<PackedWeights>,
 }
 
 /// Built when first used: a vocabulary of 126 thousand entries takes longer to index than the file to open.
@@ -122,8 +132,8 @@ impl Model {
         let defaults = Defaults::from_header(&header)?;
         let images = ImageTokenizer::from_header(&header, file.bytes())?;
         let image_size = image_size(&header, &vocabulary, images.as_ref())?;
-        let inner =
-            Inner { file, header, transformer, vocabulary, defaults, images, image_size, text: OnceLock::new() };
+        let (text, packed) = (OnceLock::new(), Mutex::default());
+        let inner = Inner { file, header, transformer, vocabulary, defaults, images, image_size, text, packed };
         Ok(Model { inner: Arc::new(inner) })
     }
 
@@ -220,6 +230,26 @@ impl Model {
 
     pub(super) fn transformer(&self) -> &Transformer {
         &self.inner.transformer
+    }
+
+    /// The weights packed for the instruction set of `exec`: those of another context where there is one like it.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; `Io` or `Format` if the file became shorter.
+    pub(super) fn packed(&self, exec: &Exec, compute: Compute) -> Result<Arc<PackedWeights>> {
+        // held while packing: a second context waits for the first one's copy instead of making its own
+        let mut list = self.inner.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|packed| packed.weights.strong_count() > 0);
+        let instruction_set = exec.kernels.name();
+        let same = |p: &&PackedFor| p.instruction_set == instruction_set && p.compute == compute;
+        if let Some(weights) = list.iter().find(same).and_then(|p| p.weights.upgrade()) {
+            return Ok(weights);
+        }
+        self.check_file()?;
+        let weights = Arc::new(PackedWeights::new(exec, &self.transformer().weights, self.bytes(), compute)?);
+        let entry = PackedFor { instruction_set, compute, weights: Arc::downgrade(&weights) };
+        try_push(&mut list, entry, "a list of packed weights")?;
+        Ok(weights)
     }
 
     fn text(&self) -> Result<&Text> {

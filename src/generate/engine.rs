@@ -7,7 +7,7 @@ use ::image::RgbImage;
 use crate::context::LogLevel;
 use crate::error::Result;
 use crate::memory::Charge;
-use crate::model::SequenceRequest;
+use crate::model::{Logits, SequenceRequest};
 use crate::parallel::Exec;
 use crate::prompt::{ChatTemplate, Vocabulary};
 use crate::tokenizer::Tokenizer;
@@ -40,8 +40,8 @@ pub(crate) trait Engine: Send + Sync {
     /// How many codes the picture of a question has.
     fn question_codes(&self) -> usize;
     fn exec<'a>(&'a self, cancel: &'a AtomicBool) -> Exec<'a>;
-    /// Fills `out` with the logits of all sequences: for each sequence in order, row-major [rows, vocab].
-    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest<'_>], out: &mut [f32]) -> Result<()>;
+    /// The logits of all sequences, to be kept or looked at.
+    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest<'_>], out: Logits<'_>) -> Result<()>;
     /// The `question_codes` codes of a picture of any size, in raster order. `squash`: resize to a square instead
     /// of cropping to one.
     fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>>;

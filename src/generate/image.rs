@@ -7,7 +7,7 @@ use super::request::ImageOptions;
 use super::{Change, Engine, Slot, Step};
 use crate::error::Result;
 use crate::memory::{Charge, try_collect, try_with_capacity};
-use crate::model::SequenceRequest;
+use crate::model::{Logits, SequenceRequest};
 use crate::prompt::Vocabulary;
 use crate::sampler::image::{Rule, Sampled, Temperature, cut_off, keep_masked, sample, score};
 use crate::sampler::{Draw, Noise, Philox, Stage};
@@ -246,6 +246,9 @@ impl ImageStage {
     }
 
     /// The logits of all unknown positions, picture after picture, and the unconditional ones likewise.
+    ///
+    /// Whole rows, unlike text: a code is drawn where the sum of probabilities up to it passes a share of the sum of all,
+    /// both of probabilities that were rounded to f32 after the sum was known, so every row is gone through three times.
     fn compute_logits(&mut self, engine: &dyn Engine, cancel: &AtomicBool) -> Result<()> {
         let Buffers { logits, draws, .. } = &mut self.buffers;
         // Before the first step all pictures are the same masks behind the same prompt: one stands for all.
@@ -262,7 +265,7 @@ impl ImageStage {
         let own = draws.len() / copies * self.vocab.len();
         let passes = if guided { 2 } else { 1 };
         logits.resize(passes * own, 0.0);
-        engine.logits(cancel, &batch, logits)?;
+        engine.logits(cancel, &batch, Logits::All(logits))?;
         // [c, u] becomes [c, c, ..., u, u, ...], from the end on.
         logits.resize(passes * copies * own, 0.0);
         for to in (copies..passes * copies).rev() {

@@ -14,10 +14,12 @@ use super::Engine;
 use super::request::{at_least_one, check_ids, check_length, not_negative};
 use crate::error::{Error, Result};
 use crate::memory::{try_reserve, try_resize, try_with_capacity};
-use crate::model::SequenceRequest;
+use crate::model::{Logits, Parts, SequenceRequest};
+use crate::parallel::Exec;
 use crate::prompt::Vocabulary;
 use crate::sampler::Philox;
-use crate::sampler::text::{guide, log_probability};
+use crate::sampler::choose::{Likelihood, SLICE};
+use crate::sampler::text::guide;
 
 /// An answer whose likelihood is asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,9 +50,8 @@ pub struct Score {
 
 /// More than anyone waits for; keeps products of sizes from overflowing.
 const MAX_SAMPLES: usize = 1 << 20;
-/// Samples run through the network together as long as they have no more tokens than this, and logits than that.
+/// Samples run through the network together as long as they have no more tokens than this.
 const BATCH_TOKENS: usize = 512;
-const BATCH_LOGITS: usize = 16 << 20;
 
 /// See `Context::score`.
 pub(crate) fn score(engine: &dyn Engine, cancel: &AtomicBool, request: &ScoreRequest) -> Result<Score> {
@@ -112,10 +113,10 @@ struct Buffers {
     rows: Vec<usize>,
     /// The answer's positions in the order in which they would be masked.
     order: Vec<(u64, usize)>,
-    /// [rows, vocab], and behind them the unconditional ones.
+    /// Of some ids at a time: [rows, ids], and behind them the unconditional ones.
     logits: Vec<f32>,
-    /// ln p of each row's token.
-    terms: Vec<f64>,
+    /// Of each row's token.
+    terms: Vec<Likelihood>,
 }
 
 impl<'a> Estimate<'a> {
@@ -135,24 +136,20 @@ impl<'a> Estimate<'a> {
     /// How many samples from `first` on run together; one at least.
     fn batch(&self, first: usize) -> usize {
         let length = self.request.prompt.len() + self.request.answer.len();
-        let (mut tokens, mut logits) = (0, 0);
-        let fits = |&i: &usize| {
-            tokens += length * self.passes;
-            logits += self.masks(i) * self.passes * self.vocabulary.rows as usize;
-            tokens <= BATCH_TOKENS && logits <= BATCH_LOGITS
-        };
-        (first..self.request.samples).take_while(fits).count().max(1)
+        (self.request.samples - first).min(BATCH_TOKENS / (length * self.passes)).max(1)
     }
 
     /// The sum of the samples.
     fn run(&self, cancel: &AtomicBool, samples: Range<usize>, buffers: &mut Buffers) -> Result<f64> {
         self.engine.ready()?;
         let (prompt, answer) = (&self.request.prompt, &self.request.answer);
-        let (length, width) = (prompt.len() + answer.len(), self.vocabulary.rows as usize);
+        let (length, width) = (prompt.len() + answer.len(), SLICE.min(self.vocabulary.rows as usize));
         let rows: usize = samples.clone().map(|i| self.masks(i)).sum();
         let logits = rows.saturating_mul(width).saturating_mul(self.passes);
         let tokens = samples.len() * length * self.passes;
-        let bytes = logits.saturating_mul(4).saturating_add(tokens * 4 + rows * 16 + answer.len() * 16);
+        let bytes = logits
+            .saturating_mul(4)
+            .saturating_add(tokens * 4 + rows * (8 + size_of::<Likelihood>()) + answer.len() * 16);
         let _charge = self.engine.take(bytes, WHAT)?;
         self.mask(samples.clone(), buffers)?;
         try_resize(&mut buffers.logits, logits, WHAT)?;
@@ -169,30 +166,40 @@ impl<'a> Estimate<'a> {
             rest = later;
             batch.push(SequenceRequest { ids, rows, vocab: 0..self.vocabulary.rows });
         }
-        self.engine.logits(cancel, &batch, logits)?;
-
         terms.clear();
-        try_resize(terms, rows.len(), WHAT)?;
-        let (own, free) = logits.split_at_mut(rows.len() * width);
+        try_reserve(terms, rows.len(), WHAT)?;
+        terms.extend(rows.iter().map(|row| Likelihood::of(answer[row - prompt.len()])));
         let exec = self.engine.exec(cancel);
+        let mut visit = |ids: Range<u32>, logits: &mut [f32]| {
+            self.weigh(&exec, ids, logits, terms);
+            Ok(())
+        };
+        self.engine.logits(cancel, &batch, Logits::Parts(Parts { buffer: logits, width, visit: &mut visit }))?;
         exec.check()?;
+        let mut terms = terms.iter().zip(&rows[..]);
+        let mut sum = 0.0;
+        for i in samples {
+            let (masks, mut sample) = (self.masks(i), 0.0);
+            for (term, row) in terms.by_ref().take(masks) {
+                sample += term.ln(row - prompt.len())?;
+            }
+            sum += sample * answer.len() as f64 / masks as f64;
+        }
+        Ok(sum)
+    }
+
+    /// Shows the likelihoods the logits of some ids: [rows, ids], and behind them the unconditional ones.
+    fn weigh(&self, exec: &Exec, ids: Range<u32>, logits: &mut [f32], terms: &mut [Likelihood]) {
+        let width = ids.len();
+        let (own, free) = logits.split_at_mut(terms.len() * width);
         exec.run(|| {
-            let own = own.par_chunks_exact_mut(width).zip(&rows[..]).zip(&mut terms[..]);
-            own.enumerate().try_for_each(|(row, ((logits, &position), term))| {
+            own.par_chunks_exact_mut(width).zip(terms).enumerate().for_each(|(row, (logits, term))| {
                 if !free.is_empty() {
                     guide(logits, &free[row * width..][..width], self.request.cfg_scale);
                 }
-                let position = position - prompt.len();
-                *term = log_probability(logits, answer[position] as usize, position)?;
-                Ok::<(), Error>(())
+                term.update(exec.kernels, logits, ids.start);
             })
-        })?;
-        let mut terms = terms.iter();
-        let sample = |i: usize| {
-            let masks = self.masks(i);
-            terms.by_ref().take(masks).sum::<f64>() * answer.len() as f64 / masks as f64
-        };
-        Ok(samples.map(sample).sum())
+        });
     }
 
     /// Fills in the sequences and rows of some samples.

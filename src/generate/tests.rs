@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::kernels::Kernels;
-use crate::model::SequenceRequest;
+use crate::model::{Logits, SequenceRequest};
 use crate::parallel::{Exec, Threads};
 use crate::prompt::{ChatTemplate, Message, Vocabulary};
 use crate::sampler::{Draw, Philox, Remasking, Schedule};
@@ -131,7 +131,7 @@ impl Engine for Fake {
     fn exec<'a>(&'a self, cancel: &'a AtomicBool) -> Exec<'a> {
         Exec::new(&self.threads, Kernels::best(), Some(cancel))
     }
-    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest<'_>], out: &mut [f32]) -> Result<()> {
+    fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest<'_>], out: Logits<'_>) -> Result<()> {
         if self.busy.load(Ordering::Relaxed) > 0 {
             self.busy.fetch_sub(1, Ordering::Relaxed);
             return Err(Error::Busy);
@@ -139,11 +139,28 @@ impl Engine for Fake {
         self.exec(cancel).check()?;
         let call = batch.iter().map(|s| (s.ids.to_vec(), s.rows.to_vec(), s.vocab.clone())).collect();
         self.calls.lock().unwrap().push(call);
-        let places = batch.iter().flat_map(|s| {
-            s.rows.iter().flat_map(move |&row| s.vocab.clone().map(move |id| (self.logit)(s.ids, row, id)))
-        });
-        assert_eq!(batch.iter().map(SequenceRequest::logits).sum::<usize>(), out.len());
-        out.iter_mut().zip(places).for_each(|(out, logit)| *out = logit);
+        let fill = |out: &mut [f32], ids: &dyn Fn(&SequenceRequest) -> std::ops::Range<u32>| {
+            let places = batch
+                .iter()
+                .flat_map(|s| s.rows.iter().flat_map(move |&row| ids(s).map(move |id| (self.logit)(s.ids, row, id))));
+            let mut left = out.iter_mut();
+            (&mut left).zip(places).for_each(|(out, logit)| *out = logit);
+            assert_eq!(left.len(), 0);
+        };
+        match out {
+            Logits::All(out) => fill(out, &|s| s.vocab.clone()),
+            Logits::Parts(parts) => {
+                let rows: usize = batch.iter().map(|s| s.rows.len()).sum();
+                assert_eq!(parts.buffer.len(), rows * parts.width);
+                let vocab = batch[0].vocab.clone();
+                for start in vocab.clone().step_by(parts.width) {
+                    let ids = start..vocab.end.min(start + parts.width as u32);
+                    let logits = &mut parts.buffer[..rows * ids.len()];
+                    fill(logits, &|_| ids.clone());
+                    (parts.visit)(ids, logits)?;
+                }
+            }
+        }
         Ok(())
     }
     fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>> {

@@ -9,9 +9,10 @@ use super::request::TextOptions;
 use super::{Answer, Change, Engine, Slot, Step};
 use crate::error::{Error, Result};
 use crate::memory::{Charge, try_collect, try_copy, try_reserve, try_string, try_with_capacity};
-use crate::model::SequenceRequest;
+use crate::model::{Logits, Parts, SequenceRequest};
 use crate::prompt::{Vocabulary, split_thinking};
-use crate::sampler::text::{Candidate, Forbidden, Rule, candidates, commits, most_confident};
+use crate::sampler::choose::{Candidate, Choice, Rule, SLICE, consider};
+use crate::sampler::text::{Forbidden, commits, most_confident};
 use crate::sampler::{Draw, Noise, Philox, Stage};
 use crate::tokenizer::Tokenizer;
 
@@ -57,16 +58,18 @@ pub(super) struct TextStage {
 struct Buffers {
     rows: Vec<usize>,
     draws: Vec<Draw>,
-    /// [rows, vocab], and behind them the unconditional ones
+    /// of some ids at a time: [rows, ids], and behind them the unconditional ones
     logits: Vec<f32>,
+    choices: Vec<Choice>,
     candidates: Vec<Candidate>,
     chosen: Vec<usize>,
 }
 
 impl Buffers {
-    fn new(rows: usize, vocab: usize, passes: usize) -> Result<Self> {
+    fn new(rows: usize, width: usize, passes: usize) -> Result<Self> {
         Ok(Buffers {
-            logits: try_with_capacity(rows.saturating_mul(vocab).saturating_mul(passes), LOGITS)?,
+            logits: try_with_capacity(rows.saturating_mul(width).saturating_mul(passes), LOGITS)?,
+            choices: try_with_capacity(rows, CANVAS)?,
             rows: try_with_capacity(rows, CANVAS)?,
             draws: try_with_capacity(rows, CANVAS)?,
             candidates: try_with_capacity(rows, CANVAS)?,
@@ -75,9 +78,9 @@ impl Buffers {
     }
 
     /// Bytes that `new` takes.
-    fn bytes(rows: usize, vocab: usize, passes: usize) -> usize {
-        let row = 2 * size_of::<usize>() + size_of::<Draw>() + size_of::<Candidate>();
-        rows.saturating_mul(vocab.saturating_mul(4 * passes).saturating_add(row))
+    fn bytes(rows: usize, width: usize, passes: usize) -> usize {
+        let row = 2 * size_of::<usize>() + size_of::<Draw>() + size_of::<Candidate>() + size_of::<Choice>();
+        rows.saturating_mul(width.saturating_mul(4 * passes).saturating_add(row))
     }
 }
 
@@ -104,8 +107,9 @@ impl TextStage {
         let rows = if options.unrestricted { options.gen_length } else { options.block_length };
         let length = answer.end + behind.len();
         let canvas = 4 * passes * length + size_of::<Slot>() * options.gen_length;
-        let charge = engine.take(Buffers::bytes(rows, end as usize, passes).saturating_add(canvas), LOGITS)?;
-        let buffers = Buffers::new(rows, end as usize, passes)?;
+        let width = SLICE.min(end as usize);
+        let charge = engine.take(Buffers::bytes(rows, width, passes).saturating_add(canvas), LOGITS)?;
+        let buffers = Buffers::new(rows, width, passes)?;
 
         let mut ids = prompt;
         try_reserve(&mut ids, length - answer.start, CANVAS)?;
@@ -238,27 +242,16 @@ impl TextStage {
         end: usize,
         count: usize,
     ) -> Result<Vec<Change>> {
-        let Buffers { rows, draws, logits, candidates: proposals, chosen } = &mut self.buffers;
+        let Buffers { rows, draws, logits, choices, candidates: proposals, chosen } = &mut self.buffers;
         let start = self.answer.start;
         rows.clear();
         rows.extend((start..start + end).filter(|&position| self.ids[position] == self.mask));
         draws.clear();
         draws.extend(rows.iter().map(|&position| Draw::new(Stage::Text, self.step, position - start)));
-
-        let wanted = SequenceRequest { ids: &self.ids, rows, vocab: self.vocab.clone() };
-        let own = wanted.logits(); // the buffer has room for these, and for as many unconditional ones
-        if self.unconditional.is_empty() {
-            logits.resize(own, 0.0);
-            engine.logits(cancel, &[wanted], logits)?;
-        } else {
-            logits.resize(2 * own, 0.0);
-            let masked = SequenceRequest { ids: &self.unconditional, ..wanted.clone() };
-            engine.logits(cancel, &[wanted, masked], logits)?;
-        }
-        let (conditional, unconditional) = logits.split_at_mut(own);
+        choices.clear();
+        choices.resize(rows.len(), Choice::default());
 
         let exec = engine.exec(cancel);
-        exec.check()?;
         let philox = Philox::new(self.options.seed);
         let rule = Rule {
             temperature: self.options.temperature,
@@ -267,8 +260,24 @@ impl TextStage {
             forbidden: &self.forbidden,
             noise: noise.unwrap_or(&philox),
         };
+        let wanted = SequenceRequest { ids: &self.ids, rows, vocab: self.vocab.clone() };
+        let masked = SequenceRequest { ids: &self.unconditional, ..wanted.clone() };
+        let batch = [wanted, masked];
+        let batch = &batch[..if self.unconditional.is_empty() { 1 } else { 2 }];
+        // the buffer has room for these rows, and for as many unconditional ones
+        let width = SLICE.min(self.vocab.len());
+        logits.resize(batch.len() * rows.len() * width, 0.0);
+        let mut visit = |ids: Range<u32>, logits: &mut [f32]| {
+            let (own, unconditional) = logits.split_at_mut(draws.len() * ids.len());
+            consider(&exec, own, unconditional, ids, draws, rule, choices)
+        };
+        engine.logits(cancel, batch, Logits::Parts(Parts { buffer: logits, width, visit: &mut visit }))?;
+
+        exec.check()?;
         proposals.clear();
-        candidates(&exec, conditional, unconditional, self.vocab.clone(), draws, rule, proposals)?;
+        for (choice, draw) in choices.iter().zip(draws.iter()) {
+            proposals.push(choice.candidate(*draw, rule)?);
+        }
         most_confident(proposals, count, chosen);
 
         let mut changed = try_with_capacity(chosen.len(), CANVAS)?;

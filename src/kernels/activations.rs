@@ -12,6 +12,7 @@
 
 use rayon::prelude::*;
 
+use super::elementwise::Rows;
 use super::isa::{CELLS, Isa, LANES, Op};
 use crate::error::Result;
 use crate::memory::Aligned;
@@ -96,6 +97,14 @@ impl Int8Rows {
     /// # Errors
     /// `OutOfMemory` where it cannot grow.
     pub fn quantize(&mut self, exec: &Exec, x: &[f32], k: usize, scales: Scales) -> Result<()> {
+        self.quantize_rows(exec, Rows::Plain(x), k, scales)
+    }
+
+    /// [`Int8Rows::quantize`] of rows that may be computed meanwhile.
+    ///
+    /// # Errors
+    /// As that function.
+    pub fn quantize_rows(&mut self, exec: &Exec, x: Rows, k: usize, scales: Scales) -> Result<()> {
         assert!(k.is_multiple_of(32) && x.len().is_multiple_of(k.max(1)), "rows of whole groups");
         let n = x.len() / k.max(1);
         self.reserve(n, k)?;
@@ -106,8 +115,7 @@ impl Int8Rows {
         let (groups, sums) = (k.div_ceil(scales.group()) * LANES, k / LANES * LANES);
         let cells = self.cells.par_chunks_mut(k.div_ceil(STEP) * STEP_BYTES);
         let biased = exec.kernels.biased(scales);
-        let blocks =
-            (x.par_chunks(LANES * k), cells, self.scale.par_chunks_mut(groups), self.sums.par_chunks_mut(sums));
+        let blocks = (blocks(x, k), cells, self.scale.par_chunks_mut(groups), self.sums.par_chunks_mut(sums));
         exec.run(|| {
             blocks.into_par_iter().with_min_len(blocks_per_task(k)).for_each(|(x, cells, scale, sums)| {
                 exec.kernels.run(QuantizeBlock { x, k, scales, biased, cells, scale, sums })
@@ -139,9 +147,15 @@ fn blocks_per_task(k: usize) -> usize {
     super::elementwise::rows_per_task(k).div_ceil(LANES)
 }
 
+/// Blocks of up to 16 rows of `k` elements.
+fn blocks(x: Rows<'_>, k: usize) -> impl IndexedParallelIterator<Item = Rows<'_>> {
+    let block = LANES * k;
+    (0..x.len().div_ceil(block)).into_par_iter().map(move |i| x.part(i * block..x.len().min((i + 1) * block)))
+}
+
 /// Up to 16 rows of `k` elements.
 struct QuantizeBlock<'a> {
-    x: &'a [f32],
+    x: Rows<'a>,
     k: usize,
     scales: Scales,
     biased: bool,
@@ -159,14 +173,16 @@ impl Op for QuantizeBlock<'_> {
         // some groups of 16 rows, transposed a step at a time
         let mut rows = [[[0u32; LANES]; LANES]; WIDE / STEP];
         let mut columns = [[0u32; LANES]; LANES];
+        let (mut computed, norms, n) = ([0.0; WIDE], self.x.scales(isa, k), self.x.len() / k);
         let span = group.max(STEP);
         for first in (0..k).step_by(span) {
             let len = span.min(k - first);
-            for t in 0..LANES {
-                let Some(x) = self.x.get(t * k + first..t * k + first + len) else {
+            for (t, norm) in norms.into_iter().enumerate() {
+                if t >= n {
                     rows.iter_mut().for_each(|step| step[t] = [0; LANES]);
                     continue;
-                };
+                }
+                let x = self.x.span(isa, k, t, first..first + len, norm, &mut computed);
                 for (g, x) in x.chunks(group).enumerate() {
                     let at = first + g * group;
                     self.scale[at / group * LANES + t] = quantize_group(isa, x, &mut rows, t, g * group);
@@ -272,6 +288,14 @@ impl Bf16Rows {
     /// # Errors
     /// `OutOfMemory` where it cannot grow.
     pub fn round(&mut self, exec: &Exec, x: &[f32], k: usize) -> Result<()> {
+        self.round_rows(exec, Rows::Plain(x), k)
+    }
+
+    /// [`Bf16Rows::round`] of rows that may be computed meanwhile.
+    ///
+    /// # Errors
+    /// As that function.
+    pub fn round_rows(&mut self, exec: &Exec, x: Rows, k: usize) -> Result<()> {
         assert!(x.len().is_multiple_of(k.max(1)), "whole rows");
         let n = x.len() / k.max(1);
         self.cells.try_grow_to(Self::bytes(n, k) / 4, "bfloat16 activations")?;
@@ -279,8 +303,7 @@ impl Bf16Rows {
         if n == 0 {
             return Ok(());
         }
-        let block = self.block_bytes() / 4;
-        let blocks = x.par_chunks(LANES * k).zip(self.cells.par_chunks_mut(block));
+        let blocks = blocks(x, k).zip(self.cells.par_chunks_mut(k.div_ceil(BF16_STEP) * STEP_BYTES / 4));
         exec.run(|| {
             blocks.with_min_len(blocks_per_task(k)).for_each(|(x, cells)| exec.kernels.run(RoundBlock { x, k, cells }))
         });
@@ -300,7 +323,7 @@ impl Bf16Rows {
 
 /// Up to 16 rows of `k` elements.
 struct RoundBlock<'a> {
-    x: &'a [f32],
+    x: Rows<'a>,
     k: usize,
     cells: &'a mut [u32],
 }
@@ -309,14 +332,18 @@ impl Op for RoundBlock<'_> {
     type Output = ();
     #[inline(always)]
     fn call<I: Isa>(self, isa: I) {
+        let RoundBlock { x, k, cells } = self;
         let mut rows = [[0u32; LANES]; LANES];
         let mut columns = rows;
-        for (first, to) in (0..self.k).step_by(BF16_STEP).zip(self.cells.as_chunks_mut::<{ LANES * LANES }>().0) {
-            let len = BF16_STEP.min(self.k - first);
-            for (t, row) in rows.iter_mut().enumerate() {
+        let (mut computed, norms, n) = ([0.0; BF16_STEP], x.scales(isa, k), x.len() / k);
+        for (first, to) in (0..k).step_by(BF16_STEP).zip(cells.as_chunks_mut::<{ LANES * LANES }>().0) {
+            let len = BF16_STEP.min(k - first);
+            for ((t, row), norm) in rows.iter_mut().enumerate().zip(norms) {
                 *row = [0; LANES];
-                let Some(x) = self.x.get(t * self.k + first..t * self.k + first + len) else { continue };
-                let (pairs, last) = x.as_chunks::<2>();
+                if t >= n {
+                    continue;
+                }
+                let (pairs, last) = x.span(isa, k, t, first..first + len, norm, &mut computed).as_chunks::<2>();
                 for (to, [a, b]) in row.iter_mut().zip(pairs) {
                     *to = bf16_bits(*a) | bf16_bits(*b) << 16;
                 }
@@ -326,6 +353,70 @@ impl Op for RoundBlock<'_> {
             }
             isa.transpose(&rows, &mut columns);
             to.copy_from_slice(columns.as_flattened());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::elementwise::{rms_norm, silu_mul};
+    use super::super::tests::Random;
+    use super::*;
+    use crate::kernels::Kernels;
+    use crate::parallel::Threads;
+
+    /// Rows to compute, and what they are.
+    fn cases<'a>(exec: &Exec, data: &'a [Vec<f32>; 3], k: usize) -> [(Rows<'a>, Vec<f32>); 2] {
+        let [x, up, weight] = data;
+        let (mut normed, mut gated) = (vec![0.0; x.len()], x.clone());
+        rms_norm(exec, x, &weight[..k], 1e-5, &mut normed);
+        silu_mul(exec, &mut gated, up);
+        let weight = &weight[..k];
+        [(Rows::Normed { x, weight, eps: 1e-5 }, normed), (Rows::Gated { gate: x, up }, gated)]
+    }
+
+    #[test]
+    fn rows_that_are_computed_on_the_way_are_quantized_to_the_bits_of_whole_rows() {
+        let mut rng = Random(31);
+        for (n, k) in [(1, 32), (17, 288), (35, 512), (16, 64), (48, 1056)] {
+            let data = [rng.floats(n * k), rng.floats(n * k), rng.floats(k)];
+            for (kernels, count) in Kernels::available().iter().flat_map(|k| [(k, 1), (k, 3)]) {
+                let threads = Threads::new(count).unwrap();
+                let exec = Exec::new(&threads, kernels, None);
+                for (rows, whole) in cases(&exec, &data, k) {
+                    for scales in [Scales::Blocks, Scales::Wide] {
+                        let (mut fused, mut plain) = (Int8Rows::default(), Int8Rows::default());
+                        fused.quantize_rows(&exec, rows, k, scales).unwrap();
+                        plain.quantize(&exec, &whole, k, scales).unwrap();
+                        let what = format!("{} {n} {k} {scales:?}", kernels.name());
+                        assert_eq!((fused.n, fused.k, fused.scales), (n, k, scales));
+                        assert!(fused.cells[..] == plain.cells[..], "{what}: elements");
+                        assert!(fused.scale[..] == plain.scale[..], "{what}: scales");
+                        assert!(fused.sums[..] == plain.sums[..], "{what}: sums");
+                        assert!(plain.cells.iter().any(|q| *q != 0 && *q != 128));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_are_computed_on_the_way_are_rounded_to_the_bits_of_whole_rows() {
+        let mut rng = Random(32);
+        for (n, k) in [(1, 1), (17, 67), (35, 513), (16, 64)] {
+            let data = [rng.floats(n * k), rng.floats(n * k), rng.floats(k)];
+            for (kernels, count) in Kernels::available().iter().flat_map(|k| [(k, 1), (k, 3)]) {
+                let threads = Threads::new(count).unwrap();
+                let exec = Exec::new(&threads, kernels, None);
+                for (rows, whole) in cases(&exec, &data, k) {
+                    let (mut fused, mut plain) = (Bf16Rows::default(), Bf16Rows::default());
+                    fused.round_rows(&exec, rows, k).unwrap();
+                    plain.round(&exec, &whole, k).unwrap();
+                    assert_eq!((fused.n, fused.k), (n, k));
+                    assert!(fused.cells[..] == plain.cells[..], "{} {n} {k}", kernels.name());
+                    assert!(plain.cells.iter().any(|cell| *cell != 0));
+                }
+            }
         }
     }
 }

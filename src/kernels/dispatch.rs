@@ -8,6 +8,7 @@ use super::activations::Scales;
 #[cfg(target_arch = "x86_64")]
 use super::amx::AmxPanel;
 use super::isa::{Isa, LANES, Op};
+use super::packed::PackPanel;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::product::Bf16Tiles;
@@ -47,6 +48,21 @@ struct Bf16Panel<'a> {
     panel: Panel<'a>,
     x: &'a Bf16Rows,
     scratch: &'a mut Scratch,
+}
+
+#[cfg(target_arch = "x86_64")]
+struct PackBf16<'a> {
+    panel: PackPanel<'a>,
+    tiles: super::avx512::Avx512Bf16,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Op for PackBf16<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn call<I: Isa>(self, _: I) {
+        self.panel.bf16(self.tiles);
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -168,15 +184,15 @@ impl Kernels {
         with_isa!(self.level, isa => panel_of(isa))
     }
 
-    /// Rows in a panel of weights for a product with `x`.
-    pub(super) fn panel_rows(&self, x: &Activations) -> usize {
-        match x {
-            Activations::F32 { .. } => self.float_panel_rows(),
-            Activations::Int8(x) if !self.has_tiles(x.scales()) => {
+    /// Rows in a panel of weights.
+    pub(super) fn panel_rows(&self, arithmetic: Arithmetic) -> usize {
+        match arithmetic {
+            Arithmetic::F32 => self.float_panel_rows(),
+            Arithmetic::Int8(scales) if !self.has_tiles(scales) => {
                 let tile = with_isa!(self.level, isa => int8_rows_of(isa));
                 PANEL_ROWS / tile * tile
             }
-            Activations::Bf16(_) if !self.has_amx() => self.bf16_panel_rows(),
+            Arithmetic::Bf16 if !self.has_amx() => self.bf16_panel_rows(),
             _ => PANEL_ROWS,
         }
     }
@@ -243,6 +259,15 @@ impl Kernels {
             _ => {}
         }
         self.run(PanelTask { panel, scratch });
+    }
+
+    /// Makes a panel that is kept. For bfloat16 the caller has asked [`Kernels::has_bf16`].
+    pub(super) fn pack(&self, panel: PackPanel) {
+        #[cfg(target_arch = "x86_64")]
+        if let (Arithmetic::Bf16, Some(tiles)) = (panel.arithmetic(), self.bf16) {
+            return tiles.run(PackBf16 { panel, tiles });
+        }
+        self.run(panel);
     }
 
     /// Runs `op` with this instruction set.

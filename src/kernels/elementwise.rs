@@ -1,5 +1,7 @@
 //! RMSNorm, rotary positions, SiLU gate, softmax: f32, a row at a time.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::isa::{self, Isa, LANES, Op};
@@ -18,7 +20,7 @@ pub fn rms_norm(exec: &Exec, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32
     exec.run(|| {
         x.par_chunks(d).zip(out.par_chunks_mut(d)).with_min_len(rows_per_task(d)).for_each(|(x, out)| {
             let squares = exec.kernels.run(SumSquares(x));
-            let scale = 1.0 / (squares / d as f32 + eps).sqrt();
+            let scale = norm_scale(squares, d, eps);
             exec.kernels.run(Zip3 { a: x, b: weight, out, f: ScaleMul(scale) });
         });
     });
@@ -33,6 +35,89 @@ pub fn silu_mul(exec: &Exec, gate: &mut [f32], up: &[f32]) {
             exec.kernels.run(InPlace { a: gate, b: up, f: SiluMul });
         });
     });
+}
+
+/// Rows of activations that are quantized or rounded: as they lie in memory, or computed span by span meanwhile, so that
+/// they are nowhere in f32. The bits are those of the function of that name on whole rows.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    Plain(&'a [f32]),
+    /// [`rms_norm`] of `x`
+    Normed {
+        x: &'a [f32],
+        weight: &'a [f32],
+        eps: f32,
+    },
+    /// [`silu_mul`]
+    Gated {
+        gate: &'a [f32],
+        up: &'a [f32],
+    },
+}
+
+impl<'a> Rows<'a> {
+    /// Elements of all rows.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Rows::Plain(x) | Rows::Normed { x, .. } => x.len(),
+            Rows::Gated { gate, up } => gate.len().min(up.len()),
+        }
+    }
+
+    /// Some whole rows, by their elements.
+    pub(super) fn part(&self, at: Range<usize>) -> Rows<'a> {
+        match *self {
+            Rows::Plain(x) => Rows::Plain(&x[at]),
+            Rows::Normed { x, weight, eps } => Rows::Normed { x: &x[at], weight, eps },
+            Rows::Gated { gate, up } => Rows::Gated { gate: &gate[at.clone()], up: &up[at] },
+        }
+    }
+
+    /// What the norm scales each of up to 16 rows of `k` elements with.
+    #[inline(always)]
+    pub(super) fn scales<I: Isa>(&self, isa: I, k: usize) -> [f32; LANES] {
+        let mut scales = [1.0; LANES];
+        if let Rows::Normed { x, eps, .. } = *self {
+            for (scale, x) in scales.iter_mut().zip(x.chunks_exact(k)) {
+                *scale = norm_scale(SumSquares(x).call(isa), k, eps);
+            }
+        }
+        scales
+    }
+
+    /// The elements `columns` of row `row`, in place or in `to`.
+    #[inline(always)]
+    pub(super) fn span<'b, I: Isa>(
+        &self,
+        isa: I,
+        k: usize,
+        row: usize,
+        columns: Range<usize>,
+        scale: f32,
+        to: &'b mut [f32],
+    ) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        let at = row * k + columns.start..row * k + columns.end;
+        let out = &mut to[..columns.len()];
+        match *self {
+            Rows::Plain(x) => return &x[at],
+            Rows::Normed { x, weight, .. } => {
+                Zip3 { a: &x[at], b: &weight[columns], out: &mut *out, f: ScaleMul(scale) }.call(isa);
+            }
+            Rows::Gated { gate, up } => {
+                Zip3 { a: &gate[at.clone()], b: &up[at], out: &mut *out, f: SiluMul }.call(isa);
+            }
+        }
+        out
+    }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)` of a row of `d` elements.
+#[inline(always)]
+fn norm_scale(squares: f32, d: usize, eps: f32) -> f32 {
+    1.0 / (squares / d as f32 + eps).sqrt()
 }
 
 /// Which elements of a head of q and k are rotated with each other. Whoever orders the rows of the two matrices

@@ -26,12 +26,26 @@ pub(super) const fn groups(group: usize) -> usize {
     CHUNK / group
 }
 
-/// A panel, activations, and where their products are added.
-pub struct Block<'a> {
+/// The numbers of a panel. `start` may be empty where activations are not biased, `offset` where there is none.
+#[derive(Clone, Copy)]
+pub struct Weights<'a> {
     pub q: &'a [i8],
     pub scale: &'a [f32],
     pub start: &'a [i32],
     pub offset: &'a [f32],
+}
+
+/// Room for the numbers of a panel.
+pub struct WeightsMut<'a> {
+    pub q: &'a mut [i8],
+    pub scale: &'a mut [f32],
+    pub start: &'a mut [i32],
+    pub offset: &'a mut [f32],
+}
+
+/// A panel, activations, and where their products are added.
+pub struct Block<'a> {
+    pub weights: Weights<'a>,
     pub shape: Shape,
     pub groups: usize,
     /// R, and how many of them are computed (a multiple of the tile's rows)
@@ -90,13 +104,13 @@ unsafe fn tile<I: Isa, const MR: usize, const NV: usize>(isa: I, p: &Block<'_>, 
             let (at, row_groups) = (row * groups(p.shape.group) + g, groups(p.shape.group));
             let mut sum = [[isa.splat_i32(0); NV]; MR];
             if I::BIASED {
-                unroll!(m < MR, { sum[m] = [isa.splat_i32(*p.start.get_unchecked(at + m * row_groups)); NV] });
+                unroll!(m < MR, { sum[m] = [isa.splat_i32(*p.weights.start.get_unchecked(at + m * row_groups)); NV] });
             }
             let mut cell = g * cells;
             while cell < ((g + 1) * cells).min(p.k / 4) {
                 // a step, or the part of one that the group has
                 let n = cells.min(LANES).min(p.k / 4 - cell);
-                let w = p.q.as_ptr().add((cell / LANES * r + row) * STEP + cell % LANES * 4);
+                let w = p.weights.q.as_ptr().add((cell / LANES * r + row) * STEP + cell % LANES * 4);
                 let x = x.add(cell * CELLS);
                 sum = isa.int8_cells(sum, &Cells { x, x_block, w, n });
                 cell += n;
@@ -167,10 +181,10 @@ unsafe fn leave<I: Isa, const MR: usize, const NV: usize>(
             let x_sum = if p.shape.offset { isa.mul(x, sum_of_x(isa, p, g, block + v)) } else { x };
             unroll!(m < MR, {
                 let to = &mut *acc.add(m * p.acc_row + v * LANES).cast::<[f32; LANES]>();
-                let scale = isa.mul(isa.splat(*p.scale.get_unchecked(at + m * row_groups)), x);
+                let scale = isa.mul(isa.splat(*p.weights.scale.get_unchecked(at + m * row_groups)), x);
                 let mut y = isa.fused(isa.to_f32(sum[m][v]), scale, isa.load(to));
                 if p.shape.offset {
-                    y = isa.fused(isa.splat(*p.offset.get_unchecked(at + m * row_groups)), x_sum, y);
+                    y = isa.fused(isa.splat(*p.weights.offset.get_unchecked(at + m * row_groups)), x_sum, y);
                 }
                 isa.store(y, to);
             });

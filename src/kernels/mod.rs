@@ -20,6 +20,7 @@ mod int8;
 pub(crate) mod isa;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod packed;
 mod portable;
 mod processor;
 mod product;
@@ -30,7 +31,8 @@ mod tests;
 
 pub use activations::{Bf16Rows, Int8Rows, Scales};
 pub use dispatch::Kernels;
+pub use packed::Packed;
 pub use processor::processor_name;
-pub use product::{Activations, Epilogue, matmul, matmul_f32};
+pub use product::{Activations, Epilogue, Operand, matmul, matmul_f32};
 
 pub use unpack::{Arithmetic, has_int8};

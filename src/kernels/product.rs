@@ -18,7 +18,8 @@ use rayon::prelude::*;
 use super::activations::{BF16_STEP, Bf16Rows, Int8Rows};
 use super::int8;
 use super::isa::{Isa, LANES, Op, unroll};
-use super::unpack::{self, Place};
+use super::packed::Packed;
+use super::unpack::{self, Arithmetic, Place};
 use crate::error::Result;
 use crate::memory::Aligned;
 use crate::parallel::Exec;
@@ -58,12 +59,58 @@ pub enum Activations<'a> {
 }
 
 impl Activations<'_> {
+    /// What they are multiplied in.
+    pub(super) fn arithmetic(&self) -> Arithmetic {
+        match self {
+            Activations::F32 { .. } => Arithmetic::F32,
+            Activations::Bf16(_) => Arithmetic::Bf16,
+            Activations::Int8(x) => Arithmetic::Int8(x.scales()),
+        }
+    }
+
     fn n_k(&self) -> (usize, usize) {
         match self {
             Activations::F32 { x, k } => (x.len() / (*k).max(1), *k),
             Activations::Bf16(x) => (x.n(), x.k()),
             Activations::Int8(x) => (x.n(), x.k()),
         }
+    }
+}
+
+/// The left side of a product: weights, and their panels where those were made before ([`Packed`]).
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    matrix: Matrix<'a>,
+    packed: Option<&'a Packed>,
+    /// the row of `packed` that `matrix` begins with; 0 without it
+    first: usize,
+}
+
+impl<'a> From<&Matrix<'a>> for Operand<'a> {
+    fn from(matrix: &Matrix<'a>) -> Self {
+        Operand { matrix: *matrix, packed: None, first: 0 }
+    }
+}
+
+impl<'a> Operand<'a> {
+    /// `matrix` with the panels that were made of it.
+    ///
+    /// # Panics
+    /// When `packed` was made of a matrix of another shape: a defect of the caller.
+    pub fn with_packed(matrix: Matrix<'a>, packed: &'a Packed) -> Self {
+        assert_eq!((matrix.rows(), matrix.cols()), packed.shape(), "a matrix and its panels");
+        Operand { matrix, packed: Some(packed), first: 0 }
+    }
+
+    /// The weights as they are stored.
+    pub fn matrix(&self) -> &Matrix<'a> {
+        &self.matrix
+    }
+
+    /// Some of the rows.
+    pub fn slice(&self, rows: Range<usize>) -> Self {
+        let first = self.packed.map_or(0, |_| self.first + rows.start);
+        Operand { matrix: self.matrix.slice(rows), first, ..*self }
     }
 }
 
@@ -76,22 +123,35 @@ unsafe impl Send for Output {}
 unsafe impl Sync for Output {}
 
 /// `y[j * y_stride + i] (=|+=) sum_k w[i, k] * x[j, k]`. Int8 activations want a type of [`unpack::has_int8`];
-/// float activations take every type that can be dequantized (in f32 arithmetic).
+/// float activations take every type that can be dequantized (in f32 arithmetic). `w` is a `&Matrix`, or an [`Operand`]
+/// whose panels were made for this instruction set and the arithmetic of `x`.
 ///
 /// # Errors
 /// `OutOfMemory` if a thread gets no memory for its panel; `y` may hold a part of the results.
 ///
 /// # Panics
-/// When shapes do not fit: `x` rows shorter than `w.cols()`, or `y` too small. These are defects of the caller,
-/// who has checked the model's shapes.
-pub fn matmul(
+/// When shapes do not fit: `x` rows shorter than `w.cols()`, `y` too small, or panels made for something else. These are
+/// defects of the caller, who has checked the model's shapes.
+pub fn matmul<'w>(
     exec: &Exec,
-    w: &Matrix,
+    w: impl Into<Operand<'w>>,
     x: Activations,
     y: &mut [f32],
     y_stride: usize,
     epilogue: Epilogue,
 ) -> Result<()> {
+    product(exec, w.into(), x, y, y_stride, epilogue)
+}
+
+fn product(
+    exec: &Exec,
+    Operand { matrix, packed, first: offset }: Operand,
+    x: Activations,
+    y: &mut [f32],
+    y_stride: usize,
+    epilogue: Epilogue,
+) -> Result<()> {
+    let w = &matrix;
     let (n, k) = x.n_k();
     if n == 0 || w.rows() == 0 {
         return Ok(());
@@ -99,8 +159,13 @@ pub fn matmul(
     assert_eq!(k, w.cols(), "inner dimensions of a product");
     assert!(y_stride >= w.rows() && y.len() >= (n - 1) * y_stride + w.rows(), "output of a product");
     let y = Output(y.as_mut_ptr());
-    let panel_rows = exec.kernels.panel_rows(&x);
-    let panels = w.rows().div_ceil(panel_rows);
+    if let Some(packed) = packed {
+        packed.expect_for(exec.kernels, w.dtype(), x.arithmetic());
+    }
+    let panel_rows = exec.kernels.panel_rows(x.arithmetic());
+    // tasks begin where panels do, which is before the first row where that stands in the middle of one made before
+    let (begin, end) = (offset / panel_rows * panel_rows, offset + w.rows());
+    let panels = (end - begin).div_ceil(panel_rows);
     // enough tasks to keep all threads busy, but columns long enough to pay for unpacking the panel again
     let wanted = (4 * exec.threads.count()).div_ceil(panels);
     let chunks = wanted.min(n.div_ceil(96)).max(n.div_ceil(MAX_COLUMNS));
@@ -112,10 +177,11 @@ pub fn matmul(
     };
     let (task_rows, panels) = (panel_rows * depth, panels.div_ceil(depth));
     let task = |t: usize| {
-        let first = (t % panels) * task_rows;
-        let rows = first..w.rows().min(first + task_rows);
+        let first = begin + (t % panels) * task_rows;
+        let rows = first..end.min(first + task_rows);
         let cols = (t / panels) * chunk..n.min((t / panels + 1) * chunk);
-        let panel = Panel { w, x, rows, cols, panel_rows, y, y_stride, add: epilogue == Epilogue::Add };
+        let add = epilogue == Epilogue::Add;
+        let panel = Panel { w, packed, offset, x, rows, cols, panel_rows, y, y_stride, add };
         // the scratch is taken out here: a closure inside `call` would be compiled without the instruction set
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.reserve(&x, panel_rows, panel.acc_len())?;
@@ -136,7 +202,7 @@ pub fn matmul_f32(
     y_stride: usize,
     epilogue: Epilogue,
 ) -> Result<()> {
-    matmul(exec, w, Activations::F32 { x, k: w.cols() }, y, y_stride, epilogue)
+    product(exec, w.into(), Activations::F32 { x, k: w.cols() }, y, y_stride, epilogue)
 }
 
 /// Memory of a thread for one panel, kept from task to task.
@@ -183,7 +249,11 @@ thread_local! {
 /// One task: some rows, some columns, all of k.
 pub(super) struct Panel<'a> {
     pub w: &'a Matrix<'a>,
+    pub packed: Option<&'a Packed>,
+    /// the row that the results begin with
+    offset: usize,
     pub x: Activations<'a>,
+    /// rows of `w`; of what `packed` was made of, where it is there
     pub rows: Range<usize>,
     pub cols: Range<usize>,
     pub panel_rows: usize,
@@ -257,20 +327,32 @@ impl Panel<'_> {
     /// Unpacks the chunk at `place`.
     #[inline(always)]
     pub(super) fn int8_block<'s, I: Isa>(
-        &self,
+        &'s self,
         isa: I,
         place: &Place,
         x: &'s Int8Rows,
         biased: bool,
         scratch: &'s mut Scratch,
     ) -> int8::Block<'s> {
-        let shape = unpack::int8_panel(isa, self.w, place, x.scales(), biased, scratch);
+        let shape = unpack::shape(self.w.dtype(), x.scales());
         let acc = self.acc(place, scratch);
+        let weights = match self.packed {
+            Some(packed) => packed.int8(place.rows.start, place.k.start),
+            None => {
+                let Scratch { i8: q, scale, start, offset, .. } = scratch;
+                unpack::int8_panel(
+                    isa,
+                    self.w,
+                    place,
+                    x.scales(),
+                    biased,
+                    int8::WeightsMut { q, scale, start, offset },
+                );
+                int8::Weights { q, scale, start, offset }
+            }
+        };
         int8::Block {
-            q: &scratch.i8,
-            scale: &scratch.scale,
-            start: &scratch.start,
-            offset: &scratch.offset,
+            weights,
             shape,
             groups: place.k.len().div_ceil(shape.group),
             panel_rows: place.panel_rows,
@@ -291,9 +373,15 @@ impl Panel<'_> {
     pub(super) fn bf16<I: Isa, B: Bf16Tiles>(&self, isa: I, tiles: B, x: &Bf16Rows, scratch: &mut Scratch) {
         self.clear(B::ROWS, scratch);
         for place in self.places(BF16_CHUNK, B::ROWS) {
-            unpack::bf16_panel(self.w, &place, &mut scratch.bf16, tiles);
+            let panel = match self.packed {
+                Some(packed) => packed.bf16(place.rows.start, place.k.start),
+                None => {
+                    unpack::bf16_panel(self.w, &place, &mut scratch.bf16, tiles);
+                    &scratch.bf16
+                }
+            };
             let block = Bf16Block {
-                panel: scratch.bf16.as_ptr(),
+                panel: panel.as_ptr(),
                 panel_rows: place.panel_rows,
                 rows: place.padded,
                 steps: place.k.len().div_ceil(BF16_STEP),
@@ -362,18 +450,24 @@ impl Panel<'_> {
             let n = LANES.min(self.cols.end - block * LANES);
             for first in (0..self.rows.len()).step_by(LANES) {
                 let rows = LANES.min(self.rows.len() - first);
+                // rows before those that are asked for, in a panel that was made before
+                let skip = self.offset.saturating_sub(self.rows.start + first);
+                if skip >= rows {
+                    continue;
+                }
                 for (i, tile) in tile.iter_mut().enumerate().take(rows) {
                     let from = &acc[(first + i) * acc_row + (block - self.blocks().start) * LANES..][..LANES];
                     tile.copy_from_slice(bytemuck::cast_slice(from));
                 }
                 isa.transpose(&tile, &mut turned);
                 for (j, column) in turned.iter().enumerate().take(n) {
-                    let at = (block * LANES + j) * self.y_stride + self.rows.start + first;
+                    let column = &column[skip..];
+                    let at = (block * LANES + j) * self.y_stride + self.rows.start + first + skip - self.offset;
                     // SAFETY: `matmul` checked that `y` holds (cols, rows), which no other task writes
-                    let to = unsafe { std::slice::from_raw_parts_mut(self.y.0.add(at), rows) };
+                    let to = unsafe { std::slice::from_raw_parts_mut(self.y.0.add(at), rows - skip) };
                     match <&mut [f32; LANES]>::try_from(&mut *to) {
                         Ok(to) => {
-                            let v = isa.load(bytemuck::cast_ref(column));
+                            let v = isa.load(bytemuck::cast_ref(&turned[j]));
                             isa.store(if self.add { isa.add(isa.load(to), v) } else { v }, to);
                         }
                         Err(_) => {

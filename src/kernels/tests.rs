@@ -265,6 +265,85 @@ fn wide_bound(w: &Matrix, x: &[f32], i: usize) -> f64 {
     weights.chunks(256).zip(x.chunks(256)).map(group).sum::<f64>() * 1.01
 }
 
+/// A product of some rows of `w` with `x`, in any arithmetic, added to what is there.
+fn any_product(exec: &Exec, w: Operand, x: &[f32], arithmetic: Arithmetic) -> Vec<f32> {
+    let (k, rows) = (w.matrix().cols(), w.matrix().rows());
+    let mut y: Vec<f32> = (0..x.len() / k * rows).map(|i| i as f32 * 0.25 - 3.0).collect();
+    let (mut int8, mut bf16) = (Int8Rows::default(), Bf16Rows::default());
+    let x = match arithmetic {
+        Arithmetic::F32 => Activations::F32 { x, k },
+        Arithmetic::Bf16 => {
+            bf16.round(exec, x, k).unwrap();
+            Activations::Bf16(&bf16)
+        }
+        Arithmetic::Int8(scales) => {
+            int8.quantize(exec, x, k, scales).unwrap();
+            Activations::Int8(&int8)
+        }
+    };
+    matmul(exec, w, x, &mut y, rows, Epilogue::Add).unwrap();
+    y
+}
+
+#[test]
+fn packed_weights_give_the_same_bits_whole_and_in_parts() {
+    let mut rng = Random(23);
+    let (one, many) = (threads(1), threads(5));
+    let mut packings = 0;
+    for dtype in GgmlType::all().filter(|t| t.is_float() || crate::tensor::can_dequantize(*t)) {
+        for (rows, k, n) in [(1, 1usize, 1), (67, 3, 33), (151, 37, 18), (260, 17, 5)] {
+            let k = (32 * k).next_multiple_of(dtype.block_len());
+            let bytes = random_weights(&mut rng, dtype, rows, k);
+            let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
+            let x = rng.floats(n * k);
+            for kernels in Kernels::available() {
+                let mut all = vec![Arithmetic::F32];
+                if has_int8(dtype) {
+                    all.extend(SCALES.map(Arithmetic::Int8));
+                }
+                if kernels.has_bf16() {
+                    all.push(Arithmetic::Bf16);
+                }
+                for arithmetic in all {
+                    let exec = Exec::new(&many, kernels, None);
+                    let packed = Packed::new(&exec, &w, arithmetic).unwrap();
+                    assert_eq!(packed.is_none(), arithmetic == Arithmetic::F32, "{dtype} {arithmetic:?}");
+                    let bytes = Packed::bytes(kernels, dtype, (rows, k), arithmetic);
+                    let Some(packed) = packed else {
+                        assert_eq!(bytes, 0);
+                        continue;
+                    };
+                    packings += 1;
+                    let of_a_weight = if arithmetic == Arithmetic::Bf16 { 2 } else { 1 };
+                    assert!(bytes >= rows * k * of_a_weight, "{dtype} {arithmetic:?}: {bytes}");
+                    let operand = Operand::with_packed(w, &packed);
+                    for part in [0..rows, rows / 3..rows, 0..rows.div_ceil(2), rows * 2 / 3..rows * 2 / 3 + 1] {
+                        let plain = Operand::from(&w).slice(part.clone());
+                        let want = any_product(&Exec::new(&one, kernels, None), plain, &x, arithmetic);
+                        let got = any_product(&exec, operand.slice(part.clone()), &x, arithmetic);
+                        let same = want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "{dtype} {} {arithmetic:?} {rows}x{k} rows {part:?}", kernels.name());
+                    }
+                }
+            }
+        }
+    }
+    assert!(packings >= 2 * 4 * int8_types().count(), "{packings}");
+}
+
+#[test]
+fn panels_of_another_arithmetic_are_refused() {
+    let threads = threads(1);
+    let exec = Exec::new(&threads, Kernels::best(), None);
+    let bytes = random_weights(&mut Random(24), GgmlType::Q4_0, 3, 64);
+    let w = Matrix::new(GgmlType::Q4_0, 3, 64, &bytes).unwrap();
+    let packed = Packed::new(&exec, &w, Arithmetic::Int8(Scales::Wide)).unwrap().unwrap();
+    let multiply = |scales| any_product(&exec, Operand::with_packed(w, &packed), &[1.0; 64], Arithmetic::Int8(scales));
+    assert_eq!(multiply(Scales::Wide).len(), 3);
+    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| multiply(Scales::Blocks)));
+    assert!(refused.is_err());
+}
+
 #[test]
 fn wide_scales_add_little_to_the_error_of_weights_as_they_are() {
     let mut rng = Random(21);

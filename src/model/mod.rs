@@ -1,13 +1,18 @@
 //! The backbone: a bidirectional LLaDA transformer that predicts masked tokens (arXiv 2502.09992, 2505.15809).
 
 mod config;
+mod packed;
 mod state;
 mod transformer;
 mod weights;
 
 pub use config::Config;
+pub use packed::PackedWeights;
+pub(crate) use packed::WHAT as PACKED;
 pub use state::State;
-pub use transformer::{InputObserver, LayerObserver, MatrixInput, Observers, Run, SequenceRequest, Transformer};
+pub use transformer::{
+    InputObserver, LayerObserver, Logits, MatrixInput, Observers, Parts, Run, SequenceRequest, Transformer,
+};
 pub use weights::{TensorRef, Weights, is_backbone};
 
 /// How products are computed.

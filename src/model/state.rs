@@ -1,5 +1,7 @@
 //! Buffers of a forward pass: sized up front, so that a step allocates nothing.
 
+use std::ops::Range;
+
 use super::config::Config;
 use crate::error::{Error, Result};
 use crate::kernels::attention::Scratch;
@@ -29,7 +31,11 @@ pub struct State {
     /// position of every token inside its sequence
     pub(super) positions: Vec<u32>,
     /// the rows of each sequence
-    pub(super) sequences: Vec<std::ops::Range<usize>>,
+    pub(super) sequences: Vec<Range<usize>>,
+    /// the rows of the batch that go through all of the last layer, in ascending order
+    pub(super) wanted: Vec<usize>,
+    /// those of each sequence among them
+    pub(super) queries: Vec<Range<usize>>,
     /// the buffers as the context counts them
     charge: Charge,
 }
@@ -69,6 +75,8 @@ impl State {
             attention,
             positions: try_vec(tokens, "a batch's positions")?,
             sequences: Vec::new(),
+            wanted: Vec::new(),
+            queries: Vec::new(),
             charge,
         };
         self.tokens = tokens;
@@ -88,6 +96,16 @@ impl State {
             .saturating_mul(floats * 4)
             .saturating_add(Int8Rows::bytes(tokens, widest))
             .saturating_add(Bf16Rows::bytes(tokens, widest))
+    }
+
+    /// Moves the wanted rows of the residual stream and their positions to the front, and returns how many there are.
+    pub(super) fn keep_wanted(&mut self, d: usize) -> usize {
+        for (to, &from) in self.wanted.iter().enumerate() {
+            // `to` is at most `from`: no row is overwritten before it has moved
+            self.x.copy_within(from * d..(from + 1) * d, to * d);
+            self.positions[to] = self.positions[from];
+        }
+        self.wanted.len()
     }
 
     /// Room for the input of the output matrix, `rows` rows: more than there are tokens where a row is wanted twice.

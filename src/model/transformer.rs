@@ -4,16 +4,17 @@ use std::ops::Range;
 
 use super::Compute;
 use super::config::Config;
+use super::packed::PackedWeights;
 use super::state::State;
-use super::weights::Weights;
+use super::weights::{TensorRef, Weights};
 use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::kernels::attention::{Attention, Precision};
-use crate::kernels::elementwise::{Rope, rms_norm, silu_mul};
-use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Scales, matmul};
+use crate::kernels::elementwise::{Rope, Rows, rms_norm, silu_mul};
+use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Operand, Scales, matmul};
 use crate::memory::try_reserve;
 use crate::parallel::Exec;
-use crate::tensor::{self, Matrix};
+use crate::tensor;
 
 /// A sequence to run the network on, and the part of its logits that is wanted.
 #[derive(Clone, Debug)]
@@ -30,6 +31,47 @@ impl SequenceRequest<'_> {
     /// Number of logits wanted; they are [rows, vocab].
     pub fn logits(&self) -> usize {
         self.rows.len().saturating_mul(self.vocab.len())
+    }
+}
+
+/// Where the logits of a batch go.
+pub enum Logits<'a> {
+    /// One sequence after the other, row by row: [rows, vocab].
+    All(&'a mut [f32]),
+    /// Nowhere: they are looked at, some ids after the other. All sequences want the same ids.
+    Parts(Parts<'a>),
+}
+
+/// Logits in parts of the vocabulary, so that rows as long as that are nowhere in memory.
+pub struct Parts<'a> {
+    /// Room for `width` logits of every wanted row of the batch.
+    pub buffer: &'a mut [f32],
+    /// How many ids come together, at least one; fewer do at the end of the vocabulary.
+    pub width: usize,
+    /// Sees ids in ascending order, and the logits that they have in all rows: [rows, ids], one sequence after the
+    /// other. It may overwrite them. An error ends the run.
+    pub visit: &'a mut (dyn FnMut(Range<u32>, &mut [f32]) -> Result<()> + Send),
+}
+
+impl Logits<'_> {
+    /// An error where there is no room for all that are wanted.
+    fn check(&self, batch: &[SequenceRequest]) -> Result<()> {
+        let sum = |of: &dyn Fn(&SequenceRequest) -> usize| batch.iter().map(of).fold(0, usize::saturating_add);
+        let (room, wanted) = match self {
+            Logits::All(out) => (out.len(), sum(&|s| s.logits())),
+            Logits::Parts(parts) => {
+                let alike = batch.windows(2).all(|two| two[0].vocab == two[1].vocab);
+                if !alike || parts.width == 0 {
+                    return Err(Error::Internal("logits in parts of no ids, or of different ids".to_owned()));
+                }
+                let rows = sum(&|s| s.rows.len());
+                (parts.buffer.len(), rows.saturating_mul(parts.width))
+            }
+        };
+        match room == wanted {
+            true => Ok(()),
+            false => Err(Error::Internal(format!("room for {room} logits where {wanted} are wanted"))),
+        }
     }
 }
 
@@ -70,9 +112,21 @@ pub struct Observers<'a> {
 }
 
 impl Observers<'_> {
+    /// Whether somebody wants to see all rows.
+    fn any(&self) -> bool {
+        self.layers.is_some() || self.inputs.is_some()
+    }
+
     fn layer(&mut self, layer: usize, x: &[f32]) {
         if let Some(observe) = &mut self.layers {
             observe(layer, x);
+        }
+    }
+
+    /// [`Observers::input`] of rows, which are there in f32 if somebody looks at them.
+    fn rows(&mut self, layer: Option<usize>, matrices: &'static [&'static str], x: Rows, width: usize) {
+        if let Rows::Plain(x) = x {
+            self.input(layer, matrices, x, width);
         }
     }
 
@@ -105,44 +159,47 @@ impl Transformer {
         self.config.context.min(MAX_POSITIONS)
     }
 
-    /// Runs a batch of sequences of any lengths; they do not see each other. Logits come one sequence after the
-    /// other, row by row: [rows, vocab]. Looks at the cancel flag before every layer.
+    /// Runs a batch of sequences of any lengths; they do not see each other. Looks at the cancel flag before every layer
+    /// and every part of the logits.
     ///
-    /// Errors: an id, row or vocabulary range outside the model, an empty or too long sequence, no memory.
+    /// Errors: an id, row or vocabulary range outside the model, an empty or too long sequence, no memory, or one of
+    /// whom the logits are shown to.
     pub fn forward(
         &self,
         run: &Run,
         state: &mut State,
         batch: &[SequenceRequest],
-        logits: &mut [f32],
+        logits: Logits,
         mut observers: Observers,
     ) -> Result<()> {
-        let tokens = self.check(batch, logits.len())?;
+        let tokens = self.check(batch)?;
+        logits.check(batch)?;
         let Run { exec, file, .. } = *run;
         state.reserve(exec, &self.config, tokens)?;
         exec.run(|| {
             self.embed(file, state, batch)?;
+            self.list_wanted(state, batch, observers.any())?;
             let d = self.config.d_model;
+            let mut rows = tokens;
             for layer in 0..self.config.layers {
                 exec.check()?;
                 observers.layer(layer, &state.x[..tokens * d]);
-                self.attention(run, layer, state, tokens, &mut observers)?;
-                self.feed_forward(run, layer, state, tokens, &mut observers)?;
+                rows = self.attention(run, layer, state, tokens, &mut observers)?;
+                self.feed_forward(run, layer, state, rows, &mut observers)?;
             }
             exec.check()?;
             let norm = self.weights.output_norm.floats(file);
-            rms_norm(exec, &state.x[..tokens * d], norm, self.config.rms_eps, &mut state.h[..tokens * d]);
-            observers.layer(self.config.layers, &state.h[..tokens * d]);
+            rms_norm(exec, &state.x[..rows * d], norm, self.config.rms_eps, &mut state.h[..rows * d]);
+            observers.layer(self.config.layers, &state.h[..rows * d]);
             self.output(run, state, batch, logits, &mut observers)?;
             exec.check()
         })
     }
 
     /// Validates a batch; returns its number of tokens.
-    fn check(&self, batch: &[SequenceRequest], logits: usize) -> Result<usize> {
+    fn check(&self, batch: &[SequenceRequest]) -> Result<usize> {
         let c = &self.config;
         let mut tokens = 0usize;
-        let mut wanted = 0usize;
         for s in batch {
             let n = s.ids.len();
             if n == 0 {
@@ -162,10 +219,6 @@ impl Transformer {
                 return Err(Error::invalid(format!("logits of ids {:?} of a vocabulary of {}", s.vocab, c.vocab)));
             }
             tokens += n;
-            wanted = wanted.saturating_add(s.logits());
-        }
-        if wanted != logits {
-            return Err(Error::Internal(format!("room for {logits} logits where {wanted} are wanted")));
         }
         Ok(tokens)
     }
@@ -187,19 +240,50 @@ impl Transformer {
         Ok(())
     }
 
-    /// `x += attn_output(attention(norm(x)))`
-    fn attention(&self, run: &Run, n: usize, s: &mut State, tokens: usize, observers: &mut Observers) -> Result<()> {
+    /// Lists the rows whose logits are wanted, once each; all rows if `all` are to be seen.
+    fn list_wanted(&self, s: &mut State, batch: &[SequenceRequest], all: bool) -> Result<()> {
+        const WHAT: &str = "the list of rows whose logits are wanted";
+        s.wanted.clear();
+        s.queries.clear();
+        try_reserve(&mut s.queries, batch.len(), WHAT)?;
+        for (request, place) in batch.iter().zip(&s.sequences) {
+            let more = if all { place.len() } else { request.rows.len() };
+            try_reserve(&mut s.wanted, more, WHAT)?;
+            match all {
+                true => s.wanted.extend(place.clone()),
+                false => s.wanted.extend(request.rows.iter().map(|row| place.start + row)),
+            }
+        }
+        s.wanted.sort_unstable();
+        s.wanted.dedup();
+        let at = |row: usize| s.wanted.partition_point(|&wanted| wanted < row);
+        s.queries.extend(s.sequences.iter().map(|place| at(place.start)..at(place.end)));
+        Ok(())
+    }
+
+    /// `x += attn_output(attention(norm(x)))`; returns how many rows `x` has then: in the last layer only those that
+    /// are wanted, whose queries attend to the keys and values of all.
+    fn attention(&self, run: &Run, n: usize, s: &mut State, tokens: usize, observers: &mut Observers) -> Result<usize> {
         let (c, layer) = (&self.config, &self.weights.layers[n]);
-        let (d, kv) = (tokens * c.d_model, tokens * c.kv_dim());
-        let (q, k, v) = (&mut s.q[..d], &mut s.k[..kv], &mut s.v[..kv]);
-        rms_norm(run.exec, &s.x[..d], layer.attn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
-        observers.input(Some(n), &["attn_q", "attn_k", "attn_v"], &s.h[..d], c.d_model);
-        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.q.view(run.file), q, Epilogue::Store)?;
-        run.project(&mut input, &layer.k.view(run.file), k, Epilogue::Store)?;
-        run.project(&mut input, &layer.v.view(run.file), v, Epilogue::Store)?;
-        self.rope.apply(run.exec, q, &s.positions[..tokens]);
-        self.rope.apply(run.exec, k, &s.positions[..tokens]);
+        let (d, kv) = (c.d_model, tokens * c.kv_dim());
+        let is_cut = n + 1 == c.layers && s.wanted.len() < tokens;
+        let (norm, floats) = (&layer.attn_norm, run.needs_floats(&[&layer.q, &layer.k, &layer.v], observers));
+        let x = self.normed(run, norm, &s.x[..tokens * d], &mut s.h[..tokens * d], floats);
+        observers.rows(Some(n), &["attn_q", "attn_k", "attn_v"], x, d);
+        let mut input = Input::new(x, d, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, run.operand(&layer.k), &mut s.k[..kv], Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.v), &mut s.v[..kv], Epilogue::Store)?;
+        self.rope.apply(run.exec, &mut s.k[..kv], &s.positions[..tokens]);
+        let rows = if is_cut {
+            let rows = s.keep_wanted(d);
+            let x = self.normed(run, norm, &s.x[..rows * d], &mut s.h[..rows * d], floats);
+            input = Input::new(x, d, &mut s.int8, &mut s.bf16);
+            rows
+        } else {
+            tokens
+        };
+        run.project(&mut input, run.operand(&layer.q), &mut s.q[..rows * d], Epilogue::Store)?;
+        self.rope.apply(run.exec, &mut s.q[..rows * d], &s.positions[..rows]);
         let shape = Attention {
             heads: c.heads,
             kv_heads: c.kv_heads,
@@ -207,65 +291,107 @@ impl Transformer {
             sequences: &s.sequences,
             mask: None,
         };
-        shape.run(run.exec, run.attention_precision(), &mut s.attention, q, k, v, &mut s.h[..d])?;
-        observers.input(Some(n), &["attn_output"], &s.h[..d], c.d_model);
-        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.attn_output.view(run.file), &mut s.x[..d], Epilogue::Add)
+        let queries = if is_cut { &s.queries } else { &s.sequences };
+        let (precision, q, out) = (run.attention_precision(), &s.q[..rows * d], &mut s.h[..rows * d]);
+        shape.run_queries(run.exec, precision, &mut s.attention, queries, q, &s.k[..kv], &s.v[..kv], out)?;
+        observers.input(Some(n), &["attn_output"], &s.h[..rows * d], d);
+        let mut input = Input::new(Rows::Plain(&s.h[..rows * d]), d, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, run.operand(&layer.attn_output), &mut s.x[..rows * d], Epilogue::Add)?;
+        Ok(rows)
+    }
+
+    /// The norm of `x` as an input: in `h` if `floats` are needed, otherwise left to whoever quantizes it.
+    fn normed<'a>(&self, run: &Run<'a>, norm: &TensorRef, x: &'a [f32], h: &'a mut [f32], floats: bool) -> Rows<'a> {
+        let (weight, eps) = (norm.floats(run.file), self.config.rms_eps);
+        if !floats {
+            return Rows::Normed { x, weight, eps };
+        }
+        rms_norm(run.exec, x, weight, eps, h);
+        Rows::Plain(h)
     }
 
     /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
     fn feed_forward(&self, run: &Run, n: usize, s: &mut State, tokens: usize, observers: &mut Observers) -> Result<()> {
         let (c, layer) = (&self.config, &self.weights.layers[n]);
         let (d, ff) = (tokens * c.d_model, tokens * c.d_ff);
-        rms_norm(run.exec, &s.x[..d], layer.ffn_norm.floats(run.file), c.rms_eps, &mut s.h[..d]);
-        observers.input(Some(n), &["ffn_gate", "ffn_up"], &s.h[..d], c.d_model);
-        let mut input = Input::new(&s.h[..d], c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.gate.view(run.file), &mut s.gate[..ff], Epilogue::Store)?;
-        run.project(&mut input, &layer.up.view(run.file), &mut s.up[..ff], Epilogue::Store)?;
-        silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
-        observers.input(Some(n), &["ffn_down"], &s.gate[..ff], c.d_ff);
-        let mut input = Input::new(&s.gate[..ff], c.d_ff, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, &layer.down.view(run.file), &mut s.x[..d], Epilogue::Add)
+        let floats = run.needs_floats(&[&layer.gate, &layer.up], observers);
+        let x = self.normed(run, &layer.ffn_norm, &s.x[..d], &mut s.h[..d], floats);
+        observers.rows(Some(n), &["ffn_gate", "ffn_up"], x, c.d_model);
+        let mut input = Input::new(x, c.d_model, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, run.operand(&layer.gate), &mut s.gate[..ff], Epilogue::Store)?;
+        run.project(&mut input, run.operand(&layer.up), &mut s.up[..ff], Epilogue::Store)?;
+        let x = if run.needs_floats(&[&layer.down], observers) {
+            silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
+            Rows::Plain(&s.gate[..ff])
+        } else {
+            Rows::Gated { gate: &s.gate[..ff], up: &s.up[..ff] }
+        };
+        observers.rows(Some(n), &["ffn_down"], x, c.d_ff);
+        let mut input = Input::new(x, c.d_ff, &mut s.int8, &mut s.bf16);
+        run.project(&mut input, run.operand(&layer.down), &mut s.x[..d], Epilogue::Add)
     }
 
-    /// Logits of the wanted rows: they are gathered first (into `q`, free by now), then multiplied once per run of
-    /// sequences that want the same part of the vocabulary.
+    /// Logits of the wanted rows, once per run of sequences that want the same part of the vocabulary.
     fn output(
         &self,
         run: &Run,
         s: &mut State,
         batch: &[SequenceRequest],
-        mut logits: &mut [f32],
+        mut logits: Logits,
         observers: &mut Observers,
     ) -> Result<()> {
         let d = self.config.d_model;
-        let output = self.weights.output.view(run.file);
+        let output = run.operand(&self.weights.output);
         let name: &[&str] = if self.weights.is_tied() { &["token_embd"] } else { &["output"] };
         let mut first = 0;
         while first < batch.len() {
             let vocab = batch[first].vocab.clone();
             let same = batch[first..].iter().take_while(|s| s.vocab == vocab).count();
-            let now = &batch[first..first + same];
-            let rows: usize = now.iter().map(|s| s.rows.len()).sum();
-            s.reserve_output(&self.config, rows)?;
-            let places = &s.sequences[first..first + same];
-            let mut gathered = s.q.chunks_exact_mut(d);
-            for (sequence, place) in now.iter().zip(places) {
-                for (row, to) in sequence.rows.iter().zip(&mut gathered) {
-                    to.copy_from_slice(&s.h[(place.start + row) * d..][..d]);
+            let rows = self.gather(s, batch, first..first + same)?;
+            first += same;
+            observers.input(None, name, &s.q[..rows * d], d);
+            if rows == 0 || vocab.is_empty() {
+                continue;
+            }
+            let mut input = Input::new(Rows::Plain(&s.q[..rows * d]), d, &mut s.int8, &mut s.bf16);
+            let mut project = |ids: Range<u32>, y: &mut [f32]| {
+                run.project(&mut input, output.slice(ids.start as usize..ids.end as usize), y, Epilogue::Store)
+            };
+            match &mut logits {
+                Logits::All(out) => {
+                    let (y, later) = std::mem::take(out).split_at_mut(rows * vocab.len());
+                    *out = later;
+                    project(vocab, y)?;
+                }
+                Logits::Parts(parts) => {
+                    for start in vocab.clone().step_by(parts.width) {
+                        run.exec.check()?;
+                        let ids = start..vocab.end.min(start.saturating_add(parts.width as u32));
+                        let y = &mut parts.buffer[..rows * ids.len()];
+                        project(ids.clone(), y)?;
+                        (parts.visit)(ids, y)?;
+                    }
                 }
             }
-            observers.input(None, name, &s.q[..rows * d], d);
-            let (y, later) = std::mem::take(&mut logits).split_at_mut(rows * vocab.len());
-            logits = later;
-            if !y.is_empty() {
-                let w = output.slice(vocab.start as usize..vocab.end as usize);
-                let mut input = Input::new(&s.q[..rows * d], d, &mut s.int8, &mut s.bf16);
-                run.project(&mut input, &w, y, Epilogue::Store)?;
-            }
-            first += same;
         }
         Ok(())
+    }
+
+    /// Copies what the wanted rows of some sequences leave the last norm with into `q`, which is free by then; returns
+    /// how many there are.
+    fn gather(&self, s: &mut State, batch: &[SequenceRequest], sequences: Range<usize>) -> Result<usize> {
+        let d = self.config.d_model;
+        let now = &batch[sequences.clone()];
+        let rows: usize = now.iter().map(|s| s.rows.len()).sum();
+        s.reserve_output(&self.config, rows)?;
+        let mut gathered = s.q.chunks_exact_mut(d);
+        for (sequence, place) in now.iter().zip(&s.sequences[sequences]) {
+            for (row, to) in sequence.rows.iter().zip(&mut gathered) {
+                let at = s.wanted.partition_point(|&wanted| wanted < place.start + row);
+                to.copy_from_slice(&s.h[at * d..][..d]);
+            }
+        }
+        Ok(rows)
     }
 }
 
@@ -278,11 +404,12 @@ pub struct Run<'a> {
     file: &'a [u8],
     /// 8- and 16-bit products of what is stored in more
     fast: bool,
+    packed: Option<&'a PackedWeights>,
 }
 
 /// The input of some projections, [rows, width]: quantized or rounded once for all of them, when the first needs it.
 struct Input<'a> {
-    x: &'a [f32],
+    x: Rows<'a>,
     width: usize,
     int8: &'a mut Int8Rows,
     bf16: &'a mut Bf16Rows,
@@ -291,14 +418,34 @@ struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    fn new(x: &'a [f32], width: usize, int8: &'a mut Int8Rows, bf16: &'a mut Bf16Rows) -> Self {
+    fn new(x: Rows<'a>, width: usize, int8: &'a mut Int8Rows, bf16: &'a mut Bf16Rows) -> Self {
         Input { x, width, int8, bf16, has_int8: None, has_bf16: false }
     }
 }
 
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
-        Run { exec, file, fast: compute == Compute::Fast }
+        Run { exec, file, fast: compute == Compute::Fast, packed: None }
+    }
+
+    /// With weights that were packed for the instruction set of `exec` and for `compute`.
+    pub fn with_packed(self, packed: Option<&'a PackedWeights>) -> Self {
+        Run { packed, ..self }
+    }
+
+    /// A matrix of weights as products take it.
+    pub fn operand(&self, t: &TensorRef) -> Operand<'a> {
+        let matrix = t.view(self.file);
+        match self.packed.and_then(|packed| packed.get(t)) {
+            Some(packed) => Operand::with_packed(matrix, packed),
+            None => Operand::from(&matrix),
+        }
+    }
+
+    /// Whether the input of these matrices must be there in f32: to be multiplied as it is, or to be seen.
+    fn needs_floats(&self, matrices: &[&TensorRef], observers: &Observers) -> bool {
+        let in_f32 = |w: &&TensorRef| self.exec.kernels.arithmetic(w.dtype, self.fast) == Arithmetic::F32;
+        observers.inputs.is_some() || matrices.iter().any(in_f32)
     }
 
     fn attention_precision(&self) -> Precision {
@@ -306,22 +453,26 @@ impl<'a> Run<'a> {
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
-    fn project(&self, input: &mut Input, w: &Matrix, y: &mut [f32], epilogue: Epilogue) -> Result<()> {
-        let activations = match self.exec.kernels.arithmetic(w.dtype(), self.fast) {
+    fn project(&self, input: &mut Input, w: Operand, y: &mut [f32], epilogue: Epilogue) -> Result<()> {
+        let (dtype, rows) = (w.matrix().dtype(), w.matrix().rows());
+        let activations = match self.exec.kernels.arithmetic(dtype, self.fast) {
             Arithmetic::Int8(scales) => {
                 if input.has_int8.replace(scales) != Some(scales) {
-                    input.int8.quantize(self.exec, input.x, input.width, scales)?;
+                    input.int8.quantize_rows(self.exec, input.x, input.width, scales)?;
                 }
                 Activations::Int8(input.int8)
             }
             Arithmetic::Bf16 => {
                 if !std::mem::replace(&mut input.has_bf16, true) {
-                    input.bf16.round(self.exec, input.x, input.width)?;
+                    input.bf16.round_rows(self.exec, input.x, input.width)?;
                 }
                 Activations::Bf16(input.bf16)
             }
-            Arithmetic::F32 => Activations::F32 { x: input.x, k: input.width },
+            Arithmetic::F32 => match input.x {
+                Rows::Plain(x) => Activations::F32 { x, k: input.width },
+                _ => return Err(Error::Internal("a product in f32 without its input in f32".to_owned())),
+            },
         };
-        matmul(self.exec, w, activations, y, w.rows(), epilogue)
+        matmul(self.exec, w, activations, y, rows, epilogue)
     }
 }

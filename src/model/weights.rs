@@ -60,6 +60,11 @@ impl TensorRef {
     pub fn bytes(&self) -> usize {
         self.range.len()
     }
+
+    /// Where it begins in the file.
+    pub fn begin(&self) -> usize {
+        self.range.start
+    }
 }
 
 /// One transformer block.
@@ -76,6 +81,12 @@ pub struct Layer {
     pub down: TensorRef,
 }
 
+impl Layer {
+    fn multiplied(&self) -> [&TensorRef; 7] {
+        [&self.q, &self.k, &self.v, &self.attn_output, &self.gate, &self.up, &self.down]
+    }
+}
+
 /// All of the backbone's tensors.
 #[derive(Clone, Debug)]
 pub struct Weights {
@@ -90,6 +101,11 @@ impl Weights {
     /// Whether the embedding is the output head too.
     pub fn is_tied(&self) -> bool {
         self.output.range == self.token_embd.range
+    }
+
+    /// The matrices that products are made with.
+    pub fn multiplied(&self) -> impl Iterator<Item = &TensorRef> {
+        self.layers.iter().flat_map(Layer::multiplied).chain([&self.output])
     }
 
     pub fn from_header(h: &Header, c: &Config) -> Result<Self> {

@@ -1,8 +1,10 @@
 //! From logits to tokens: pure functions, which know neither the model nor the prompt.
 //!
-//! `noise` draws the random numbers, `schedule` says how many image positions stay masked, `text` chooses and
-//! commits tokens of an answer, `image` samples and re-masks the codes of a picture.
+//! `noise` draws the random numbers, `schedule` says how many image positions stay masked, `choose` finds the token that
+//! a position of an answer would take, `text` says which of these are committed, `image` samples and re-masks the codes
+//! of a picture.
 
+pub mod choose;
 pub mod image;
 pub mod noise;
 pub mod schedule;
@@ -63,6 +65,7 @@ fn exp(x: f64) -> f64 {
 }
 
 /// The largest value of `row`; NaN if there is one, -infinity if the row is empty.
+#[inline(always)]
 fn max(row: &[f32]) -> f32 {
     let mut best = [f32::NEG_INFINITY; LANES];
     let mut nan = [false; LANES];

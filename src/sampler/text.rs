@@ -6,12 +6,9 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::{Draw, LANES, Noise, exp, max, not_finite};
-use crate::error::{Error, Result};
-use crate::memory::{try_collect, try_copy, try_resize, try_with_capacity};
-use crate::parallel::Exec;
+pub use super::choose::{Candidate, Rule, choose};
+use crate::error::Result;
+use crate::memory::{try_collect, try_copy, try_with_capacity};
 
 /// What makes a position worth committing early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -99,142 +96,6 @@ impl Forbidden {
     }
 }
 
-/// How candidates are chosen and weighed.
-#[derive(Clone, Copy)]
-pub struct Rule<'a> {
-    /// 0 takes the most probable token; above, Gumbel noise of this scale is added to the logits.
-    pub temperature: f64,
-    pub remasking: Remasking,
-    /// Of classifier-free guidance; 0 where there is none.
-    pub cfg_scale: f64,
-    pub forbidden: &'a Forbidden,
-    pub noise: &'a dyn Noise,
-}
-
-/// The token that a masked position would take, and how sure that is.
-#[derive(Clone, Copy, Debug, PartialEq, Default)]
-pub struct Candidate {
-    pub id: u32,
-    /// The token's probability without noise, or a uniform number under [`Remasking::Random`].
-    pub confidence: f64,
-}
-
-/// The candidates of `draws.len()` positions, in parallel over the positions, appended to `out`.
-///
-/// `logits` is row-major [draws, vocab], and is overwritten; `unconditional` has the same shape, or is empty
-/// where nothing guides. An error if a row has no choice left or holds NaN or infinity.
-pub fn candidates(
-    exec: &Exec<'_>,
-    logits: &mut [f32],
-    unconditional: &[f32],
-    vocab: Range<u32>,
-    draws: &[Draw],
-    rule: Rule<'_>,
-    out: &mut Vec<Candidate>,
-) -> Result<()> {
-    let (width, from) = (vocab.len(), out.len());
-    let guided = !unconditional.is_empty();
-    if width == 0 || logits.len() != draws.len() * width || (guided && unconditional.len() != logits.len()) {
-        let (rows, got, free) = (draws.len(), logits.len(), unconditional.len());
-        return Err(Error::Internal(format!("{rows} rows of {width} logits were due, got {got} and {free}")));
-    }
-    try_resize(out, from + draws.len(), "the candidates of a step")?;
-    exec.run(|| {
-        let rows = logits.par_chunks_mut(width).zip(draws).zip(&mut out[from..]);
-        rows.enumerate().try_for_each(|(i, ((row, draw), candidate))| {
-            if guided {
-                guide(row, &unconditional[i * width..][..width], rule.cfg_scale);
-            }
-            *candidate = choose(row, vocab.start, *draw, rule)?;
-            Ok(())
-        })
-    })
-}
-
-/// The candidate of one position, `row[0]` being the (guided) logit of id `first`.
-pub fn choose(row: &mut [f32], first: u32, draw: Draw, rule: Rule<'_>) -> Result<Candidate> {
-    rule.forbidden.apply(row, first);
-    let top = max(row);
-    if top == f32::NEG_INFINITY {
-        return Err(Error::invalid(format!("no token is left to choose from at position {}", draw.position)));
-    }
-    if !top.is_finite() {
-        return Err(not_finite(draw.position));
-    }
-    let choice = match rule.temperature {
-        0.0 => row.iter().position(|&l| l == top),
-        temperature => noisy_argmax(row, first, draw, temperature, rule.noise),
-    };
-    let choice = choice.ok_or_else(|| not_finite(draw.position))?;
-    let confidence = match rule.remasking {
-        Remasking::LowConfidence => exp(f64::from(row[choice]) - f64::from(top)) / sum_of_exp(row, top),
-        Remasking::Random => f64::from(rule.noise.order_uniform(draw)),
-    };
-    Ok(Candidate { id: first + choice as u32, confidence })
-}
-
-/// ln of the probability of element `at`, which is inside the row. An error if the row holds NaN or infinity.
-pub fn log_probability(row: &[f32], at: usize, position: usize) -> Result<f64> {
-    let top = max(row);
-    let value = row.get(at).copied().unwrap_or(f32::NAN);
-    if !top.is_finite() || !value.is_finite() {
-        return Err(not_finite(position));
-    }
-    Ok(f64::from(value) - f64::from(top) - sum_of_exp(row, top).ln())
-}
-
-/// The lowest index with the largest `exp(l) / (-ln u)^temperature`, compared as `l - temperature ln(-ln u)`,
-/// which no logit overflows. `None` if there is none.
-///
-/// Two logarithms for each of 126k ids would cost more than all else here, and nearly all are spared: as
-/// -ln u >= 1 - u, the noise `-ln(-ln u)` is at most `-ln(1 - u)`, which the binary exponent of 1 - u bounds
-/// without a logarithm; where that bound cannot beat the best so far, neither can the exact value (each
-/// operation rounds monotonically).
-fn noisy_argmax(row: &[f32], first: u32, draw: Draw, temperature: f64, noise: &dyn Noise) -> Option<usize> {
-    const CHUNK: usize = 512;
-    let mut uniforms = [0.0f64; CHUNK];
-    let (mut best, mut choice) = (f64::NEG_INFINITY, None);
-    for (c, chunk) in row.chunks(CHUNK).enumerate() {
-        let uniforms = &mut uniforms[..chunk.len()];
-        noise.token_uniforms(draw, first + (c * CHUNK) as u32, uniforms);
-        for (i, (&logit, &u)) in chunk.iter().zip(uniforms.iter()).enumerate() {
-            let logit = f64::from(logit);
-            if logit + temperature * gumbel_bound(u) <= best {
-                continue;
-            }
-            let score = logit - temperature * (-u.ln()).ln();
-            if score > best {
-                (best, choice) = (score, Some(c * CHUNK + i));
-            }
-        }
-    }
-    choice
-}
-
-/// An upper bound of `-ln(-ln u)`, within ln 2 of it where u is near 1: with 2^-k <= 1 - u, it is k ln 2 and a
-/// little for the rounding of the exact value.
-#[inline(always)]
-fn gumbel_bound(u: f64) -> f64 {
-    let exponent = ((1.0 - u).to_bits() >> 52) & 0x7ff;
-    (1023.0 - exponent as f64) * std::f64::consts::LN_2 + 1e-6
-}
-
-/// The sum of `exp(l - top)` in f64, by a fixed number of partial sums.
-fn sum_of_exp(row: &[f32], top: f32) -> f64 {
-    let top = f64::from(top);
-    let mut sums = [0.0f64; LANES];
-    let (chunks, tail) = row.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            sums[i] += exp(f64::from(chunk[i]) - top);
-        }
-    }
-    for (sum, &l) in sums.iter_mut().zip(tail) {
-        *sum += exp(f64::from(l) - top);
-    }
-    sums.iter().sum()
-}
-
 /// The places in `candidates` of the `count` most confident, in ascending order, into `chosen`. Of equals, the
 /// first win.
 pub fn most_confident(candidates: &[Candidate], count: usize, chosen: &mut Vec<usize>) {
@@ -255,29 +116,10 @@ pub fn most_confident(candidates: &[Candidate], count: usize, chosen: &mut Vec<u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Kernels;
-    use crate::parallel::Threads;
-    use crate::sampler::{Philox, Stage};
-
-    static NONE: Forbidden = Forbidden { ranges: Vec::new() };
-
-    fn rule<'a>(temperature: f64, remasking: Remasking, forbidden: &'a Forbidden, noise: &'a dyn Noise) -> Rule<'a> {
-        Rule { temperature, remasking, cfg_scale: 0.0, forbidden, noise }
-    }
+    use crate::sampler::{Draw, Noise, Philox, Stage};
 
     fn at(position: usize) -> Draw {
         Draw::new(Stage::Text, 0, position)
-    }
-
-    /// Normal numbers by Box and Muller, times `scale`.
-    fn logits(seed: u64, len: usize, scale: f64) -> Vec<f32> {
-        let noise = Philox::new(seed);
-        (0..len)
-            .map(|i| {
-                let (u, v) = (noise.categorical_uniform(at(2 * i)), noise.categorical_uniform(at(2 * i + 1)));
-                ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos() * scale) as f32
-            })
-            .collect()
     }
 
     #[test]
@@ -296,135 +138,6 @@ mod tests {
         let mut cond = vec![1.0, -2.0, 0.5];
         guide(&mut cond, &[0.5, 0.0, 0.5], 1.5);
         assert_eq!(cond, [1.75, -5.0, 0.5]);
-    }
-
-    #[test]
-    fn without_noise_the_largest_logit_wins_with_its_probability() {
-        let philox = Philox::new(0);
-        let mut row = [1.0f32.ln(), 5.0f32.ln(), 2.0f32.ln()];
-        let got = choose(&mut row, 100, at(0), rule(0.0, Remasking::LowConfidence, &NONE, &philox)).unwrap();
-        assert_eq!(got.id, 101);
-        assert!((got.confidence - 5.0 / 8.0).abs() < 1e-7);
-    }
-
-    #[test]
-    fn confidence_is_over_what_is_not_forbidden() {
-        let philox = Philox::new(0);
-        let forbidden = Forbidden::new(std::iter::once(101..102)).unwrap();
-        let mut row = [1.0f32.ln(), 5.0f32.ln(), 3.0f32.ln()];
-        let got = choose(&mut row, 100, at(0), rule(0.0, Remasking::LowConfidence, &forbidden, &philox)).unwrap();
-        assert_eq!(got.id, 102);
-        assert!((got.confidence - 0.75).abs() < 1e-7);
-    }
-
-    #[test]
-    fn equal_logits_go_to_the_lowest_id_and_share_the_probability() {
-        let philox = Philox::new(0);
-        for value in [0.0, -1e30, 3e38, 88.0] {
-            let mut row = vec![value; 77];
-            let got = choose(&mut row, 5, at(0), rule(0.0, Remasking::LowConfidence, &NONE, &philox)).unwrap();
-            assert_eq!(got.id, 5);
-            assert!((got.confidence * 77.0 - 1.0).abs() < 1e-13);
-        }
-    }
-
-    #[test]
-    fn huge_logits_do_not_overflow_with_or_without_noise() {
-        let philox = Philox::new(3);
-        for temperature in [0.0, 0.5, 2.0] {
-            let mut row = vec![-3e38, 1e4, 3e38, 2e38, f32::MIN_POSITIVE];
-            let got = choose(&mut row, 0, at(0), rule(temperature, Remasking::LowConfidence, &NONE, &philox)).unwrap();
-            assert_eq!(got, Candidate { id: 2, confidence: 1.0 });
-        }
-    }
-
-    #[test]
-    fn damaged_logits_and_empty_choices_are_errors() {
-        let philox = Philox::new(3);
-        for temperature in [0.0, 1.0] {
-            for remasking in [Remasking::LowConfidence, Remasking::Random] {
-                for bad in [f32::NAN, f32::INFINITY] {
-                    let mut row = vec![0.0, bad, 1.0];
-                    let error = choose(&mut row, 0, at(9), rule(temperature, remasking, &NONE, &philox)).unwrap_err();
-                    assert!(error.to_string().contains("position 9"), "{error}");
-                }
-                let all = Forbidden::new(std::iter::once(0..3)).unwrap();
-                assert!(choose(&mut [0.0, 1.0, 2.0], 0, at(9), rule(temperature, remasking, &all, &philox)).is_err());
-            }
-        }
-        let mut row = vec![0.0, f32::NAN, 1.0]; // a forbidden id's logit does not matter
-        let forbidden = Forbidden::new(std::iter::once(1..2)).unwrap();
-        assert!(choose(&mut row, 0, at(9), rule(0.0, Remasking::LowConfidence, &forbidden, &philox)).is_ok());
-    }
-
-    #[test]
-    fn the_noisy_candidate_is_the_one_that_the_formula_gives() {
-        let philox = Philox::new(21);
-        for (case, temperature) in [0.05, 0.3, 1.0, 2.5, 40.0].into_iter().cycle().take(60).enumerate() {
-            let row = logits(case as u64, 1 + case * 37, 3.0);
-            let scores = row
-                .iter()
-                .zip(7..)
-                .map(|(&l, id)| f64::from(l).exp() / (-philox.token_uniform(at(case), id).ln()).powf(temperature));
-            let want = scores.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i + 7).unwrap();
-            let rule = rule(temperature, Remasking::LowConfidence, &NONE, &philox);
-            let got = choose(&mut row.clone(), 7, at(case), rule).unwrap();
-            assert_eq!(got.id as usize, want);
-            let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
-            assert!((got.confidence - f64::from(row[want - 7]).exp() / sum).abs() < 1e-12);
-        }
-    }
-
-    #[test]
-    fn the_bound_of_the_noise_holds_everywhere() {
-        let philox = Philox::new(8);
-        let random = (0..50_000).map(|i| philox.categorical_uniform(at(i)));
-        let edges = (1..54).flat_map(|k| {
-            let u = 1.0 - 0.5f64.powi(k);
-            [u, f64::from_bits(u.to_bits() - 1), f64::from_bits(u.to_bits() + 1).min(1.0), 0.5f64.powi(k)]
-        });
-        for u in random.chain(edges).filter(|u| *u > 0.0 && *u < 1.0) {
-            assert!(gumbel_bound(u) >= -(-u.ln()).ln(), "u = {u}");
-        }
-    }
-
-    #[test]
-    fn noise_samples_from_the_softmax_at_temperature_one() {
-        let philox = Philox::new(4);
-        let row = [0.1f32.ln(), 0.6f32.ln(), 0.3f32.ln()];
-        let mut counts = [0; 3];
-        for position in 0..20_000 {
-            let rule = rule(1.0, Remasking::Random, &NONE, &philox);
-            counts[choose(&mut row.clone(), 0, at(position), rule).unwrap().id as usize] += 1;
-        }
-        for (count, p) in counts.into_iter().zip([0.1, 0.6, 0.3]) {
-            assert!((f64::from(count) / 20_000.0 - p).abs() < 0.02, "{counts:?}"); // over five standard errors
-        }
-    }
-
-    #[test]
-    fn rows_are_chosen_alike_alone_and_together_whatever_the_threads() {
-        let philox = Philox::new(31);
-        let (rows, width) = (13, 1001);
-        let all = logits(1, rows * width, 2.0);
-        let free = logits(2, rows * width, 2.0);
-        let draws: Vec<Draw> = (0..rows).map(|r| Draw::new(Stage::Text, 2, 3 * r)).collect();
-        let forbidden = Forbidden::new([500..700, 1000..1003]).unwrap();
-        let rule = Rule { cfg_scale: 0.7, ..rule(0.8, Remasking::LowConfidence, &forbidden, &philox) };
-        let alone: Vec<Candidate> = (0..rows)
-            .map(|r| {
-                let mut row = all[r * width..][..width].to_vec();
-                guide(&mut row, &free[r * width..][..width], 0.7);
-                choose(&mut row, 2, draws[r], rule).unwrap()
-            })
-            .collect();
-        for count in [1, 3] {
-            let threads = Threads::new(count).unwrap();
-            let exec = Exec::new(&threads, Kernels::best(), None);
-            let mut together = vec![Candidate::default()];
-            candidates(&exec, &mut all.clone(), &free, 2..2 + width as u32, &draws, rule, &mut together).unwrap();
-            assert_eq!(together[1..], alone);
-        }
     }
 
     #[test]

@@ -117,6 +117,12 @@ static void bad_options(mmada_model *model, mmada_context *context) {
     c.compute = 2;
     FAILS(MMADA_INVALID_ARGUMENT, "compute is 2", mmada_context_new(model, &c, &other, &error));
     c.compute = MMADA_COMPUTE_EXACT;
+    c.pack = 2;
+    FAILS(MMADA_INVALID_ARGUMENT, "pack is 2", mmada_context_new(model, &c, &other, &error));
+    c.pack = 0;
+    c.reserved = 1;
+    FAILS(MMADA_INVALID_ARGUMENT, "a reserved field is 1", mmada_context_new(model, &c, &other, &error));
+    c.reserved = 0;
     c.log_level = 4;
     FAILS(MMADA_INVALID_ARGUMENT, "log_level is 4", mmada_context_new(model, &c, &other, &error));
     c.log_level = 3;
@@ -680,6 +686,15 @@ static void memory_limits(mmada_model *model, mmada_context *context) {
     CHECK(mmada_context_info_init(&info, sizeof info) == MMADA_OK);
     OK(mmada_context_get_info(small, &info, &error));
     CHECK(info.threads == 1 && info.memory_used <= 100000 && info.instruction_set[0]);
+    CHECK(info.packed_bytes > 100000);
+    mmada_context_free(small);
+    small = NULL;
+    options.pack = 1;
+    FAILS(MMADA_OUT_OF_MEMORY, "a packed copy of the model's weights", mmada_context_new(model, &options, &small, &error));
+    options.memory_limit = info.packed_bytes;
+    OK(mmada_context_new(model, &options, &small, &error));
+    OK(mmada_context_get_info(small, &info, &error));
+    CHECK(info.memory_used == info.packed_bytes && info.memory_used == options.memory_limit);
     mmada_context_free(small);
 }
 

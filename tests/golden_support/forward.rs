@@ -1,8 +1,11 @@
 //! Hidden states and logits.
 
-use mmada::Context;
+use std::ops::Range;
+
 use mmada::kernels::Kernels;
-use mmada::model::SequenceRequest;
+use mmada::model::{Logits, Observers, Parts, Run, SequenceRequest, State, Transformer};
+use mmada::parallel::{Exec, Threads};
+use mmada::{Compute, Context, ContextOptions};
 
 use super::api;
 use super::compare::{close, same_bits};
@@ -110,6 +113,64 @@ fn some_rows_and_some_ids_have_the_logits_they_have_among_all() {
             let row = |r: &usize| &all[r * vocabulary.rows as usize..][vocab.start as usize..vocab.end as usize];
             let expected: Vec<f32> = rows.iter().flat_map(row).copied().collect();
             same_bits(&format!("{} {case} {}", fixture.name, kernels.name()), &some, &expected);
+        }
+    }
+}
+
+#[test]
+fn logits_in_parts_of_the_vocabulary_are_those_of_whole_rows() {
+    for fixture in fixtures() {
+        let Some(case) = cases(fixture).pop() else { continue };
+        let ids = fixture.tensor(Tensors::ids, &format!("{case}.input_ids")).data;
+        let model = fixture.model();
+        let (vocab, rows) = (3..model.vocabulary().rows - 2, [ids.len() - 1, 0]);
+        let request = SequenceRequest { ids: &ids, rows: &rows, vocab: vocab.clone() };
+        let batch = [request.clone(), request];
+        let transformer = Transformer::from_header(model.header()).unwrap();
+        for kernels in Kernels::available() {
+            let whole = api::context(fixture, 2, kernels).logits(&batch).unwrap().concat();
+            let threads = Threads::new(2).unwrap();
+            let exec = Exec::new(&threads, kernels, None);
+            let run = Run::new(&exec, model.bytes(), Compute::Exact);
+            let (width, mut next) = (100, vocab.start);
+            let mut parts = vec![f32::NAN; whole.len()];
+            let mut visit = |ids: Range<u32>, logits: &mut [f32]| {
+                assert_eq!((ids.start, logits.len()), (next, 4 * ids.len()));
+                next = ids.end;
+                let at = (ids.start - vocab.start) as usize;
+                for (to, from) in parts.chunks_mut(vocab.len()).zip(logits.chunks(ids.len())) {
+                    to[at..][..ids.len()].copy_from_slice(from);
+                }
+                Ok(())
+            };
+            let mut buffer = vec![0.0; 4 * width];
+            let logits = Logits::Parts(Parts { buffer: &mut buffer, width, visit: &mut visit });
+            transformer.forward(&run, &mut State::default(), &batch, logits, Observers::default()).unwrap();
+            assert_eq!(next, vocab.end);
+            same_bits(&format!("{} {case} {}", fixture.name, kernels.name()), &parts, &whole);
+        }
+    }
+}
+
+#[test]
+fn rows_have_their_logits_in_any_order_and_twice_beside_a_sequence_that_wants_none() {
+    for fixture in fixtures() {
+        let Some(case) = cases(fixture).pop() else { continue };
+        let ids = fixture.tensor(Tensors::ids, &format!("{case}.input_ids")).data;
+        let (last, width) = (ids.len() - 1, fixture.model().vocabulary().rows as usize);
+        let rows: [&[usize]; 3] = [&[last, 0, last, last / 2], &[], &[1]];
+        for kernels in Kernels::available() {
+            for compute in [Compute::Exact, Compute::Fast] {
+                let instruction_set = Some(kernels.name().to_owned());
+                let options = ContextOptions { threads: 2, compute, instruction_set, ..Default::default() };
+                let context = Context::new(fixture.model(), options).unwrap();
+                let all = logits(&context, &[&ids]);
+                let request = |rows| SequenceRequest { ids: &ids, rows, vocab: 0..width as u32 };
+                let some = context.logits(&rows.map(request)).unwrap().concat();
+                let expected: Vec<f32> =
+                    rows.concat().iter().flat_map(|r| &all[r * width..][..width]).copied().collect();
+                same_bits(&format!("{} {case} {} {compute:?}", fixture.name, kernels.name()), &some, &expected);
+            }
         }
     }
 }

@@ -103,6 +103,10 @@ TEST(the_demo_model_says_what_it_is) {
     options.compute = mmada::compute::exact;
     const auto context = mmada::context(model, options).info();
     CHECK(context.threads == 2 && context.instruction_set == "portable" && context.compute == mmada::compute::exact);
+    options.pack = true;
+    const mmada::context packed(model, options);
+    CHECK(context.packed_bytes > 1000000 && packed.info().memory_used == context.packed_bytes);
+    CHECK(packed.ask("What is 17 + 25?") == "42");
 }
 
 TEST(a_question_is_answered) {

@@ -264,5 +264,9 @@ def test_what_runs_is_known(model):
         assert (info.threads, info.instruction_set, info.compute) == (1, "portable", "exact")
         assert str(context.ask("What is 17 + 25?")) == "42"
         assert context.info.memory_used > info.memory_used
+    with model.context(pack=True, memory_limit=2**30) as context:
+        info = context.info
+        assert info.packed_bytes > 2**20 and info.memory_used == info.packed_bytes
+        assert str(context.ask("What is 17 + 25?")) == "42"
     assert model.info.file_bytes == os.path.getsize(os.environ["MMADA_MODEL"])
     assert repr(os.environ["MMADA_MODEL"]) in repr(model)

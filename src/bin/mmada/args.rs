@@ -28,6 +28,9 @@ pub struct Common {
     /// Arithmetic: 8- and 16-bit products, or f32 throughout
     #[arg(long, global = true, value_enum, default_value_t = ComputeArg::Fast)]
     pub compute: ComputeArg,
+    /// Keep the weights unpacked in memory (`info` says how much): faster where few tokens run at a time
+    #[arg(long, global = true)]
+    pub pack: bool,
     /// Print the result as one JSON object: text, ids, files, seed, timings
     #[arg(long, global = true)]
     pub json: bool,

@@ -14,7 +14,11 @@ use crate::instruction_set;
 const PROMPT: usize = 32;
 
 /// What each kind of request takes on this machine.
-pub struct Needs(Vec<Need>);
+pub struct Needs {
+    requests: Vec<Need>,
+    /// Bytes of packed weights, in what instruction set, and whether they are packed.
+    packed: (usize, &'static str, bool),
+}
 
 struct Need {
     request: &'static str,
@@ -26,9 +30,9 @@ struct Need {
 /// picture and a drawing.
 pub fn of(path: &Path, common: &Common) -> Result<Needs, Failure> {
     let model = Model::open(path)?;
-    let (threads, compute) = (common.threads, Compute::from(common.compute));
-    let options =
-        ContextOptions { threads, compute, instruction_set: instruction_set::forced()?, ..Default::default() };
+    let (threads, compute, pack) = (common.threads, Compute::from(common.compute), common.pack);
+    let instruction_set = instruction_set::forced()?;
+    let options = ContextOptions { threads, compute, instruction_set, pack, ..Default::default() };
     let context = Context::new(&model, options)?;
     let mut estimates = vec![("answer", model.estimate_text(PROMPT, &model.text_options(false, false)))];
     if let (true, Some(downsampling)) = (model.has_images(), model.downsampling()) {
@@ -40,7 +44,8 @@ pub fn of(path: &Path, common: &Common) -> Result<Needs, Failure> {
         estimates.push(("drawing", model.estimate_draw(PROMPT, (side, side), 1, &image)));
     }
     let need = |(request, estimate)| Ok(Need { request, estimate, seconds: context.seconds(&estimate)? });
-    Ok(Needs(estimates.into_iter().map(need).collect::<mmada::Result<_>>()?))
+    let requests = estimates.into_iter().map(need).collect::<mmada::Result<_>>()?;
+    Ok(Needs { requests, packed: (context.packed_bytes(), context.instruction_set(), context.is_packed()) })
 }
 
 impl Needs {
@@ -48,14 +53,18 @@ impl Needs {
         let mut text = format!(
             "\nneeds of a request of {PROMPT} tokens, with the file's defaults (time without the image tokenizer)\n"
         );
-        for Need { request, estimate, seconds } in &self.0 {
+        for Need { request, estimate, seconds } in &self.requests {
             let (memory, work) = (size(estimate.scratch_bytes), estimate.multiply_adds as f64);
             text += &format!("  {request:22}  {memory} of memory, {work:.1e} multiply-adds, about {seconds:.1} s\n");
         }
+        let (bytes, instruction_set, packed) = self.packed;
+        let whether = if packed { "as in these times" } else { "not in these times" };
+        text += &format!("  {:22}  {} of memory more for {instruction_set}, {whether}\n", "with --pack", size(bytes));
         text
     }
 
-    pub fn json(&self) -> Json {
+    /// The requests, and what packed weights take.
+    pub fn json(&self) -> (Json, Json) {
         let entry = |need: &Need| {
             json!({
                 "request": need.request,
@@ -66,6 +75,7 @@ impl Needs {
                 "seconds": need.seconds,
             })
         };
-        self.0.iter().map(entry).collect()
+        let (bytes, _, packed) = self.packed;
+        (self.requests.iter().map(entry).collect(), json!({ "bytes": bytes, "packed": packed }))
     }
 }

@@ -39,7 +39,7 @@ pub fn run(common: &Common, args: &InfoArgs, output: &Output) -> Result<(), Fail
     };
     if output.json {
         let mut object = file.json()?;
-        object["estimates"] = estimate.map_or(Json::Null, |e| e.json());
+        (object["estimates"], object["pack"]) = estimate.map_or((Json::Null, Json::Null), |e| e.json());
         return output::print_json(&object);
     }
     let mut text = file.text()?;

@@ -30,7 +30,8 @@ impl Session {
         let model = Model::open(&path)?;
         let compute = Compute::from(common.compute);
         let instruction_set = instruction_set::forced()?;
-        let options = ContextOptions { threads: common.threads, compute, instruction_set, ..Default::default() };
+        let (threads, pack) = (common.threads, common.pack);
+        let options = ContextOptions { threads, compute, instruction_set, pack, ..Default::default() };
         let context = Context::new(&model, options)?;
         Ok(Session { model, context, output: *output, file: path.display().to_string(), opening: began.elapsed() })
     }

@@ -104,7 +104,7 @@ unsafe fn int8_tile<const ROWS: usize, const COLUMNS: usize>(
         for g in 0..=p.groups {
             if g < p.groups {
                 let operands = Operands {
-                    a: p.q.as_ptr().add((g * group * p.panel_rows + row) * STEP).cast(),
+                    a: p.weights.q.as_ptr().add((g * group * p.panel_rows + row) * STEP).cast(),
                     a_step: p.panel_rows * STEP,
                     b: x.add(g * group * STEP_BYTES),
                     b_block: p.x.block_bytes(),
@@ -142,8 +142,8 @@ unsafe fn leave<const ROWS: usize, const COLUMNS: usize>(
             for m in 0..ROWS * TILE {
                 let to = &mut *acc.add(m * p.acc_row + v * LANES).cast::<[f32; LANES]>();
                 let sum = isa.load_i32(&*sums.0.as_ptr().add((m * COLUMNS + v) * TILE).cast());
-                let scale =
-                    isa.mul(isa.splat(*p.scale.get_unchecked((row + m) * int8::groups(p.shape.group) + g)), x_scale);
+                let at = (row + m) * int8::groups(p.shape.group) + g;
+                let scale = isa.mul(isa.splat(*p.weights.scale.get_unchecked(at)), x_scale);
                 isa.store(isa.fused(isa.to_f32(sum), scale, isa.load(to)), to);
             }
         }

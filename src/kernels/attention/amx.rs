@@ -18,15 +18,17 @@
 //!
 //! The shift is the largest score of the first step of keys, not of all: a softmax is the same for every shift, and
 //! floats lose nothing until they overflow. Only where a sum of probabilities passes 2^60 is the group done again with
-//! its largest score as the shift, so that no unit looks for maxima or rescales what is summed.
+//! the row's largest score as its shift, so that no unit looks for maxima or rescales what is summed. Other rows of the
+//! unit keep theirs: what a row gets does not depend on those beside it.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::pack::rounded;
-use super::{Line, PADDED_DIMS, PADDED_KEYS as KEYS, Rows, packed_lines};
+use super::{PADDED_DIMS, PADDED_KEYS as KEYS, Rows, packed_lines};
 use crate::kernels::amx::{Amx, TILE, Tiles};
+use crate::memory::Line;
 
 /// Queries of a unit: two tiles.
 pub const QUERIES: usize = 2 * TILE;
@@ -143,7 +145,7 @@ impl Task<'_> {
             for index in 0..units {
                 let unit = Unit::at(scratch, index, steps);
                 self.begin(unit, index);
-                line.raise(unit, Group { steps: 1, ..self.group(0) }, true);
+                line.raise(unit, Group { steps: 1, ..self.group(0) }, None);
             }
             let item = |n: usize| (Unit::at(scratch, n % units, steps), self.group(n / units));
             line.scores(item(0), 0);
@@ -151,8 +153,9 @@ impl Task<'_> {
                 let now = item(n);
                 let next = (n + 1 < items).then(|| item(n + 1));
                 line.probabilities(now, next);
-                if !line.settle(now.0, false) {
-                    line.raise(now.0, now.1, false);
+                let over = line.settle(now.0, false);
+                if over != 0 {
+                    line.raise(now.0, now.1, Some(over));
                     line.scores(now, 0);
                     line.probabilities(now, next);
                     line.settle(now.0, true);
@@ -466,44 +469,47 @@ impl<'a> Pipeline<'a> {
     }
 
     /// Adds the sums of a group to its unit's if all are below the limit, or `always`: they are not where an input is
-    /// not a number. Says whether it added them.
+    /// not a number. Returns which queries are not, a bit for each: 0 if it added them.
     ///
     /// # Safety
     /// The unit has its memory.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn settle(&mut self, unit: Unit, always: bool) -> bool {
+    unsafe fn settle(&mut self, unit: Unit, always: bool) -> u32 {
         // SAFETY: the caller's promise
         unsafe {
-            let mut below = !0;
+            let mut over = 0;
             for i in 0..QUERIES {
                 let sum = _mm512_load_ps(self.fresh.add(i * CELLS));
-                below &= _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sum, _mm512_set1_ps(LIMIT));
+                let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sum, _mm512_set1_ps(LIMIT));
+                over |= u32::from(below != !0) << i;
             }
-            let settled = always || below == !0;
+            if always {
+                over = 0;
+            }
             for i in 0..QUERIES {
                 let (at, fresh) = (unit.sum.add(i * CELLS), self.fresh.add(i * CELLS));
-                if settled {
+                if over == 0 {
                     _mm512_store_ps(at, _mm512_add_ps(_mm512_load_ps(at), _mm512_load_ps(fresh)));
                 }
                 _mm512_store_ps(fresh, _mm512_setzero_ps());
             }
-            settled
+            over
         }
     }
 
-    /// Makes the largest score of a group each query's shift, and scales what was summed before to it (there is nothing
-    /// yet where it is the `first`).
+    /// Makes the largest score of a group the shift of some queries, a bit for each, and scales what was summed before to
+    /// it; `None` is all queries, with nothing summed yet.
     ///
     /// # Safety
     /// Unit and group have their memory.
     #[cold]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn raise(&mut self, unit: Unit, keys: Group, first: bool) {
+    unsafe fn raise(&mut self, unit: Unit, keys: Group, over: Option<u32>) {
         // SAFETY: the caller's promise
         unsafe {
             let mut old = [0.0; QUERIES];
             for (i, old) in old.iter_mut().enumerate() {
-                *old = if first { 0.0 } else { *unit.start.add(i * CELLS) };
+                *old = if over.is_none() { 0.0 } else { *unit.start.add(i * CELLS) };
                 _mm512_store_ps(unit.start.add(i * CELLS), _mm512_setzero_ps());
             }
             let mut peak = [f32::NEG_INFINITY; QUERIES];
@@ -517,9 +523,13 @@ impl<'a> Pipeline<'a> {
             }
             for (i, (old, peak)) in old.into_iter().zip(peak).enumerate() {
                 // a shift only grows
-                let start = if first { -peak } else { (-peak).min(old) };
+                let start = match over {
+                    None => -peak,
+                    Some(rows) if rows >> i & 1 == 1 => (-peak).min(old),
+                    Some(_) => old,
+                };
                 _mm512_store_ps(unit.start.add(i * CELLS), _mm512_set1_ps(start));
-                if !first {
+                if start != old && over.is_some() {
                     let scale = _mm512_set1_ps((start - old).exp2());
                     let sum = unit.sum.add(i * CELLS);
                     _mm512_store_ps(sum, _mm512_mul_ps(_mm512_load_ps(sum), scale));

@@ -17,7 +17,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::memory::{Charge, try_collect, try_resize, try_vec};
+use crate::memory::{Aligned, Charge, Line, try_collect};
 use crate::parallel::Exec;
 
 /// Shapes of an attention call.
@@ -46,7 +46,7 @@ pub enum Precision {
 /// Memory for packed keys and values, kept from call to call.
 #[derive(Default)]
 pub struct Scratch {
-    lines: Vec<Line>,
+    lines: Aligned<Line>,
     _charge: Charge,
 }
 
@@ -70,7 +70,8 @@ impl Scratch {
         if self.lines.len() < lines {
             *self = Scratch::default();
             let charge = exec.take(lines.saturating_mul(size_of::<Line>()), WHAT)?;
-            *self = Scratch { lines: try_vec(lines, WHAT)?, _charge: charge };
+            self.lines.try_grow_to(lines, WHAT)?;
+            self._charge = charge;
         }
         Ok(())
     }
@@ -84,11 +85,6 @@ const PADDED_DIMS: usize = 32;
 fn packed_lines(keys: usize, head_dim: usize) -> usize {
     keys.div_ceil(PADDED_KEYS).saturating_mul(PADDED_KEYS).saturating_mul(head_dim.div_ceil(PADDED_DIMS))
 }
-
-/// A cache line, so that tiles lie in whole ones.
-#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u32; 16]);
 
 /// Where a row's head begins and how rows follow each other.
 #[derive(Clone, Copy)]
@@ -143,7 +139,7 @@ unsafe impl<T> Send for Shared<T> {}
 unsafe impl<T> Sync for Shared<T> {}
 
 thread_local! {
-    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Aligned<Line>> = RefCell::default();
 }
 
 /// Query tiles of a task, at most: packed keys are read from far once for all of them.
@@ -177,17 +173,42 @@ impl Attention<'_> {
         v: &[f32],
         out: &mut [f32],
     ) -> Result<()> {
-        let rows = self.sequences.iter().map(|s| s.end).max().unwrap_or(0);
+        self.run_queries(exec, precision, scratch, self.sequences, q, k, v, out)
+    }
+
+    /// [`Attention::run`] with any number of queries: `queries` are the rows in `q` and `out` of each sequence, which
+    /// attend to all of its keys. What a query gets does not depend on the others.
+    ///
+    /// # Errors
+    /// As that function.
+    ///
+    /// # Panics
+    /// As that function, and where there are not as many ranges of queries as sequences.
+    #[allow(clippy::too_many_arguments)] // the operands of an attention
+    pub fn run_queries(
+        &self,
+        exec: &Exec,
+        precision: Precision,
+        scratch: &mut Scratch,
+        queries: &[Range<usize>],
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let end = |ranges: &[Range<usize>]| ranges.iter().map(|s| s.end).max().unwrap_or(0);
+        let (rows, keys) = (end(queries), end(self.sequences));
         let (d, kv_d) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        assert_eq!(queries.len(), self.sequences.len(), "queries of every sequence");
         assert!(q.len() >= rows * d && out.len() >= rows * d, "rows of queries");
-        assert!(k.len() >= rows * kv_d && v.len() >= rows * kv_d, "rows of keys and values");
-        assert!(self.mask.is_none_or(|mask| mask.len() >= rows), "a mask of all rows");
+        assert!(k.len() >= keys * kv_d && v.len() >= keys * kv_d, "rows of keys and values");
+        assert!(self.mask.is_none_or(|mask| mask.len() >= keys), "a mask of all rows");
         assert!(self.heads.is_multiple_of(self.kv_heads), "heads in groups");
         let live = Live::new(self.sequences, self.mask)?;
         for s in (0..self.sequences.len()).filter(|s| live.keys(self.sequences, *s).len() == 0) {
-            out[self.sequences[s].start * d..self.sequences[s].end * d].fill(0.0);
+            out[queries[s].start * d..queries[s].end * d].fill(0.0);
         }
-        let call = Call { shape: self, exec, live: &live, q, k, v, out: Shared(out.as_mut_ptr()) };
+        let call = Call { shape: self, exec, live: &live, queries, q, k, v, out: Shared(out.as_mut_ptr()) };
         match precision {
             Precision::F32 => call.in_f32(),
             Precision::Bf16 => call.in_bf16(scratch),
@@ -230,6 +251,8 @@ struct Call<'a> {
     shape: &'a Attention<'a>,
     exec: &'a Exec<'a>,
     live: &'a Live,
+    /// the rows of each sequence in `q` and `out`
+    queries: &'a [Range<usize>],
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
@@ -244,7 +267,7 @@ impl Call<'_> {
     fn keys(&self, s: usize) -> Keys<'_> {
         self.live.keys(self.shape.sequences, s)
     }
-    fn queries(&self, head: usize) -> Rows<'_> {
+    fn q(&self, head: usize) -> Rows<'_> {
         self.rows(self.q, self.shape.heads, head)
     }
     fn kv_head(&self, head: usize) -> usize {
@@ -255,10 +278,11 @@ impl Call<'_> {
     /// other, so that a thread meets the same keys again.
     fn tasks(&self, r: usize, task: impl Fn(usize, usize, Range<usize>) -> Result<()> + Sync) -> Result<()> {
         let sequences = self.shape.sequences;
-        let attended = (0..sequences.len()).into_par_iter().filter(|s| self.keys(*s).len() > 0);
+        let is_run = |s: &usize| self.keys(*s).len() > 0 && !self.queries[*s].is_empty();
+        let attended = (0..sequences.len()).into_par_iter().filter(is_run);
         self.exec.run(|| {
             attended.try_for_each(|s| {
-                let all = sequences[s].clone();
+                let all = self.queries[s].clone();
                 let tiles = all.len().div_ceil(r);
                 let step = r * tiles_per_task(tiles, self.shape.heads, self.exec.threads.count());
                 let parts = all.len().div_ceil(step);
@@ -276,7 +300,7 @@ impl Call<'_> {
             let kv_heads = self.shape.kv_heads;
             let floats = float::scratch_floats(queries.len(), r, self.shape.head_dim);
             let task = float::Task {
-                q: self.queries(head),
+                q: self.q(head),
                 queries,
                 keys: self.keys(s),
                 k: self.rows(self.k, kv_heads, self.kv_head(head)),
@@ -339,7 +363,7 @@ impl Call<'_> {
             let at = starts[s] + 2 * self.kv_head(head) * lines;
             let need = amx::scratch_lines(queries.len().div_ceil(amx::QUERIES), dim);
             let task = amx::Task {
-                q: self.queries(head),
+                q: self.q(head),
                 queries,
                 keys: self.keys(s).len(),
                 packed_k: &packed[at..at + lines],
@@ -355,9 +379,7 @@ impl Call<'_> {
 /// Calls `work` with the thread's memory, `len` lines or more.
 fn with_scratch(len: usize, work: impl FnOnce(&mut [Line])) -> Result<()> {
     SCRATCH.with_borrow_mut(|scratch| {
-        if scratch.len() < len {
-            try_resize(scratch, len, "a tile of attention")?;
-        }
+        scratch.try_grow_to(len, "a tile of attention")?;
         work(scratch);
         Ok(())
     })

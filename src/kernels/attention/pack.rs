@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::amx::dim_steps;
-use super::{Keys, Line, PADDED_KEYS as KEYS, Rows};
+use super::{Keys, PADDED_KEYS as KEYS, Rows};
 use crate::kernels::amx::{Amx, TILE};
+use crate::memory::Line;
 
 /// 32-bit numbers of a line.
 const CELLS: usize = 16;

@@ -180,6 +180,35 @@ fn scores_that_grow_from_key_to_key_do_not_overflow() {
 }
 
 #[test]
+fn some_queries_get_what_they_get_among_all() {
+    let mut rng = Random(13);
+    let mut case = Case::new(&mut rng, 2, 1, 64, &[300, 41, 70]);
+    // some rows whose scores grow, so that their sums pass every limit; the others' do not
+    for row in (0..case.q.len() / 128).step_by(3) {
+        case.q[row * 128..][..128].iter_mut().for_each(|q| *q = 40.0);
+    }
+    for (row, k) in case.k.chunks_mut(64).enumerate() {
+        k.iter_mut().for_each(|k| *k += row as f32 / 50.0);
+    }
+    let wanted: Vec<usize> = (0..411).filter(|row| !(300..341).contains(row) && row % 7 < 3).collect();
+    let first = wanted.iter().filter(|row| **row < 300).count();
+    let queries = [0..first, first..first, first..wanted.len()];
+    let gather =
+        |rows: &[f32]| -> Vec<f32> { wanted.iter().flat_map(|row| rows[row * 128..][..128].to_vec()).collect() };
+    for (kernels, precision) in variants() {
+        for count in [1, 3] {
+            let threads = Threads::new(count).unwrap();
+            let exec = Exec::new(&threads, kernels, None);
+            let (q, mut out) = (gather(&case.q), vec![f32::NAN; wanted.len() * 128]);
+            let mut scratch = Scratch::default();
+            let shape = case.shape();
+            shape.run_queries(&exec, precision, &mut scratch, &queries, &q, &case.k, &case.v, &mut out).unwrap();
+            assert_eq!(out, gather(&case.run(count, kernels, precision)), "{} {precision:?} {count}", kernels.name());
+        }
+    }
+}
+
+#[test]
 fn what_is_not_a_number_stays_in_its_row() {
     let mut rng = Random(11);
     let mut case = Case::new(&mut rng, 1, 1, 64, &[600]);

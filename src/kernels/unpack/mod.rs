@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::activations::{BF16_STEP, STEP, Scales, WIDE};
 use super::int8;
 use super::isa::{Isa, LANES};
-use super::product::{Bf16Tiles, Scratch};
+use super::product::Bf16Tiles;
 use crate::tensor::{self, GgmlType, Matrix};
 
 /// How an int8 panel looks.
@@ -58,13 +58,13 @@ impl Arithmetic {
     }
 }
 
-/// The int8 panels of `dtype`; `None` for types that are multiplied as floats.
-const fn shape(dtype: GgmlType, scales: Scales) -> Option<Shape> {
-    let Some((group, offset)) = blocks::groups(dtype) else { return None };
-    Some(match scales {
+/// The int8 panels of `dtype`, a type of [`has_int8`].
+pub(super) fn shape(dtype: GgmlType, scales: Scales) -> Shape {
+    let (group, offset) = blocks::groups(dtype).expect("a type with an int8 form, checked by matmul's caller");
+    match scales {
         Scales::Blocks => Shape { group, x_group: scales.group(), offset },
         Scales::Wide => Shape { group: WIDE, x_group: WIDE, offset: false },
-    })
+    }
 }
 
 /// Where a panel lies in its matrix, and its size.
@@ -108,7 +108,7 @@ fn prefetch(w: &Matrix, place: &Place, row: usize) {
     let _ = (w, place, row);
 }
 
-/// Part of `w` as an int8 panel in `scratch`. With `biased`, `start` holds `-128 * sum of q`.
+/// Part of `w` as an int8 panel in `to`. With `biased`, `start` holds `-128 * sum of q`.
 #[inline(always)]
 pub(super) fn int8_panel<I: Isa>(
     isa: I,
@@ -116,11 +116,11 @@ pub(super) fn int8_panel<I: Isa>(
     place: &Place,
     scales: Scales,
     biased: bool,
-    scratch: &mut Scratch,
-) -> Shape {
-    let shape = shape(w.dtype(), scales).expect("a type with an int8 form, checked by matmul's caller");
+    to: int8::WeightsMut,
+) {
+    let shape = shape(w.dtype(), scales);
     let (r, len) = (place.panel_rows, place.k.len());
-    let panel = scratch.i8.as_chunks_mut::<STEP>().0;
+    let panel = to.q.as_chunks_mut::<STEP>().0;
     let mut part = Part::default();
     for i in 0..place.padded {
         prefetch(w, place, place.rows.start + i + AHEAD);
@@ -140,17 +140,16 @@ pub(super) fn int8_panel<I: Isa>(
             }
             let (first, groups) = (first / shape.group, n.div_ceil(shape.group));
             let at = i * int8::groups(shape.group) + first;
-            scratch.scale[at..at + groups].copy_from_slice(&part.scale[..groups]);
+            to.scale[at..at + groups].copy_from_slice(&part.scale[..groups]);
             if shape.offset {
-                scratch.offset[at..at + groups].copy_from_slice(&part.offset[..groups]);
+                to.offset[at..at + groups].copy_from_slice(&part.offset[..groups]);
             }
             if biased {
-                let start = &mut scratch.start[at..at + groups];
+                let start = &mut to.start[at..at + groups];
                 part.starts(isa, n, shape.group, start);
             }
         }
     }
-    shape
 }
 
 /// Up to 256 elements of a row in int8.

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         memory_limit: int
         instruction_set: Optional[str]
         compute: str
+        pack: bool
         logger: Optional[Logger]
 
 
@@ -68,6 +69,8 @@ class ContextInfo:
     instruction_set: str
     #: "fast" or "exact".
     compute: str
+    #: Bytes that its weights take when they are packed, whether or not they are.
+    packed_bytes: int
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class Context:
         memory_limit: int = 0,
         instruction_set: Optional[str] = None,
         compute: str = "fast",
+        pack: bool = False,
         logger: Optional[Logger] = logger,
     ):
         """Makes a context, which starts its threads; buffers are made when the first request needs them.
@@ -157,6 +161,9 @@ class Context:
                 not counted); a request that needs more raises `OutOfMemoryError`. 0 for no limit.
             instruction_set: One of `Device.instruction_sets`; None for the best that the processor has.
             compute: "fast", or "exact" for 32-bit arithmetic wherever weights are floats.
+            pack: Keep the weights unpacked in memory (`ContextInfo.packed_bytes`, which count against `memory_limit`):
+                several times as fast where few tokens run at a time, with the same answers. Making the context then
+                takes the time to read the whole file.
             logger: Who is told what happens: the logger "mmada" by default, None for nobody. What a handler or filter
                 of it raises cancels the generation that the message is about, and comes out of the step. Messages of
                 steps that the main thread runs are logged by a thread of this package.
@@ -165,6 +172,7 @@ class Context:
         assign(options, "threads", threads)
         assign(options, "memory_limit", memory_limit)
         options.compute = _options.chosen("compute", compute, _options.COMPUTES)
+        options.pack = bool(pack)
         if instruction_set is not None:
             data = instruction_set.encode()
             name = ffi.from_buffer("char[]", data)
@@ -194,7 +202,7 @@ class Context:
         with self._handle as context:
             info = filled("mmada_context_info", lib.mmada_context_get_info, context)
         compute = next(name for name, value in _options.COMPUTES.items() if value == info.compute)
-        return ContextInfo(info.threads, info.memory_used, c_text(info.instruction_set), compute)
+        return ContextInfo(info.threads, info.memory_used, c_text(info.instruction_set), compute, info.packed_bytes)
 
     def ask(
         self,

@@ -34,6 +34,7 @@ public final class Context: Sendable {
                 }
                 c.log_level = options.logLevel.rawValue
                 c.compute = options.compute.rawValue
+                c.pack = options.pack ? 1 : 0
                 if let logger {
                     c.log = Logger.callback
                     c.log_user_data = Unmanaged.passUnretained(logger).toOpaque()
@@ -318,12 +319,15 @@ public struct ContextInfo: Sendable, Hashable {
     public let instructionSet: String
     /// How exact products are.
     public let compute: Compute
+    /// Bytes that its weights take when they are packed, whether or not they are.
+    public let packedBytes: UInt64
 
     init(_ info: mmada_context_info) {
         threads = info.threads
         memoryUsed = info.memory_used
         instructionSet = text(ofTuple: info.instruction_set)
         compute = Compute(rawValue: info.compute) ?? .fast
+        packedBytes = info.packed_bytes
     }
 }
 

@@ -349,17 +349,22 @@ public struct ContextOptions: Sendable, Hashable {
     public var logLevel: LogLevel
     /// How exact products are.
     public var compute: Compute
+    /// Keeps the weights unpacked in memory (`ContextInfo.packedBytes`, which count against `memoryLimit`): several times
+    /// as fast where few tokens run at a time, with the same answers. Making the context then takes the time to read the
+    /// whole file.
+    public var pack: Bool
 
     /// Options; by default a thread per core and no limit of memory.
     public init(
         threads: Int = 0, memoryLimit: UInt64 = 0, instructionSet: String? = nil, logLevel: LogLevel = .warning,
-        compute: Compute = .fast
+        compute: Compute = .fast, pack: Bool = false
     ) {
         self.threads = threads
         self.memoryLimit = memoryLimit
         self.instructionSet = instructionSet
         self.logLevel = logLevel
         self.compute = compute
+        self.pack = pack
     }
 }
 

@@ -26,6 +26,15 @@ final class ContextTests: XCTestCase {
         XCTAssertLessThanOrEqual(try context.info().memoryUsed, 1 << 16)
     }
 
+    func test_packed_weights_answer_the_same_and_count() async throws {
+        let context = try Context(demoModel(), options: ContextOptions(pack: true))
+        let info = try context.info()
+        XCTAssertGreaterThan(info.packedBytes, 1 << 20)
+        XCTAssertEqual(info.memoryUsed, info.packedBytes)
+        let answer = try await context.ask("What is 17 + 25?")
+        XCTAssertEqual(answer.answer, "42")
+    }
+
     func test_pictures_and_codes_become_each_other() throws {
         let context = try Context(demoModel())
         let side = try demoModel().info().imageSize / demoModel().info().imageDownsampling
