@@ -287,22 +287,21 @@ struct TQ1_0 {
     static constexpr int LENGTH = 256, BYTES = 54, GROUP = 32;
     static constexpr bool OFFSET = false;
 
-    /// Digit `n` in base 3 of the fraction `byte / 256`.
-    __device__ static __forceinline__ uint32_t digit(uint32_t byte, int n) {
+    /// Digits `n` in base 3 of the fractions `byte / 256` of four bytes.
+    __device__ static __forceinline__ uint32_t digits(uint32_t bytes, int n) {
         const uint32_t power = n == 0 ? 1 : n == 1 ? 3 : n == 2 ? 9 : n == 3 ? 27 : 81;
-        return (byte * power & 255) * 3 >> 8;
-    }
-    __device__ static __forceinline__ uint32_t code(const uint8_t* block, int i) {
-        if (i < 160) return digit(block[i % 32], i / 32);
-        if (i < 240) return digit(block[32 + i % 16], (i - 160) / 16);
-        return digit(block[48 + i % 4], (i - 240) / 4);
+        const uint32_t even = (bytes & 0x00ff00ffu) * power & 0x00ff00ffu;
+        const uint32_t odd = (bytes >> 8 & 0x00ff00ffu) * power & 0x00ff00ffu;
+        return (even * 3 >> 8 & 0x00ff00ffu) | (odd * 3 & 0xff00ff00u);
     }
     __device__ static __forceinline__ void read(const uint8_t* block, int p, Group& g) {
         same_scale(g, load_half(block + 52), 0);
         #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const int first = 32 * p + 4 * i;
-            g.q[i] = pack_bytes(code(block, first), code(block, first + 1), code(block, first + 2), code(block, first + 3));
+            // 32 bytes of five digits, then 16 of five, then 4 of four
+            const int at = p < 5 ? 4 * i : p == 7 && i >= 4 ? 48 : 32 + i % 4 * 4;
+            const int n = p < 5 ? p : p < 7 ? 2 * (p - 5) + i / 4 : i < 4 ? 4 : i - 4;
+            g.q[i] = digits(load_u32(block + at), n);
         }
         subtract(g, 1);
     }
