@@ -100,7 +100,7 @@ impl Run<'_> {
         let speed = 2e-9 * multiply_adds as f64 / seconds;
         let rate = self.machine.float_ceiling(self.exec.kernels.name());
         let share = rate.map_or(String::new(), |rate| rate.share(speed));
-        let memory = peak_memory().map_or(String::new(), |gib| format!(", {:.0} MB", gib * 1073.741_824));
+        let memory = peak_memory().map_or(String::new(), |gib| format!(", {:.0} MB", gib * 1_073.741_824));
         let kind = if fast { "fast" } else { "exact" };
         println!("{what} {kind:5} {threads:2} threads  {seconds:7.3} s  {speed:7.1} GFLOP/s {share}{memory}");
     }
