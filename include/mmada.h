@@ -449,7 +449,8 @@ typedef struct {
   // MMADA_OUT_OF_MEMORY. The mapped model, the tokenizer, and small things are not counted. 0 (the default): no limit.
   uint64_t memory_limit;
   // NULL (the default) for the best that the processor has, or an instruction set by name: "portable", "avx2",
-  // "avx512", "neon", "neon-dotprod", "neon-i8mm" (mmada_device_info lists those that it has). Copied.
+  // "avx2-vnni", "avx512", "amx", "neon", "neon-dotprod", "neon-i8mm" (mmada_device_info lists those that it has).
+  // Copied.
   const char *instruction_set;
   // In bytes, or MMADA_NUL_TERMINATED.
   size_t instruction_set_length;

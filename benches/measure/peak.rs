@@ -100,7 +100,7 @@ impl Machine {
             "amx" => &["AMX TDPBUSD", "AMX TDPBF16PS", "VFMADD231PS 512"],
             "avx512" => &["VPDPBUSD 512", "VDPBF16PS 512", "VFMADD231PS 512"],
             "avx2" => &["VPMADDUBSW 256", "VFMADD231PS 256"],
-            "avxvnni" => &["VPDPBUSD 256", "VFMADD231PS 256"],
+            "avx2-vnni" => &["VPDPBUSD 256", "VFMADD231PS 256"],
             "neon" => &["SMULL", "FMLA"],
             "neon-dotprod" => &["SDOT", "FMLA"],
             "neon-i8mm" => &["SMMLA", "BFMMLA", "FMLA"],

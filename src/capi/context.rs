@@ -74,7 +74,8 @@ pub struct mmada_context_options {
     /// MMADA_OUT_OF_MEMORY. The mapped model, the tokenizer, and small things are not counted. 0 (the default): no limit.
     pub memory_limit: u64,
     /// NULL (the default) for the best that the processor has, or an instruction set by name: "portable", "avx2",
-    /// "avx512", "neon", "neon-dotprod", "neon-i8mm" (mmada_device_info lists those that it has). Copied.
+    /// "avx2-vnni", "avx512", "amx", "neon", "neon-dotprod", "neon-i8mm" (mmada_device_info lists those that it has).
+    /// Copied.
     pub instruction_set: *const c_char,
     /// In bytes, or MMADA_NUL_TERMINATED.
     pub instruction_set_length: usize,

@@ -31,7 +31,9 @@ pub struct Kernels {
 enum Level {
     Portable(Portable),
     #[cfg(target_arch = "x86_64")]
-    Avx2(super::avx2::Avx2),
+    Avx2(super::avx2::Plain),
+    #[cfg(target_arch = "x86_64")]
+    Avx2Vnni(super::avx2::Vnni),
     #[cfg(target_arch = "x86_64")]
     Avx512(super::avx512::Avx512),
     #[cfg(target_arch = "aarch64")]
@@ -82,6 +84,8 @@ macro_rules! with_isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2($isa) => $body,
             #[cfg(target_arch = "x86_64")]
+            Level::Avx2Vnni($isa) => $body,
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512($isa) => $body,
             #[cfg(target_arch = "aarch64")]
             Level::Neon($isa) => $body,
@@ -118,7 +122,8 @@ impl Kernels {
             let mut levels = vec![Level::Portable(Portable)];
             #[cfg(target_arch = "x86_64")]
             {
-                levels.extend(super::avx2::Avx2::new().map(Level::Avx2));
+                levels.extend(super::avx2::Plain::new().map(Level::Avx2));
+                levels.extend(super::avx2::Vnni::new().map(Level::Avx2Vnni));
                 levels.extend(super::avx512::Avx512::new().map(Level::Avx512));
             }
             #[cfg(target_arch = "aarch64")]
@@ -151,8 +156,8 @@ impl Kernels {
         Self::available().last().expect("portable is always there")
     }
 
-    /// The kernels called `name` (`portable`, `avx2`, `avx512`, `amx`, `neon`, `neon-dotprod`, `neon-i8mm`), if the
-    /// processor has them.
+    /// The kernels called `name` (`portable`, `avx2`, `avx2-vnni`, `avx512`, `amx`, `neon`, `neon-dotprod`,
+    /// `neon-i8mm`), if the processor has them.
     pub fn by_name(name: &str) -> Option<&'static Kernels> {
         Self::available().iter().find(|k| k.name() == name)
     }

@@ -1,21 +1,31 @@
-//! AVX2, FMA and F16C (x86-64-v3): a vector of 16 lanes is two registers.
+//! AVX2, FMA and F16C (x86-64-v3): a vector of 16 lanes is two registers. The levels differ in their integer products
+//! only: see [`dot`].
+
+mod dot;
 
 use std::arch::x86_64::*;
+
+use dot::Dot;
 
 use super::int8;
 use super::isa::{CELLS, Isa, LANES, Op, tables_in_memory};
 use super::product::{F32Block, f32_columns};
 
-/// Proof that the processor has AVX2, FMA and F16C.
+/// Proof that the processor has AVX2 at level `D`.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx2(());
+pub struct Avx2<D>(D);
 
-impl Avx2 {
+pub type Plain = Avx2<dot::Plain>;
+pub type Vnni = Avx2<dot::Vnni>;
+
+impl<D: Dot> Avx2<D> {
     pub fn new() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"))
-            .then_some(Avx2(()))
+        D::new().map(Avx2)
     }
 }
+
+/// Twelve accumulators of 16 registers.
+const F32_COLUMNS: usize = 6;
 
 /// Lane-wise operations on both registers.
 macro_rules! both {
@@ -25,27 +35,21 @@ macro_rules! both {
     };
 }
 
-impl Isa for Avx2 {
-    const NAME: &'static str = "avx2";
+impl<D: Dot> Isa for Avx2<D> {
+    const NAME: &'static str = D::NAME;
     const PANEL: usize = 1;
-    const INT8_ROWS: usize = 4;
+    const INT8_ROWS: usize = D::INT8_ROWS;
     const INT8_VECTORS: usize = 1;
-    const F32_COLUMNS: usize = 6;
-    const BIASED: bool = false;
+    const F32_COLUMNS: usize = F32_COLUMNS;
+    const BIASED: bool = D::BIASED;
     type F32 = [__m256; 2];
     type I32 = [__m256i; 2];
     type X8 = [__m256i; 2];
-    /// the weights, and their magnitudes
-    type W8 = [__m256i; 2];
+    type W8 = D::Weights;
 
     #[inline(always)]
     fn run<O: Op>(self, op: O) -> O::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn inner<O: Op>(isa: Avx2, op: O) -> O::Output {
-            op.call(isa)
-        }
-        // SAFETY: `self` proves that the processor has these features
-        unsafe { inner(self, op) }
+        D::run(self, op)
     }
     #[inline(always)]
     fn splat(self, v: f32) -> Self::F32 {
@@ -175,24 +179,11 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn splat_w8(self, w: [i8; 4]) -> Self::W8 {
         // SAFETY: `self` proves AVX2
-        unsafe {
-            let w = _mm256_set1_epi32(i32::from_ne_bytes(w.map(|b| b as u8)));
-            [w, _mm256_abs_epi8(w)]
-        }
+        self.0.weights(unsafe { _mm256_set1_epi32(i32::from_ne_bytes(w.map(|b| b as u8))) })
     }
-    /// |w| is the unsigned operand and x takes w's sign: at most 128 * 127 * 2, so the 16-bit sums cannot saturate.
-    /// (The other way round, -128 with its sign changed would wrap.)
     #[inline(always)]
     fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32 {
-        // SAFETY: `self` proves AVX2
-        unsafe {
-            let mut sum = acc; // a loop, not a closure: that would be compiled without AVX2
-            for i in 0..2 {
-                let pairs = _mm256_maddubs_epi16(w[1], _mm256_sign_epi8(x[i], w[0]));
-                sum[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-            }
-            sum
-        }
+        [self.0.dot(acc[0], x[0], w), self.0.dot(acc[1], x[1], w)]
     }
     tables_in_memory!();
     #[inline(always)]
@@ -209,12 +200,12 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn int8_tiles(self, p: &int8::Block<'_>) {
         // SAFETY: the caller's promise is the same
-        unsafe { int8::tiles::<Self, { Self::INT8_ROWS }, { Self::INT8_VECTORS }>(self, p) }
+        unsafe { D::tiles(self, p) }
     }
     #[inline(always)]
     unsafe fn f32_columns(self, p: &F32Block) {
         // SAFETY: the caller's promise is the same
-        unsafe { f32_columns::<Self, 1, { Self::F32_COLUMNS }>(self, p) }
+        unsafe { f32_columns::<Self, 1, F32_COLUMNS>(self, p) }
     }
 }
 
