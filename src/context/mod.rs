@@ -34,7 +34,8 @@ pub struct ContextOptions {
     /// How exact products are.
     pub compute: Compute,
     /// An instruction set by name (`portable`, `avx2`, `avx2-vnni`, `avx512`, `amx`, `neon`, `neon-dotprod`,
-    /// `neon-i8mm`) instead of the best that the processor has. The library looks at no environment variable for it; the program `mmada` does.
+    /// `neon-i8mm`) instead of the best that the processor has. The library looks at no environment variable for it; the
+    /// program `mmada` does.
     pub instruction_set: Option<String>,
     /// Bytes of buffers that the context and its generations may have at a time; a request that needs more fails with
     /// [`Error::OutOfMemory`]. The mapped model, the tokenizer, and small things are not counted. `None`: no limit.

@@ -237,16 +237,25 @@ impl Model {
     /// # Errors
     /// `OutOfMemory`; `Io` or `Format` if the file became shorter.
     pub(super) fn packed(&self, exec: &Exec, compute: Compute) -> Result<Arc<PackedWeights>> {
-        // held while packing: a second context waits for the first one's copy instead of making its own
-        let mut list = self.inner.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        list.retain(|packed| packed.weights.strong_count() > 0);
         let instruction_set = exec.kernels.name();
-        let same = |p: &&PackedFor| p.instruction_set == instruction_set && p.compute == compute;
-        if let Some(weights) = list.iter().find(same).and_then(|p| p.weights.upgrade()) {
+        // Not locked while packing: whoever waits for a pool's threads may be given another context to make meanwhile.
+        let find = || {
+            let mut list = self.inner.packed.lock().unwrap_or_else(PoisonError::into_inner);
+            list.retain(|packed| packed.weights.strong_count() > 0);
+            let same = |p: &&PackedFor| p.instruction_set == instruction_set && p.compute == compute;
+            let found = list.iter().find(same).and_then(|p| p.weights.upgrade());
+            (list, found)
+        };
+        if let (_, Some(weights)) = find() {
             return Ok(weights);
         }
         self.check_file()?;
         let weights = Arc::new(PackedWeights::new(exec, &self.transformer().weights, self.bytes(), compute)?);
+        let (mut list, found) = find();
+        if let Some(first) = found {
+            // two contexts were made at once: one copy is kept
+            return Ok(first);
+        }
         let entry = PackedFor { instruction_set, compute, weights: Arc::downgrade(&weights) };
         try_push(&mut list, entry, "a list of packed weights")?;
         Ok(weights)

@@ -366,9 +366,10 @@ impl Transformer {
                     project(vocab, y)?;
                 }
                 Logits::Parts(parts) => {
+                    let width = u32::try_from(parts.width).unwrap_or(u32::MAX);
                     for start in vocab.clone().step_by(parts.width) {
                         run.exec.check()?;
-                        let ids = start..vocab.end.min(start.saturating_add(parts.width as u32));
+                        let ids = start..vocab.end.min(start.saturating_add(width));
                         let y = &mut parts.buffer[..rows * ids.len()];
                         project(ids.clone(), y)?;
                         (parts.visit)(ids, y)?;

@@ -1,6 +1,7 @@
-//! Convolutions as matrix products: in tiles where the kernels have them; elsewhere the windows of a chunk of output positions are gathered side by side
-//! ("im2col"), then multiplied by the weights. A chunk is small enough to stay in a cache and large enough to
-//! make unpacking the weights cheap. Normalization of the input and nearest-neighbour upsampling happen on the way.
+//! Convolutions as matrix products: in tiles where the kernels have them; elsewhere the windows of a chunk of output
+//! positions are gathered side by side ("im2col"), then multiplied by the weights. A chunk is small enough to stay in a
+//! cache and large enough to make unpacking the weights cheap. Normalization of the input and nearest-neighbour
+//! upsampling happen on the way.
 
 use std::ops::Range;
 

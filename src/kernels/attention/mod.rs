@@ -287,6 +287,7 @@ impl Call<'_> {
                 let step = r * tiles_per_task(tiles, self.shape.heads, self.exec.threads.count());
                 let parts = all.len().div_ceil(step);
                 (0..parts * self.shape.heads).into_par_iter().try_for_each(|t| {
+                    self.exec.check()?;
                     let first = all.start + t % parts * step;
                     task(s, t / parts, first..all.end.min(first + step))
                 })

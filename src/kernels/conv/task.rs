@@ -76,7 +76,8 @@ pub fn run(
     let band = plan.row_pairs().div_ceil(tasks).max(LEAST_PAIRS).min(plan.row_pairs());
     let bands = plan.row_pairs().div_ceil(band);
     let parts = plan.row_pairs() * plan.strips;
-    let shared = exec.threads.count().saturating_mul(plan.ring_bytes()).saturating_add(parts * 2 * padded * 8);
+    let rings = exec.threads.count().min(bands * plan.strips);
+    let shared = rings.saturating_mul(plan.ring_bytes()).saturating_add(parts * 2 * padded * 8);
     let _charge = exec.take(shared, "the rings of a convolution")?;
     let mut sums = try_vec::<f64>(parts * 2 * padded, WHAT)?;
     let work = Work {
