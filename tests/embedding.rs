@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use rayon::prelude::*;
+
 use mmada::{
     Canceller, Context, ContextOptions, DrawRequest, Error, Generation, LogLevel, Logger, Message, Model, ScoreRequest,
     SequenceRequest, TextOptions, TextRequest,
@@ -152,6 +154,18 @@ fn packed_weights_are_shared_counted_and_refused_by_name() {
     assert_eq!(ask(&two, "What is 17 + 25?").map(finish).unwrap().text().unwrap().answer, "42");
     drop(two);
     assert_eq!(packed(ContextOptions::default()).unwrap().memory_used(), bytes);
+}
+
+#[test]
+fn packed_contexts_can_be_made_by_the_workers_of_a_pool_at_once() {
+    // a worker that waits for a context's threads is given the next context to make
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    for _ in 0..8 {
+        let contexts: Vec<Context> = pool
+            .install(|| (0..12).into_par_iter().map(|_| packed(ContextOptions::default())).collect::<Result<_, _>>())
+            .unwrap();
+        assert!(contexts.iter().all(Context::is_packed));
+    }
 }
 
 type Lines = Arc<Mutex<Vec<(LogLevel, String)>>>;

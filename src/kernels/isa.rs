@@ -170,6 +170,28 @@ pub trait Isa: Copy + Send + Sync + 'static {
     unsafe fn f32_columns(self, p: &super::product::F32Block);
 }
 
+/// A function `run(isa, op)` that is compiled with some features, for a level of an instruction set whose
+/// token proves that the processor has them.
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(unused_macros))]
+macro_rules! run_with {
+    ($isa:ty, $features:literal) => {
+        #[inline(always)]
+        fn run<O: Op>(isa: $isa, op: O) -> O::Output
+        where
+            $isa: Isa,
+        {
+            #[target_feature(enable = $features)]
+            fn inner<I: Isa, O: Op>(isa: I, op: O) -> O::Output {
+                op.call(isa)
+            }
+            // SAFETY: `isa` proves that the processor has these features
+            unsafe { inner(isa, op) }
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) use run_with;
+
 /// The table methods of [`Isa`] for sets whose tables are arrays of bytes and [`Isa::look_up`] all they have of their own.
 macro_rules! tables_in_memory {
     () => {

@@ -271,23 +271,33 @@ mod tests {
     use crate::parallel::Threads;
 
     #[test]
-    fn what_is_kept_has_the_size_that_was_said_and_starts_at_a_cache_line() {
+    fn what_is_kept_has_the_size_that_was_said_and_that_the_form_has() {
         let threads = Threads::new(2).unwrap();
-        for (dtype, arithmetic) in [
-            (GgmlType::Q4_1, Arithmetic::Int8(Scales::Blocks)),
-            (GgmlType::Q6_K, Arithmetic::Int8(Scales::Blocks)),
-            (GgmlType::Q4_K, Arithmetic::Int8(Scales::Wide)),
-            (GgmlType::BF16, Arithmetic::Bf16),
+        // bytes of a weight, weights that share a scale, and whether there is an offset beside it
+        for (dtype, arithmetic, (weight, group, offset)) in [
+            (GgmlType::Q4_1, Arithmetic::Int8(Scales::Blocks), (1, 32, true)),
+            (GgmlType::Q6_K, Arithmetic::Int8(Scales::Blocks), (1, 16, false)),
+            (GgmlType::Q4_K, Arithmetic::Int8(Scales::Wide), (1, 256, false)),
+            (GgmlType::BF16, Arithmetic::Bf16, (2, usize::MAX, false)),
         ] {
             for kernels in Kernels::available().iter().filter(|k| arithmetic != Arithmetic::Bf16 || k.has_bf16()) {
-                for (rows, cols) in [(1, 256), (64, 512), (65, 768), (200, 2304)] {
-                    let bytes = vec![0; rows * dtype.row_bytes(cols).unwrap()];
+                let biased = matches!(arithmetic, Arithmetic::Int8(scales) if kernels.biased(scales));
+                let panel = kernels.panel_rows(arithmetic);
+                for (rows, cols) in [(1, 256), (panel, 512), (panel + 1, 768), (3 * panel + 8, 2304)] {
+                    let bytes: Vec<u8> = (0..rows * dtype.row_bytes(cols).unwrap()).map(|i| (i * 37) as u8).collect();
                     let w = Matrix::new(dtype, rows, cols, &bytes).unwrap();
                     let packed = Packed::new(&Exec::new(&threads, kernels, None), &w, arithmetic).unwrap().unwrap();
                     assert_eq!(packed.shape(), (rows, cols));
-                    let said = Packed::bytes(kernels, dtype, (rows, cols), arithmetic);
-                    assert_eq!(packed.lines.len() * 64, said, "{dtype} {} {rows} x {cols}", kernels.name());
-                    assert_eq!(packed.lines.as_ptr().addr() % 64, 0);
+                    let what = format!("{dtype} {} {rows} x {cols}", kernels.name());
+                    let kept = packed.lines.len() * 64;
+                    assert_eq!(kept, Packed::bytes(kernels, dtype, (rows, cols), arithmetic), "{what}");
+                    // whole panels; the last chunk of 512 has room for the scales of all, and parts fill whole lines
+                    let (rows, chunks) = (rows.next_multiple_of(panel), cols.div_ceil(512));
+                    let sides = if group > cols { 0 } else { 1 + usize::from(biased) + usize::from(offset) };
+                    let scales = chunks * (512 / group.min(512)) * 4 * sides * rows;
+                    let least = rows * cols * weight + scales;
+                    let lines = rows / panel * chunks * sides * 63;
+                    assert!((least..=least + lines).contains(&kept), "{what}: {kept}, not {least} and up to {lines}");
                 }
             }
         }

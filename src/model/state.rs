@@ -6,7 +6,7 @@ use super::config::Config;
 use crate::error::{Error, Result};
 use crate::kernels::attention::Scratch;
 use crate::kernels::{Bf16Rows, Int8Rows};
-use crate::memory::{Charge, try_resize, try_vec};
+use crate::memory::{Charge, try_reserve, try_resize, try_vec, try_with_capacity};
 use crate::parallel::Exec;
 
 /// Scratch memory of one context, for batches of up to `tokens` tokens (over all sequences).
@@ -32,8 +32,10 @@ pub struct State {
     pub(super) positions: Vec<u32>,
     /// the rows of each sequence
     pub(super) sequences: Vec<Range<usize>>,
-    /// the rows of the batch that go through all of the last layer, in ascending order
+    /// the rows of the batch that go through all of the last layer, in ascending order, none twice
     pub(super) wanted: Vec<usize>,
+    /// whether a row is among them
+    is_wanted: Vec<bool>,
     /// those of each sequence among them
     pub(super) queries: Vec<Range<usize>>,
     /// the buffers as the context counts them
@@ -75,7 +77,8 @@ impl State {
             attention,
             positions: try_vec(tokens, "a batch's positions")?,
             sequences: Vec::new(),
-            wanted: Vec::new(),
+            wanted: try_with_capacity(tokens, "the rows whose logits are wanted")?,
+            is_wanted: try_vec(tokens, "the rows whose logits are wanted")?,
             queries: Vec::new(),
             charge,
         };
@@ -93,9 +96,26 @@ impl State {
         let widest = c.d_model.max(c.d_ff);
         let floats = 3 * c.d_model + 2 * c.kv_dim() + 2 * c.d_ff + 1;
         tokens
-            .saturating_mul(floats * 4)
+            .saturating_mul(floats * 4 + size_of::<usize>() + size_of::<bool>())
             .saturating_add(Int8Rows::bytes(tokens, widest))
             .saturating_add(Bf16Rows::bytes(tokens, widest))
+    }
+
+    /// Lists the rows of a batch of `tokens` tokens that are wanted, and where those of each sequence are among them. They
+    /// may come in any order, and more than once.
+    pub(super) fn list_wanted(&mut self, tokens: usize, rows: impl Iterator<Item = usize>) -> Result<()> {
+        let marks = &mut self.is_wanted[..tokens];
+        marks.fill(false);
+        rows.for_each(|row| marks[row] = true);
+        self.wanted.clear();
+        self.wanted.extend((0..tokens).filter(|&row| marks[row])); // there is room for all
+        self.queries.clear();
+        try_reserve(&mut self.queries, self.sequences.len(), "the sequences of a batch")?;
+        for place in &self.sequences {
+            let queries = place_of(&self.wanted, place.start)..place_of(&self.wanted, place.end);
+            self.queries.push(queries);
+        }
+        Ok(())
     }
 
     /// Moves the wanted rows of the residual stream and their positions to the front, and returns how many there are.
@@ -119,4 +139,9 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// How many of `rows`, which ascend, come before `row`: where it is among them, if it is.
+pub(super) fn place_of(rows: &[usize], row: usize) -> usize {
+    rows.partition_point(|&other| other < row)
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Compute;
 use super::config::Config;
 use super::packed::PackedWeights;
-use super::state::State;
+use super::state::{State, place_of};
 use super::weights::{TensorRef, Weights};
 use crate::error::{Error, Result};
 use crate::gguf::Header;
@@ -180,7 +180,10 @@ impl Transformer {
         state.reserve(exec, &self.config, tokens)?;
         exec.run(|| {
             self.embed(file, state, batch)?;
-            self.list_wanted(state, batch, observers.any())?;
+            match observers.any() {
+                true => state.list_wanted(tokens, 0..tokens)?,
+                false => state.list_wanted(tokens, wanted(batch))?,
+            }
             let d = self.config.d_model;
             let mut rows = tokens;
             for layer in 0..self.config.layers {
@@ -239,27 +242,6 @@ impl Transformer {
                 at += 1;
             }
         }
-        Ok(())
-    }
-
-    /// Lists the rows whose logits are wanted, once each; all rows if `all` are to be seen.
-    fn list_wanted(&self, s: &mut State, batch: &[SequenceRequest], all: bool) -> Result<()> {
-        const WHAT: &str = "the list of rows whose logits are wanted";
-        s.wanted.clear();
-        s.queries.clear();
-        try_reserve(&mut s.queries, batch.len(), WHAT)?;
-        for (request, place) in batch.iter().zip(&s.sequences) {
-            let more = if all { place.len() } else { request.rows.len() };
-            try_reserve(&mut s.wanted, more, WHAT)?;
-            match all {
-                true => s.wanted.extend(place.clone()),
-                false => s.wanted.extend(request.rows.iter().map(|row| place.start + row)),
-            }
-        }
-        s.wanted.sort_unstable();
-        s.wanted.dedup();
-        let at = |row: usize| s.wanted.partition_point(|&wanted| wanted < row);
-        s.queries.extend(s.sequences.iter().map(|place| at(place.start)..at(place.end)));
         Ok(())
     }
 
@@ -390,12 +372,18 @@ impl Transformer {
         let mut gathered = s.q.chunks_exact_mut(d);
         for (sequence, place) in now.iter().zip(&s.sequences[sequences]) {
             for (row, to) in sequence.rows.iter().zip(&mut gathered) {
-                let at = s.wanted.partition_point(|&wanted| wanted < place.start + row);
+                let at = place_of(&s.wanted, place.start + row);
                 to.copy_from_slice(&s.h[at * d..][..d]);
             }
         }
         Ok(rows)
     }
+}
+
+/// The rows of a batch whose logits are wanted.
+fn wanted<'a>(batch: &'a [SequenceRequest]) -> impl Iterator<Item = usize> + 'a {
+    let starts = batch.iter().scan(0, |next, s| Some(std::mem::replace(next, *next + s.ids.len())));
+    batch.iter().zip(starts).flat_map(|(s, start)| s.rows.iter().map(move |row| start + row))
 }
 
 /// No published model comes near; keeps a file's claim from sizing the table of angles.

@@ -1,8 +1,10 @@
 //! Every variant of this machine, by name, against the definition in f64.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 use super::{Attention, Precision, Scratch};
+use crate::error::Error;
 use crate::kernels::Kernels;
 use crate::kernels::tests::Random;
 use crate::memory::Budget;
@@ -240,6 +242,24 @@ fn packed_keys_count_against_the_budget() {
             let run = case.shape().run(&exec, Precision::Bf16, &mut scratch, &case.q, &case.k, &case.v, &mut out);
             assert_eq!(run.is_ok(), fits, "{run:?}");
             assert_eq!(budget.used(), if fits { bytes } else { 0 });
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_attention_ends_with_an_error() {
+    let case = Case::new(&mut Random(13), 2, 1, 64, &[70]);
+    let threads = Threads::new(2).unwrap();
+    let (go, stop) = (AtomicBool::new(false), AtomicBool::new(true));
+    for (kernels, precision) in variants() {
+        for cancel in [&go, &stop] {
+            let exec = Exec::new(&threads, kernels, Some(cancel));
+            let (mut scratch, mut out) = (Scratch::default(), vec![0.0; case.q.len()]);
+            let run = case.shape().run(&exec, precision, &mut scratch, &case.q, &case.k, &case.v, &mut out);
+            match std::ptr::eq(cancel, &go) {
+                true => run.unwrap(),
+                false => assert!(matches!(run, Err(Error::Cancelled)), "{} {precision:?} {run:?}", kernels.name()),
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use super::Avx2;
 use crate::kernels::int8;
-use crate::kernels::isa::{Isa, Op};
+use crate::kernels::isa::{Isa, Op, run_with};
 
 /// A level of AVX2. Its values prove that the processor has it.
 pub trait Dot: Copy + Debug + Send + Sync + 'static {
@@ -31,29 +31,6 @@ pub trait Dot: Copy + Debug + Send + Sync + 'static {
     unsafe fn tiles(isa: Avx2<Self>, p: &int8::Block<'_>);
 }
 
-/// `Dot::run` for a level with these features, and `Dot::tiles`.
-macro_rules! run_with {
-    ($features:literal) => {
-        #[inline(always)]
-        unsafe fn tiles(isa: Avx2<Self>, p: &int8::Block<'_>) {
-            // SAFETY: the caller's promise is the same
-            unsafe { int8::tiles::<Avx2<Self>, { Self::INT8_ROWS }, 1>(isa, p) }
-        }
-        #[inline(always)]
-        fn run<O: Op>(isa: Avx2<Self>, op: O) -> O::Output
-        where
-            Avx2<Self>: Isa,
-        {
-            #[target_feature(enable = $features)]
-            fn inner<I: Isa, O: Op>(isa: I, op: O) -> O::Output {
-                op.call(isa)
-            }
-            // SAFETY: `isa` proves that the processor has these features
-            unsafe { inner(isa, op) }
-        }
-    };
-}
-
 /// AVX2, FMA and F16C (x86-64-v3).
 #[derive(Clone, Copy, Debug)]
 pub struct Plain(());
@@ -64,7 +41,7 @@ impl Dot for Plain {
     const INT8_ROWS: usize = 4;
     /// the weights, and their magnitudes
     type Weights = [__m256i; 2];
-    run_with!("avx2,fma,f16c");
+    run_with!(Avx2<Self>, "avx2,fma,f16c");
 
     fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"))
@@ -85,6 +62,11 @@ impl Dot for Plain {
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
     }
+    #[inline(always)]
+    unsafe fn tiles(isa: Avx2<Self>, p: &int8::Block<'_>) {
+        // SAFETY: the caller's promise is the same
+        unsafe { int8::tiles::<Avx2<Self>, { Self::INT8_ROWS }, 1>(isa, p) }
+    }
 }
 
 /// With AVX-VNNI (Alder Lake and later, Zen 5; where AVX-512 is missing this is the fastest).
@@ -97,7 +79,7 @@ impl Dot for Vnni {
     /// Twelve accumulators, two registers of activations and one of weights: 15 of 16.
     const INT8_ROWS: usize = 6;
     type Weights = __m256i;
-    run_with!("avx2,fma,f16c,avxvnni");
+    run_with!(Avx2<Self>, "avx2,fma,f16c,avxvnni");
 
     fn new() -> Option<Self> {
         Plain::new().filter(|_| is_x86_feature_detected!("avxvnni")).map(Vnni)
@@ -110,5 +92,10 @@ impl Dot for Vnni {
     fn dot(self, acc: __m256i, x: __m256i, w: Self::Weights) -> __m256i {
         // SAFETY: `self` proves AVX-VNNI
         unsafe { _mm256_dpbusd_avx_epi32(acc, x, w) }
+    }
+    #[inline(always)]
+    unsafe fn tiles(isa: Avx2<Self>, p: &int8::Block<'_>) {
+        // SAFETY: the caller's promise is the same
+        unsafe { int8::tiles::<Avx2<Self>, { Self::INT8_ROWS }, 1>(isa, p) }
     }
 }

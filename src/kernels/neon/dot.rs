@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use super::Neon;
 use crate::kernels::activations::STEP;
 use crate::kernels::int8::{Cells, dot_cells};
-use crate::kernels::isa::{CELLS, Isa, Op, unroll};
+use crate::kernels::isa::{CELLS, Isa, Op, run_with, unroll};
 
 /// A level of NEON. Its values prove that the processor has it.
 pub trait Dot: Copy + Debug + Send + Sync + 'static {
@@ -35,31 +35,13 @@ pub trait Dot: Copy + Debug + Send + Sync + 'static {
 /// Of MR rows of weights and NV vectors of 16 rows of activations.
 type Sums<const MR: usize, const NV: usize> = [[[int32x4_t; 4]; NV]; MR];
 
-/// `Dot::run` for a level with these features.
-macro_rules! run_with {
-    ($features:literal) => {
-        #[inline(always)]
-        fn run<O: Op>(isa: Neon<Self>, op: O) -> O::Output
-        where
-            Neon<Self>: Isa,
-        {
-            #[target_feature(enable = $features)]
-            fn inner<I: Isa, O: Op>(isa: I, op: O) -> O::Output {
-                op.call(isa)
-            }
-            // SAFETY: `isa` proves that the processor has these features
-            unsafe { inner(isa, op) }
-        }
-    };
-}
-
 /// What every 64-bit ARM has (Cortex-A72 and the like).
 #[derive(Clone, Copy, Debug)]
 pub struct Plain(());
 
 impl Dot for Plain {
     const NAME: &'static str = "neon";
-    run_with!("neon");
+    run_with!(Neon<Self>, "neon");
 
     fn new() -> Option<Self> {
         is_aarch64_feature_detected!("neon").then_some(Plain(()))
@@ -81,7 +63,7 @@ pub struct DotProd(());
 
 impl Dot for DotProd {
     const NAME: &'static str = "neon-dotprod";
-    run_with!("neon,dotprod");
+    run_with!(Neon<Self>, "neon,dotprod");
 
     fn new() -> Option<Self> {
         is_aarch64_feature_detected!("dotprod").then_some(DotProd(()))
@@ -104,7 +86,7 @@ pub struct I8mm(DotProd);
 
 impl Dot for I8mm {
     const NAME: &'static str = "neon-i8mm";
-    run_with!("neon,dotprod,i8mm");
+    run_with!(Neon<Self>, "neon,dotprod,i8mm");
 
     fn new() -> Option<Self> {
         DotProd::new().filter(|_| is_aarch64_feature_detected!("i8mm")).map(I8mm)
