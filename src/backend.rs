@@ -2,40 +2,118 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Error;
 use crate::kernels::Kernels;
 use crate::{kernels, mmap};
 
 /// The version of the library: that of its package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// Where a context runs its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The first graphics card that can; the processor where there is none.
+    Auto,
+    /// The default, for as long as the kernels for graphics cards have not been confirmed on one.
+    #[default]
+    Cpu,
+    /// The graphics card of this number, counted from 0 as the driver does.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = Error;
+
+    /// `auto`, `cpu`, `cuda` (the first one) or `cuda:1`.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming those.
+    fn from_str(s: &str) -> Result<Self, Error> {
+        let index = match s {
+            "auto" => return Ok(DeviceChoice::Auto),
+            "cpu" => return Ok(DeviceChoice::Cpu),
+            "cuda" => Some(0),
+            _ => s.strip_prefix("cuda:").filter(|n| n.bytes().all(|b| b.is_ascii_digit())).and_then(|n| n.parse().ok()),
+        };
+        let unknown = || Error::invalid(format!("device `{s}` is not one of auto, cpu, cuda or cuda:N"));
+        index.map(DeviceChoice::Cuda).ok_or_else(unknown)
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
 /// A way to run the network, with the devices that it finds on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// `cpu`.
+    /// `cpu` or `cuda`.
     pub name: &'static str,
     /// At least one for `cpu`.
     pub devices: Vec<Device>,
+    /// One sentence that says why there are no devices, where there are none.
+    pub unavailable: Option<String>,
 }
 
-/// A processor.
+/// A processor or a graphics card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
+    /// What chooses it ([`DeviceChoice`]): `cpu`, `cuda:0`.
+    pub id: String,
     /// What its maker calls it, or the architecture where it does not say.
     pub name: String,
     /// Bytes of memory that it works in, free or not; 0 where the system does not tell.
     pub memory_bytes: u64,
     /// The instruction sets that there are kernels for, the slowest first: what `ContextOptions::instruction_set` takes.
+    /// None for a graphics card.
     pub instruction_sets: Vec<&'static str>,
+    /// A graphics card's compute capability, major and minor.
+    pub compute_capability: Option<(i32, i32)>,
+    /// One sentence that says why the kernels do not run on it, where they do not.
+    pub refusal: Option<String>,
 }
 
-/// All backends of this build that this machine can run, the slowest first.
+/// All backends of this build, the slowest first.
 pub fn backends() -> Vec<Backend> {
     let processor = Device {
+        id: "cpu".to_owned(),
         name: kernels::processor_name().unwrap_or_else(|| format!("{} processor", std::env::consts::ARCH)),
         memory_bytes: mmap::physical_memory(),
         instruction_sets: Kernels::available().iter().map(Kernels::name).collect(),
+        compute_capability: None,
+        refusal: None,
     };
-    vec![Backend { name: "cpu", devices: vec![processor] }]
+    #[allow(unused_mut)]
+    let mut backends = vec![Backend { name: "cpu", devices: vec![processor], unavailable: None }];
+    #[cfg(feature = "cuda")]
+    backends.push(cuda());
+    backends
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Backend {
+    let device = |card: kernels::cuda::Card| Device {
+        id: format!("cuda:{}", card.index),
+        refusal: card.refusal(),
+        name: card.name,
+        memory_bytes: card.memory_bytes,
+        instruction_sets: Vec::new(),
+        compute_capability: Some(card.compute_capability),
+    };
+    let (cards, unavailable) = match kernels::cuda::cards() {
+        Ok(cards) => (cards, None),
+        Err(reason) => (Vec::new(), Some(reason)),
+    };
+    Backend { name: "cuda", devices: cards.into_iter().map(device).collect(), unavailable }
 }
 
 /// What the library was built as.
@@ -53,7 +131,7 @@ pub struct BuildInfo {
 
 /// What this library was built as.
 pub fn build_info() -> BuildInfo {
-    let features = [("capi", cfg!(feature = "capi")), ("cli", cfg!(feature = "cli"))];
+    let features = [("capi", cfg!(feature = "capi")), ("cli", cfg!(feature = "cli")), ("cuda", cfg!(feature = "cuda"))];
     BuildInfo {
         version: VERSION,
         target: env!("MMADA_TARGET"),
@@ -62,9 +140,9 @@ pub fn build_info() -> BuildInfo {
     }
 }
 
-impl std::fmt::Display for BuildInfo {
+impl fmt::Display for BuildInfo {
     /// One line: `0.1.0 x86_64-unknown-linux-gnu release cli`.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.version, self.target, self.profile)?;
         self.features.iter().try_for_each(|name| write!(f, " {name}"))
     }

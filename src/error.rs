@@ -43,6 +43,9 @@ pub enum Error {
     /// The context is of a process that this one was forked from: its threads do not exist here.
     #[error("this context was made before the process forked; make a new one in the child")]
     Forked,
+    /// A graphics card failed: its driver reported an error, or its memory is gone.
+    #[error("{device}: {reason}")]
+    Device { device: String, reason: String },
 }
 
 impl Error {
@@ -60,6 +63,7 @@ impl Error {
             Error::Busy => 9,
             Error::Internal(_) => 10,
             Error::Forked => 11,
+            Error::Device { .. } => 12,
         }
     }
 

@@ -101,7 +101,7 @@ pub mod tensor;
 pub mod tokenizer;
 pub mod vq;
 
-pub use backend::{Backend, BuildInfo, Device, VERSION, backends, build_info};
+pub use backend::{Backend, BuildInfo, Device, DeviceChoice, VERSION, backends, build_info};
 pub use context::{Context, ContextOptions, Estimate, LogLevel, Logger, Model, OpenOptions, Progress};
 pub use error::{Error, Result};
 pub use generate::{

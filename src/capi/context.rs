@@ -488,6 +488,7 @@ unsafe fn context_options(from: *const mmada_context_options) -> Result<ContextO
         },
         pack: flag(given.pack, "pack")?,
         logger: logger(&given)?,
+        ..Default::default()
     })
 }
 

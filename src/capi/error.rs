@@ -35,6 +35,8 @@ pub enum mmada_status {
     MMADA_INTERNAL_ERROR = 10,
     /// The context was made before a fork and is used in the child, where its threads do not exist.
     MMADA_FORKED = 11,
+    /// A graphics card failed: its driver reported an error. Contexts on it fail from then on; new ones on the CPU work.
+    MMADA_DEVICE_ERROR = 12,
     /// A pointer that must not be NULL is NULL.
     MMADA_NULL_POINTER = 101,
     /// A struct_size that no version of the library has, or fields that are set but unknown to this version.
@@ -101,6 +103,7 @@ impl From<Error> for Failure {
             Error::Busy => MMADA_BUSY,
             Error::Internal(_) => MMADA_INTERNAL_ERROR,
             Error::Forked => MMADA_FORKED,
+            Error::Device { .. } => MMADA_DEVICE_ERROR,
         };
         Failure::new(status, error.to_string())
     }
@@ -164,6 +167,7 @@ pub extern "C" fn mmada_status_name(status: c_int) -> *const c_char {
         MMADA_BUSY,
         MMADA_INTERNAL_ERROR,
         MMADA_FORKED,
+        MMADA_DEVICE_ERROR,
         MMADA_NULL_POINTER,
         MMADA_STRUCT_SIZE,
         MMADA_INVALID_UTF8,

@@ -5,6 +5,7 @@ mod estimate;
 mod logger;
 mod model;
 
+use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
@@ -12,6 +13,7 @@ pub use estimate::Estimate;
 pub use logger::{LogLevel, Logger};
 pub use model::{Model, OpenOptions};
 
+use crate::backend::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::generate::{
     self, Canceller, DrawFromIds, DrawRequest, Engine, Generation, Score, ScoreRequest, TextOptions, TextRequest,
@@ -27,7 +29,7 @@ use crate::tokenizer::Tokenizer;
 use crate::vq::{Encoded, ImageTokenizer};
 
 /// How a context runs its model.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct ContextOptions {
     /// Threads of the context's own pool; 0 for one per core. Results do not depend on it.
     pub threads: usize,
@@ -45,8 +47,32 @@ pub struct ContextOptions {
     /// takes the time to read the whole file. Answers are the same to the last bit. Contexts of one model with the same
     /// arithmetic and instruction set share the copy; the limit of each counts all of it.
     pub pack: bool,
+    /// The processor or a graphics card. `Auto` is the processor where `instruction_set`, `pack` or `Compute::Exact` ask for
+    /// something that only it has, or where no card can be used, which the logger is told.
+    pub device: DeviceChoice,
+    /// How many of the network's blocks run on the graphics card, the last ones and the output; the others run on the
+    /// processor, threads and all. `None`: as many as there is memory for.
+    pub gpu_layers: Option<usize>,
+    /// Told how much of the weights has been copied to a graphics card, in bytes, and how much there is; after every 16 MiB
+    /// or so. If it returns false, making the context fails with [`Error::Cancelled`].
+    pub progress: Option<Progress>,
     /// Who is told what happens; nobody by default.
     pub logger: Option<Logger>,
+}
+
+impl fmt::Debug for ContextOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ContextOptions { threads, compute, instruction_set, memory_limit, pack, device, gpu_layers, .. } = self;
+        f.debug_struct("ContextOptions")
+            .field("threads", threads)
+            .field("compute", compute)
+            .field("instruction_set", instruction_set)
+            .field("memory_limit", memory_limit)
+            .field("pack", pack)
+            .field("device", device)
+            .field("gpu_layers", gpu_layers)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Threads and buffers to run a model. Cloning gives another handle to the same context. One call at a time uses

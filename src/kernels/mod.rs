@@ -1,9 +1,7 @@
 //! What is fast. One folder per instruction set; `portable` is the specification. Kernels know tensors and threads,
 //! never the model.
 //!
-//! `cuda` holds the sources of kernels for graphics cards and the PTX that they were compiled to ahead of time
-//! (`scripts/cuda-build`). The tests run them on the processor, against the kernels here (`tests/cuda`); the library does
-//! not load them.
+//! `cuda` is for graphics cards: its kernels are CUDA sources, compiled ahead of time, and work on memory of their own.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -14,6 +12,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod conv;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dispatch;
 pub mod elementwise;
 mod encode;

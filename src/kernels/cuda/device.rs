@@ -1,0 +1,564 @@
+//! A graphics card in use: its context, kernels, memory, and the stream that work is queued on.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_int, c_uint, c_void};
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytemuck::Pod;
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUresult, CUstream};
+
+use super::driver::{Card, check, find};
+use super::modules;
+use crate::error::{Error, Result};
+use crate::memory::try_push;
+
+/// A card that kernels run on. One for each card and process, for as long as anybody holds it.
+///
+/// Threads: all functions may be called from any. Work is queued on [`Queue`]s, which order it.
+pub struct Gpu {
+    card: Card,
+    device: CUdevice,
+    context: CUcontext,
+    /// Translated when they are first launched.
+    functions: Mutex<Functions>,
+}
+
+#[derive(Default)]
+struct Functions {
+    modules: Vec<CUmodule>,
+    by_name: HashMap<&'static str, Function>,
+}
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: CUfunction,
+    /// Dynamic shared memory that it may have so far; without being asked the driver allows [`PLAIN_SHARED`].
+    shared: usize,
+}
+
+/// Shared memory of a block that needs no permission.
+const PLAIN_SHARED: usize = 48 << 10;
+
+// SAFETY: handles of the driver, which may be used from any thread; what changes here is behind the mutex
+unsafe impl Send for Gpu {}
+// SAFETY: as above
+unsafe impl Sync for Gpu {}
+
+impl Gpu {
+    /// The card `index`.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, in one sentence: no driver, one that is too old, no such card, or a card that is too old.
+    /// `Device` if it does not start.
+    pub fn open(index: usize) -> Result<Arc<Gpu>> {
+        static OPEN: Mutex<Vec<Weak<Gpu>>> = Mutex::new(Vec::new());
+        let card = find(index)?;
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|gpu| gpu.strong_count() > 0);
+        if let Some(gpu) = open.iter().filter_map(Weak::upgrade).find(|gpu| gpu.card == card && !gpu.is_lost()) {
+            return Ok(gpu);
+        }
+        let gpu = Arc::new(Gpu::start(card)?);
+        try_push(&mut open, Arc::downgrade(&gpu), "a list of devices")?;
+        Ok(gpu)
+    }
+
+    fn start(card: Card) -> Result<Gpu> {
+        let mut gpu = Gpu { card, device: 0, context: ptr::null_mut(), functions: Mutex::default() };
+        // SAFETY: `find` has listed the card, so the driver is there; the pointer outlives the call
+        let status = unsafe { sys::cuDeviceGet(&mut gpu.device, gpu.card.index as c_int) };
+        gpu.check(status, "be found")?;
+        // SAFETY: as above
+        let status = unsafe { sys::cuDevicePrimaryCtxRetain(&mut gpu.context, gpu.device) };
+        gpu.check(status, "be started")?;
+        Ok(gpu)
+    }
+
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
+    /// `cuda:0 (NVIDIA H100)`, for messages.
+    pub fn name(&self) -> String {
+        format!("cuda:{} ({})", self.card.index, self.card.name)
+    }
+
+    /// Bytes of its memory that are free now, for all processes.
+    pub fn free_memory(&self) -> Result<usize> {
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the context is current; both pointers outlive the call
+        self.check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }, "say what memory it has")?;
+        Ok(free)
+    }
+
+    /// Whether an error has ended its context for this process.
+    fn is_lost(&self) -> bool {
+        matches!(self.free_memory(), Err(Error::Device { .. }))
+    }
+
+    /// Makes its context the thread's.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context was retained and is released by `drop` alone
+        self.check(unsafe { sys::cuCtxSetCurrent(self.context) }, "be used")
+    }
+
+    /// `Device` with what the driver says, unless it says that all is well: the card cannot `verb`.
+    fn check(&self, status: CUresult, verb: &str) -> Result<()> {
+        check(status).map_err(|reason| {
+            Error::Device { device: self.name(), reason: format!("it could not {verb}: the driver says {reason}") }
+        })
+    }
+
+    /// The kernel `name`, which may have `shared` bytes of dynamic shared memory.
+    fn function(&self, name: &'static str, shared: usize) -> Result<CUfunction> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let function = match functions.by_name.get(name) {
+            Some(function) => *function,
+            None => self.load(&mut functions, name)?,
+        };
+        if shared > function.shared {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of a module that lives as long as this
+            let status = unsafe { sys::cuFuncSetAttribute(function.handle, attribute, shared as c_int) };
+            self.check(status, &format!("give the kernel {name} {shared} bytes of shared memory"))?;
+            functions.by_name.insert(name, Function { shared, ..function });
+        }
+        Ok(function.handle)
+    }
+
+    /// Lets the driver translate a kernel for this card. Each is a module of its own: of hundreds a model needs a few.
+    fn load(&self, functions: &mut Functions, name: &'static str) -> Result<Function> {
+        let ptx = modules::ptx_of(name).ok_or_else(|| Error::Internal(format!("there is no CUDA kernel {name}")))?;
+        let ptx = CString::new(ptx).map_err(|_| Error::Internal(format!("the PTX of {name} holds NUL")))?;
+        let c_name = CString::new(name).map_err(|_| Error::Internal(format!("the kernel name {name:?}")))?;
+        let mut module = ptr::null_mut();
+        let mut function = Function { handle: ptr::null_mut(), shared: PLAIN_SHARED };
+        let verb = format!("translate the kernel {name}");
+        functions.modules.try_reserve(1).map_err(|_| out_of_host_memory("a list of kernels"))?;
+        functions.by_name.try_reserve(1).map_err(|_| out_of_host_memory("a list of kernels"))?;
+        // SAFETY: the context is current, `ptx` ends with NUL, there are no options; the module is kept until `drop`
+        unsafe {
+            let no_options = (0, ptr::null_mut(), ptr::null_mut());
+            let (count, options, values) = no_options;
+            let status = sys::cuModuleLoadDataEx(&mut module, ptx.as_ptr().cast(), count, options, values);
+            self.check(status, &verb)?;
+            functions.modules.push(module);
+            self.check(sys::cuModuleGetFunction(&mut function.handle, module, c_name.as_ptr()), &verb)?;
+        }
+        functions.by_name.insert(name, function);
+        Ok(function)
+    }
+}
+
+fn out_of_host_memory(what: &str) -> Error {
+    Error::OutOfMemory { what: what.to_owned(), bytes: size_of::<(usize, Function)>() }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // A context that an error has ended refuses all of this; there is nobody to tell, and nothing left to free.
+        if self.context.is_null() || self.enter().is_err() {
+            return;
+        }
+        let functions = self.functions.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: whoever launches kernels or has memory holds the `Gpu`, so nothing of it is in use any more
+        unsafe {
+            functions.modules.drain(..).for_each(|module| drop(sys::cuModuleUnload(module)));
+            drop(sys::cuDevicePrimaryCtxRelease_v2(self.device));
+        }
+    }
+}
+
+/// `len` numbers in a card's memory. What they are at first is not defined.
+pub struct Memory<T> {
+    gpu: Arc<Gpu>,
+    at: CUdeviceptr,
+    len: usize,
+    kind: PhantomData<T>,
+}
+
+impl<T: Pod> Memory<T> {
+    /// # Errors
+    /// `OutOfMemory`, naming what it is for, the card, and what is free there.
+    pub fn new(gpu: &Arc<Gpu>, len: usize, what: &str) -> Result<Self> {
+        let bytes = len.saturating_mul(size_of::<T>());
+        let mut memory = Memory { gpu: gpu.clone(), at: 0, len, kind: PhantomData };
+        if bytes == 0 {
+            return Ok(memory);
+        }
+        gpu.enter()?;
+        // SAFETY: the context is current; the pointer outlives the call
+        match unsafe { sys::cuMemAlloc_v2(&mut memory.at, bytes) } {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (free, name) = (gpu.free_memory()?, gpu.name());
+                Err(Error::OutOfMemory { what: format!("{what} on {name}, which has {free} bytes free,"), bytes })
+            }
+            status => gpu.check(status, &format!("give {bytes} bytes")).map(|()| memory),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A part of it, to be read or written by kernels. Panics if that is not within.
+    pub fn part(&self, range: std::ops::Range<usize>) -> Part<'_, T> {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} numbers", self.len);
+        Part { at: self.at + (range.start * size_of::<T>()) as u64, len: range.len(), owner: PhantomData }
+    }
+
+    /// All of it.
+    pub fn all(&self) -> Part<'_, T> {
+        self.part(0..self.len)
+    }
+}
+
+impl<T> Drop for Memory<T> {
+    fn drop(&mut self) {
+        if self.at != 0 && self.gpu.enter().is_ok() {
+            // SAFETY: it came from cuMemAlloc and is freed once. The driver waits for kernels that are running. There is
+            // nobody to tell of an error, which a lost device gives.
+            drop(unsafe { sys::cuMemFree_v2(self.at) });
+        }
+    }
+}
+
+/// Some numbers in a card's memory.
+#[derive(Debug)]
+pub struct Part<'a, T> {
+    at: CUdeviceptr,
+    len: usize,
+    owner: PhantomData<&'a T>,
+}
+
+impl<T> Clone for Part<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Part<'_, T> {}
+
+impl<T: Pod> Part<'_, T> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The numbers of `range` within it. Panics if they are not.
+    pub fn part(self, range: std::ops::Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} numbers", self.len);
+        Part { at: self.at + (range.start * size_of::<T>()) as u64, len: range.len(), owner: PhantomData }
+    }
+}
+
+/// Numbers in host memory that a card reads and writes itself, while the processor goes on.
+pub struct Pinned<T> {
+    gpu: Arc<Gpu>,
+    at: *mut T,
+    len: usize,
+}
+
+// SAFETY: memory like any other, of numbers
+unsafe impl<T: Pod + Send> Send for Pinned<T> {}
+// SAFETY: as above
+unsafe impl<T: Pod + Sync> Sync for Pinned<T> {}
+
+impl<T: Pod> Pinned<T> {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, naming what it is for.
+    pub fn new(gpu: &Arc<Gpu>, len: usize, what: &str) -> Result<Self> {
+        let bytes = len.saturating_mul(size_of::<T>()).max(1);
+        gpu.enter()?;
+        let mut at = ptr::null_mut();
+        // SAFETY: the context is current; the pointer outlives the call
+        match unsafe { sys::cuMemHostAlloc(&mut at, bytes, 0) } {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                Err(Error::OutOfMemory { what: format!("{what} (memory that {} reaches)", gpu.name()), bytes })
+            }
+            status => {
+                gpu.check(status, &format!("reach {bytes} bytes of host memory"))?;
+                // SAFETY: there are as many bytes, at a page's beginning
+                unsafe { ptr::write_bytes(at.cast::<u8>(), 0, bytes) };
+                Ok(Pinned { gpu: gpu.clone(), at: at.cast(), len })
+            }
+        }
+    }
+}
+
+impl<T> std::ops::Deref for Pinned<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `len` numbers, which began as zeros. Copies to it are waited for before it is read: see `Queue::read`.
+        unsafe { std::slice::from_raw_parts(self.at, self.len) }
+    }
+}
+
+impl<T> std::ops::DerefMut for Pinned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and borrowed by one alone
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
+    }
+}
+
+impl<T> Drop for Pinned<T> {
+    fn drop(&mut self) {
+        if self.gpu.enter().is_ok() {
+            // SAFETY: it came from cuMemHostAlloc and is freed once; the driver waits for copies that are on their way
+            drop(unsafe { sys::cuMemFreeHost(self.at.cast()) });
+        }
+    }
+}
+
+/// The value of a kernel's parameter: in the low bytes, as many as it has.
+#[derive(Clone, Copy, Debug)]
+pub struct Argument(u64);
+
+impl<T> From<Part<'_, T>> for Argument {
+    fn from(part: Part<'_, T>) -> Self {
+        Argument(part.at)
+    }
+}
+impl<T> From<Option<Part<'_, T>>> for Argument {
+    /// None is a null pointer.
+    fn from(part: Option<Part<'_, T>>) -> Self {
+        Argument(part.map_or(0, |part| part.at))
+    }
+}
+impl From<u64> for Argument {
+    fn from(v: u64) -> Self {
+        Argument(v)
+    }
+}
+impl From<i32> for Argument {
+    fn from(v: i32) -> Self {
+        Argument(u64::from(v as u32))
+    }
+}
+impl From<u32> for Argument {
+    fn from(v: u32) -> Self {
+        Argument(u64::from(v))
+    }
+}
+impl From<f32> for Argument {
+    fn from(v: f32) -> Self {
+        Argument(u64::from(v.to_bits()))
+    }
+}
+impl From<f64> for Argument {
+    fn from(v: f64) -> Self {
+        Argument(v.to_bits())
+    }
+}
+
+/// The size of a launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Grid {
+    pub blocks: [usize; 3],
+    /// Of a block.
+    pub threads: usize,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: usize,
+}
+
+/// Work for a card, done in the order in which it is queued. Where it says so a function waits; others only queue.
+pub struct Queue {
+    gpu: Arc<Gpu>,
+    stream: CUstream,
+}
+
+// SAFETY: a handle of the driver, which may be used from any thread
+unsafe impl Send for Queue {}
+
+impl Queue {
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Self> {
+        gpu.enter()?;
+        let mut queue = Queue { gpu: gpu.clone(), stream: ptr::null_mut() };
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as c_uint;
+        // SAFETY: the context is current; the pointer outlives the call
+        gpu.check(unsafe { sys::cuStreamCreate(&mut queue.stream, flags) }, "begin a stream")?;
+        Ok(queue)
+    }
+
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// To be called before anything else where another thread may have used the queue before.
+    pub fn enter(&self) -> Result<()> {
+        self.gpu.enter()
+    }
+
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    /// The kernel's parameters are of the kinds of `arguments`, and what it reads and writes for them and this grid is
+    /// within the memory that they point to.
+    pub(super) unsafe fn launch(&self, name: &'static str, grid: Grid, arguments: &mut [Argument]) -> Result<()> {
+        if grid.blocks.contains(&0) {
+            return Ok(()); // nothing to do, which the driver takes for an error
+        }
+        let function = self.gpu.function(name, grid.shared)?;
+        let too_large = || Error::invalid(format!("{:?} blocks of {name} are more than a launch has", grid.blocks));
+        let mut blocks = [0 as c_uint; 3];
+        for (to, (from, limit)) in blocks.iter_mut().zip(grid.blocks.into_iter().zip([i32::MAX, 65535, 65535])) {
+            *to = c_uint::try_from(from).ok().filter(|n| *n <= limit as c_uint).ok_or_else(too_large)?;
+        }
+        let mut pointers = [ptr::null_mut::<c_void>(); 24];
+        assert!(arguments.len() <= pointers.len(), "{} arguments", arguments.len());
+        for (pointer, argument) in pointers.iter_mut().zip(arguments) {
+            *pointer = ptr::from_mut(&mut argument.0).cast();
+        }
+        let [x, y, z] = blocks;
+        let (threads, shared) = (grid.threads as c_uint, grid.shared as c_uint);
+        // SAFETY: the function is this card's; the driver reads as many arguments as it has parameters, which the caller
+        // promises are those, before it returns
+        let status = unsafe {
+            let arguments = pointers.as_mut_ptr();
+            sys::cuLaunchKernel(function, x, y, z, threads, 1, 1, shared, self.stream, arguments, ptr::null_mut())
+        };
+        self.gpu.check(status, &format!("launch the kernel {name}"))
+    }
+
+    /// Queues a copy to the card. The bytes of `from` are those of the moment when the copy runs: [`Queue::wait`] first.
+    ///
+    /// # Safety
+    /// `from` is neither freed nor written before the queue has been waited for.
+    unsafe fn copy_in<T: Pod>(&self, to: Part<'_, T>, from: &[T]) -> Result<()> {
+        assert_eq!(to.len, from.len(), "a copy of all of it");
+        let bytes = size_of_val(from);
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: both are of that length; the caller promises the rest
+        let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to.at, from.as_ptr().cast(), bytes, self.stream) };
+        self.gpu.check(status, &format!("take {bytes} bytes"))
+    }
+
+    /// Copies to the card, and waits for it.
+    pub fn write<T: Pod>(&self, to: Part<'_, T>, from: &[T]) -> Result<()> {
+        // SAFETY: it is borrowed until the copy has run
+        unsafe { self.copy_in(to, from) }?;
+        self.wait()
+    }
+
+    /// Queues a copy to the card from memory that stays: what counts is what it holds when the copy runs.
+    pub fn write_pinned<T: Pod>(&self, to: Part<'_, T>, from: &Pinned<T>, len: usize) -> Result<()> {
+        // SAFETY: pinned memory is not freed before its copies have run (the driver waits), and what is written to it
+        // meanwhile is numbers like others
+        unsafe { self.copy_in(to, &from[..len]) }
+    }
+
+    /// Copies from the card, and waits for it and all before.
+    pub fn read<T: Pod>(&self, from: Part<'_, T>, to: &mut [T]) -> Result<()> {
+        self.copy_out(from, to.as_mut_ptr(), to.len())?;
+        self.wait()
+    }
+
+    /// Queues a copy from the card. [`Queue::wait`] before it is read.
+    pub fn read_pinned<T: Pod>(&self, from: Part<'_, T>, to: &mut Pinned<T>) -> Result<()> {
+        assert!(from.len <= to.len, "room for {} numbers", from.len);
+        self.copy_out(from, to.at, from.len)
+    }
+
+    fn copy_out<T: Pod>(&self, from: Part<'_, T>, to: *mut T, len: usize) -> Result<()> {
+        assert_eq!(from.len, len, "a copy of all of it");
+        let bytes = len * size_of::<T>();
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: both are of that length; `to` is borrowed until it has been waited for, or pinned
+        let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from.at, bytes, self.stream) };
+        self.gpu.check(status, &format!("give {bytes} bytes back"))
+    }
+
+    /// Queues a copy within the card.
+    pub fn copy<T: Pod>(&self, to: Part<'_, T>, from: Part<'_, T>) -> Result<()> {
+        assert_eq!(to.len, from.len, "a copy of all of it");
+        let bytes = to.len * size_of::<T>();
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: both are of that length
+        let status = unsafe { sys::cuMemcpyDtoDAsync_v2(to.at, from.at, bytes, self.stream) };
+        self.gpu.check(status, &format!("copy {bytes} bytes"))
+    }
+
+    /// Waits until all that was queued is done.
+    ///
+    /// # Errors
+    /// `Device` for whatever went wrong in it.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: a stream of this card
+        self.gpu.check(unsafe { sys::cuStreamSynchronize(self.stream) }, "finish its work")
+    }
+
+    /// What `queue` queues, as one piece of work that can be repeated. It runs nothing itself.
+    ///
+    /// `queue` must not wait, and what its kernels and copies work on must be there whenever the graph runs.
+    pub fn record(&self, queue: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: a stream of this card, which nobody else records
+        self.gpu.check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) }, "record its work")?;
+        let queued = queue();
+        let mut graph = ptr::null_mut();
+        // SAFETY: the pointer outlives the call
+        let ended = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
+        let ended = queued.and(self.gpu.check(ended, "record its work"));
+        let mut recorded = Graph { gpu: self.gpu.clone(), handle: ptr::null_mut() };
+        let made = ended.and_then(|()| {
+            // SAFETY: the graph has just been recorded
+            let status = unsafe { sys::cuGraphInstantiateWithFlags(&mut recorded.handle, graph, 0) };
+            self.gpu.check(status, "prepare recorded work")
+        });
+        if !graph.is_null() {
+            // SAFETY: what was made of it does not need it
+            drop(unsafe { sys::cuGraphDestroy(graph) });
+        }
+        made.map(|()| recorded)
+    }
+
+    /// Queues recorded work.
+    pub fn repeat(&self, graph: &Graph) -> Result<()> {
+        // SAFETY: both are of this card
+        self.gpu.check(unsafe { sys::cuGraphLaunch(graph.handle, self.stream) }, "repeat recorded work")
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if !self.stream.is_null() && self.gpu.enter().is_ok() {
+            // SAFETY: destroyed once; the driver finishes what is queued
+            drop(unsafe { sys::cuStreamDestroy_v2(self.stream) });
+        }
+    }
+}
+
+/// Work that was recorded, to be queued as one: see [`Queue::record`].
+pub struct Graph {
+    gpu: Arc<Gpu>,
+    handle: sys::CUgraphExec,
+}
+
+// SAFETY: a handle of the driver, which may be used from any thread
+unsafe impl Send for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if !self.handle.is_null() && self.gpu.enter().is_ok() {
+            // SAFETY: destroyed once; the driver waits until it does not run
+            drop(unsafe { sys::cuGraphExecDestroy(self.handle) });
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! NVIDIA's driver, if there is one. Nothing of CUDA is linked: the driver's library is looked for when it is first asked
+//! for, and so is every function of it that is used here, because cudarc panics where one is missing.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::OnceLock;
+
+use cudarc::driver::sys::{self, CUdevice, CUresult};
+
+use crate::error::{Error, Result};
+
+/// The oldest driver that translates the PTX of `ptx/` (ISA 7.8): that of CUDA 11.8.
+const OLDEST_DRIVER: c_int = 11080;
+/// The first processors with tensor cores for bfloat16 and with cp.async.
+const OLDEST_CAPABILITY: (i32, i32) = (8, 0);
+
+/// All that is called, here and in `device`.
+const FUNCTIONS: [&CStr; 35] = [
+    c"cuInit",
+    c"cuDriverGetVersion",
+    c"cuGetErrorName",
+    c"cuGetErrorString",
+    c"cuDeviceGetCount",
+    c"cuDeviceGet",
+    c"cuDeviceGetName",
+    c"cuDeviceTotalMem_v2",
+    c"cuDeviceGetAttribute",
+    c"cuDevicePrimaryCtxRetain",
+    c"cuDevicePrimaryCtxRelease_v2",
+    c"cuCtxSetCurrent",
+    c"cuMemGetInfo_v2",
+    c"cuMemAlloc_v2",
+    c"cuMemFree_v2",
+    c"cuMemHostAlloc",
+    c"cuMemFreeHost",
+    c"cuMemcpyHtoDAsync_v2",
+    c"cuMemcpyDtoHAsync_v2",
+    c"cuMemcpyDtoDAsync_v2",
+    c"cuMemsetD8Async",
+    c"cuStreamCreate",
+    c"cuStreamDestroy_v2",
+    c"cuStreamSynchronize",
+    c"cuStreamBeginCapture_v2",
+    c"cuStreamEndCapture",
+    c"cuGraphInstantiateWithFlags",
+    c"cuGraphLaunch",
+    c"cuGraphExecDestroy",
+    c"cuGraphDestroy",
+    c"cuModuleLoadDataEx",
+    c"cuModuleUnload",
+    c"cuModuleGetFunction",
+    c"cuFuncSetAttribute",
+    c"cuLaunchKernel",
+];
+
+/// A graphics card, before anything is done with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// What `cuda:N` means by N.
+    pub index: usize,
+    /// What its maker calls it.
+    pub name: String,
+    /// Bytes of its memory, free or not.
+    pub memory_bytes: u64,
+    /// Major and minor.
+    pub compute_capability: (i32, i32),
+}
+
+impl Card {
+    /// Why the kernels do not run on it, if they do not.
+    pub fn refusal(&self) -> Option<String> {
+        let ((major, minor), (least, _)) = (self.compute_capability, OLDEST_CAPABILITY);
+        (self.compute_capability < OLDEST_CAPABILITY).then(|| {
+            format!("cuda:{} ({}) has compute capability {major}.{minor}, {least}.0 is needed", self.index, self.name)
+        })
+    }
+}
+
+/// The cards of this machine, or one sentence that says why there are none.
+pub fn cards() -> Result<Vec<Card>, String> {
+    available()?;
+    let mut count = 0;
+    // SAFETY: `available` has found the function and initialized the driver; the number outlives the call
+    let status = unsafe { sys::cuDeviceGetCount(&mut count) };
+    check(status).map_err(|reason| format!("the CUDA driver cannot list its devices: {reason}"))?;
+    if count <= 0 {
+        return Err("the CUDA driver finds no device".to_owned());
+    }
+    (0..count).map(|index| card(index).map_err(|reason| format!("cuda:{index} does not answer: {reason}"))).collect()
+}
+
+/// The card `index` of those that [`cards`] lists, for a person who asked for it by number.
+///
+/// # Errors
+/// `InvalidArgument` with the sentence of [`cards`], for an index that no card has, or a card that is too old.
+pub(super) fn find(index: usize) -> Result<Card> {
+    let cards = cards().map_err(|reason| Error::invalid(format!("cuda:{index} cannot be used: {reason}")))?;
+    let count = cards.len();
+    let card = cards.into_iter().nth(index);
+    let card = card.ok_or_else(|| {
+        let have = if count == 1 { "there is cuda:0 alone".to_owned() } else { format!("there are {count} devices") };
+        Error::invalid(format!("cuda:{index} is not there: {have}"))
+    })?;
+    match card.refusal() {
+        Some(reason) => Err(Error::invalid(reason)),
+        None => Ok(card),
+    }
+}
+
+/// Whether the driver is there, is new enough, and has started; looked at once.
+fn available() -> Result<(), String> {
+    static AVAILABLE: OnceLock<Result<(), String>> = OnceLock::new();
+    AVAILABLE.get_or_init(start).clone()
+}
+
+fn start() -> Result<(), String> {
+    // SAFETY: opening the driver's library runs its constructors, which any program that uses CUDA does
+    if !unsafe { sys::is_culib_present() } {
+        return Err("there is no CUDA driver on this machine (its library, libcuda or nvcuda, was not found)".to_owned());
+    }
+    // SAFETY: the library is there, so this does not panic
+    let library = unsafe { sys::culib() };
+    let mut version = 0;
+    let has = |name: &CStr| {
+        // SAFETY: the symbol is not used as what it is taken for, only its presence is looked at
+        unsafe { library.get::<*const c_void>(name.to_bytes_with_nul()) }.is_ok()
+    };
+    if has(c"cuDriverGetVersion") {
+        // SAFETY: the function is there; it may be called before cuInit
+        let status = unsafe { sys::cuDriverGetVersion(&mut version) };
+        if status == CUresult::CUDA_SUCCESS && version < OLDEST_DRIVER {
+            let (major, minor) = (version / 1000, version % 1000 / 10);
+            return Err(format!("the CUDA driver is of version {major}.{minor}, 11.8 (driver 520) or later is needed"));
+        }
+    }
+    if let Some(name) = FUNCTIONS.into_iter().find(|name| !has(name)) {
+        return Err(format!("the CUDA driver has no function {}: it is too old", name.to_string_lossy()));
+    }
+    // SAFETY: the function is there
+    check(unsafe { sys::cuInit(0) }).map_err(|reason| format!("the CUDA driver does not start: {reason}"))
+}
+
+fn card(index: c_int) -> Result<Card, String> {
+    let mut device: CUdevice = 0;
+    let mut name = [0 as c_char; 256];
+    let (mut memory, mut major, mut minor) = (0usize, 0, 0);
+    use sys::CUdevice_attribute::*;
+    // SAFETY: the driver has started; all pointers are to variables that outlive the calls, and `name` has the length
+    // that is given with it
+    unsafe {
+        check(sys::cuDeviceGet(&mut device, index))?;
+        check(sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, device))?;
+        check(sys::cuDeviceTotalMem_v2(&mut memory, device))?;
+        check(sys::cuDeviceGetAttribute(&mut major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))?;
+        check(sys::cuDeviceGetAttribute(&mut minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))?;
+    }
+    let bytes: Vec<u8> = name.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
+    Ok(Card {
+        index: index as usize,
+        name: String::from_utf8_lossy(&bytes).into_owned(),
+        memory_bytes: memory as u64,
+        compute_capability: (major, minor),
+    })
+}
+
+/// What the driver says about a status that is not success: `CUDA_ERROR_INVALID_VALUE (invalid argument)`.
+pub(super) fn check(status: CUresult) -> Result<(), String> {
+    if status == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let text = |get: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
+        let mut text = std::ptr::null();
+        // SAFETY: the pointer outlives the call, and what it comes to point to is never freed
+        let status = unsafe { get(status, &mut text) };
+        if status != CUresult::CUDA_SUCCESS || text.is_null() {
+            return None;
+        }
+        // SAFETY: a text of the driver's, which ends with NUL
+        Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+    };
+    let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("error {}", status as u32));
+    Err(match text(sys::cuGetErrorString) {
+        Some(sentence) => format!("{name} ({sentence})"),
+        None => name,
+    })
+}

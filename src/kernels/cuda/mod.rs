@@ -1,0 +1,12 @@
+//! Kernels for NVIDIA's graphics cards, and what runs them there: nothing but a driver is needed.
+//!
+//! The kernels are `*.cu`, compiled ahead of time to the PTX of `ptx/` (`scripts/cuda-build`), which is part of the library
+//! and translated for the card by its driver. The tests run them on the processor, against the kernels of `portable`
+//! (`tests/cuda`), and the rest over a stand-in for the driver.
+
+mod device;
+mod driver;
+mod modules;
+
+pub use device::{Gpu, Graph, Memory, Part, Pinned, Queue};
+pub use driver::{Card, cards};
