@@ -162,6 +162,15 @@ impl Rope {
         Ok(Rope { half, pairs, cos, sin })
     }
 
+    /// Cosines and sines, [positions, half a head] each.
+    pub fn angles(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
+    pub fn pairs(&self) -> Pairs {
+        self.pairs
+    }
+
     /// Rotates every head of every row of `x`, [positions.len(), heads * head_dim], in place. Afterwards element i of
     /// a head and i + head_dim / 2 are a pair, whatever the order was before: so attention adds in one order, and a
     /// model's numbers do not depend on how its file orders rows.

@@ -1,6 +1,11 @@
 //! The backbone: a bidirectional LLaDA transformer that predicts masked tokens (arXiv 2502.09992, 2505.15809).
 
+mod backend;
 mod config;
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod layout;
 mod packed;
 mod state;
 mod transformer;

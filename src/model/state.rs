@@ -1,12 +1,12 @@
 //! Buffers of a forward pass: sized up front, so that a step allocates nothing.
 
-use std::ops::Range;
-
+use super::backend::Buffer;
 use super::config::Config;
+use super::layout::Layout;
 use crate::error::{Error, Result};
 use crate::kernels::attention::Scratch;
 use crate::kernels::{Bf16Rows, Int8Rows};
-use crate::memory::{Charge, try_reserve, try_resize, try_vec, try_with_capacity};
+use crate::memory::{Charge, try_resize, try_vec};
 use crate::parallel::Exec;
 
 /// Scratch memory of one context, for batches of up to `tokens` tokens (over all sequences).
@@ -28,16 +28,8 @@ pub struct State {
     pub(super) int8: Int8Rows,
     pub(super) bf16: Bf16Rows,
     pub(super) attention: Scratch,
-    /// position of every token inside its sequence
-    pub(super) positions: Vec<u32>,
-    /// the rows of each sequence
-    pub(super) sequences: Vec<Range<usize>>,
-    /// the rows of the batch that go through all of the last layer, in ascending order, none twice
-    pub(super) wanted: Vec<usize>,
-    /// whether a row is among them
-    is_wanted: Vec<bool>,
-    /// those of each sequence among them
-    pub(super) queries: Vec<Range<usize>>,
+    /// where the sequences of a batch lie, and what is wanted of them
+    pub(super) layout: Layout,
     /// the buffers as the context counts them
     charge: Charge,
 }
@@ -75,11 +67,7 @@ impl State {
             int8: Int8Rows::with_capacity(tokens, d.max(ff))?,
             bf16: Bf16Rows::with_capacity(tokens, d.max(ff))?,
             attention,
-            positions: try_vec(tokens, "a batch's positions")?,
-            sequences: Vec::new(),
-            wanted: try_with_capacity(tokens, "the rows whose logits are wanted")?,
-            is_wanted: try_vec(tokens, "the rows whose logits are wanted")?,
-            queries: Vec::new(),
+            layout: Layout::with_capacity(tokens)?,
             charge,
         };
         self.tokens = tokens;
@@ -94,38 +82,24 @@ impl State {
     /// Without those that the memory of attention counts itself.
     fn own_bytes(c: &Config, tokens: usize) -> usize {
         let widest = c.d_model.max(c.d_ff);
-        let floats = 3 * c.d_model + 2 * c.kv_dim() + 2 * c.d_ff + 1;
+        let floats = 3 * c.d_model + 2 * c.kv_dim() + 2 * c.d_ff;
         tokens
-            .saturating_mul(floats * 4 + size_of::<usize>() + size_of::<bool>())
+            .saturating_mul(floats * 4)
+            .saturating_add(Layout::bytes(tokens))
             .saturating_add(Int8Rows::bytes(tokens, widest))
             .saturating_add(Bf16Rows::bytes(tokens, widest))
     }
 
-    /// Lists the rows of a batch of `tokens` tokens that are wanted, and where those of each sequence are among them. They
-    /// may come in any order, and more than once.
-    pub(super) fn list_wanted(&mut self, tokens: usize, rows: impl Iterator<Item = usize>) -> Result<()> {
-        let marks = &mut self.is_wanted[..tokens];
-        marks.fill(false);
-        rows.for_each(|row| marks[row] = true);
-        self.wanted.clear();
-        self.wanted.extend((0..tokens).filter(|&row| marks[row])); // there is room for all
-        self.queries.clear();
-        try_reserve(&mut self.queries, self.sequences.len(), "the sequences of a batch")?;
-        for place in &self.sequences {
-            let queries = place_of(&self.wanted, place.start)..place_of(&self.wanted, place.end);
-            self.queries.push(queries);
+    pub(super) fn buffer(&mut self, buffer: Buffer) -> &mut Vec<f32> {
+        match buffer {
+            Buffer::X => &mut self.x,
+            Buffer::H => &mut self.h,
+            Buffer::Q => &mut self.q,
+            Buffer::K => &mut self.k,
+            Buffer::V => &mut self.v,
+            Buffer::Gate => &mut self.gate,
+            Buffer::Up => &mut self.up,
         }
-        Ok(())
-    }
-
-    /// Moves the wanted rows of the residual stream and their positions to the front, and returns how many there are.
-    pub(super) fn keep_wanted(&mut self, d: usize) -> usize {
-        for (to, &from) in self.wanted.iter().enumerate() {
-            // `to` is at most `from`: no row is overwritten before it has moved
-            self.x.copy_within(from * d..(from + 1) * d, to * d);
-            self.positions[to] = self.positions[from];
-        }
-        self.wanted.len()
     }
 
     /// Room for the input of the output matrix, `rows` rows: more than there are tokens where a row is wanted twice.
@@ -139,9 +113,4 @@ impl State {
         }
         Ok(())
     }
-}
-
-/// How many of `rows`, which ascend, come before `row`: where it is among them, if it is.
-pub(super) fn place_of(rows: &[usize], row: usize) -> usize {
-    rows.partition_point(|&other| other < row)
 }

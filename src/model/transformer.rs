@@ -3,18 +3,18 @@
 use std::ops::Range;
 
 use super::Compute;
+use super::backend::{Backend, Buffer, Source};
 use super::config::Config;
+use super::cpu::Cpu;
 use super::packed::PackedWeights;
-use super::state::{State, place_of};
+use super::state::State;
 use super::weights::{TensorRef, Weights};
 use crate::error::{Error, Result};
 use crate::gguf::Header;
-use crate::kernels::attention::{Attention, Precision};
-use crate::kernels::elementwise::{Rope, Rows, rms_norm, silu_mul};
-use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, Operand, Scales, matmul};
-use crate::memory::try_reserve;
+use crate::kernels::attention::Precision;
+use crate::kernels::elementwise::Rope;
+use crate::kernels::{Arithmetic, Epilogue, Operand};
 use crate::parallel::Exec;
-use crate::tensor;
 
 /// A sequence to run the network on, and the part of its logits that is wanted.
 #[derive(Clone, Debug)]
@@ -119,22 +119,29 @@ impl Observers<'_> {
         self.layers.is_some() || self.inputs.is_some()
     }
 
-    fn layer(&mut self, layer: usize, x: &[f32]) {
-        if let Some(observe) = &mut self.layers {
-            observe(layer, x);
+    /// Shows what enters a layer.
+    fn layer(&mut self, backend: &mut impl Backend, layer: usize, buffer: Buffer, len: usize) -> Result<()> {
+        match &mut self.layers {
+            Some(observe) => backend.read(buffer, len, &mut |x| observe(layer, x)),
+            None => Ok(()),
         }
     }
 
-    /// [`Observers::input`] of rows, which are there in f32 if somebody looks at them.
-    fn rows(&mut self, layer: Option<usize>, matrices: &'static [&'static str], x: Rows, width: usize) {
-        if let Rows::Plain(x) = x {
-            self.input(layer, matrices, x, width);
-        }
-    }
-
-    fn input(&mut self, layer: Option<usize>, matrices: &'static [&'static str], x: &[f32], width: usize) {
-        if let Some(observe) = &mut self.inputs {
-            observe(&MatrixInput { layer, matrices, x, width });
+    /// Shows the input of some matrices: rows of a width, in a buffer if somebody wants to see them.
+    fn input(
+        &mut self,
+        backend: &mut impl Backend,
+        layer: Option<usize>,
+        matrices: &'static [&'static str],
+        input: Option<Buffer>,
+        (rows, width): (usize, usize),
+    ) -> Result<()> {
+        match (&mut self.inputs, input) {
+            (None, _) => Ok(()),
+            (Some(observe), Some(buffer)) => {
+                backend.read(buffer, rows * width, &mut |x| observe(&MatrixInput { layer, matrices, x, width }))
+            }
+            (Some(_), None) => Err(Error::Internal("an input that is to be seen is not there in f32".to_owned())),
         }
     }
 }
@@ -143,7 +150,7 @@ impl Observers<'_> {
 pub struct Transformer {
     pub config: Config,
     pub weights: Weights,
-    rope: Rope,
+    pub(super) rope: Rope,
 }
 
 impl Transformer {
@@ -161,8 +168,8 @@ impl Transformer {
         self.config.context.min(MAX_POSITIONS)
     }
 
-    /// Runs a batch of sequences of any lengths; they do not see each other. Looks at the cancel flag before every layer
-    /// and every part of the logits.
+    /// Runs a batch of sequences of any lengths on the processor; they do not see each other. Looks at the cancel flag before
+    /// every layer and every part of the logits.
     ///
     /// Errors: an id, row or vocabulary range outside the model, an empty or too long sequence, no memory, or one of
     /// whom the logits are shown to.
@@ -172,33 +179,45 @@ impl Transformer {
         state: &mut State,
         batch: &[SequenceRequest],
         logits: Logits,
+        observers: Observers,
+    ) -> Result<()> {
+        let mut cpu = Cpu::new(run, state, &self.config, &self.rope);
+        run.exec.run(|| self.forward_on(&mut cpu, batch, logits, observers))
+    }
+
+    /// [`Transformer::forward`] on any backend.
+    pub fn forward_on(
+        &self,
+        backend: &mut impl Backend,
+        batch: &[SequenceRequest],
+        logits: Logits,
         mut observers: Observers,
     ) -> Result<()> {
-        let tokens = self.check(batch)?;
         logits.check(batch)?;
-        let Run { exec, file, .. } = *run;
-        state.reserve(exec, &self.config, tokens)?;
-        exec.run(|| {
-            self.embed(file, state, batch)?;
-            match observers.any() {
-                true => state.list_wanted(tokens, 0..tokens)?,
-                false => state.list_wanted(tokens, wanted(batch))?,
-            }
-            let d = self.config.d_model;
-            let mut rows = tokens;
-            for layer in 0..self.config.layers {
-                exec.check()?;
-                observers.layer(layer, &state.x[..tokens * d]);
-                rows = self.attention(run, layer, state, tokens, &mut observers)?;
-                self.feed_forward(run, layer, state, rows, &mut observers)?;
-            }
-            exec.check()?;
-            let norm = self.weights.output_norm.floats(file);
-            rms_norm(exec, &state.x[..rows * d], norm, self.config.rms_eps, &mut state.h[..rows * d]);
-            observers.layer(self.config.layers, &state.h[..rows * d]);
-            self.output(run, state, batch, logits, &mut observers)?;
-            exec.check()
-        })
+        self.hidden(backend, batch, &mut observers)?;
+        self.output(backend, batch, logits, &mut observers)?;
+        backend.check()
+    }
+
+    /// All but the output: the last norm of the rows that are wanted, in `H`.
+    pub fn hidden(&self, b: &mut impl Backend, batch: &[SequenceRequest], observers: &mut Observers) -> Result<()> {
+        self.check(batch)?;
+        let (d, layers) = (self.config.d_model, self.config.layers);
+        b.begin(batch, observers.any())?;
+        b.enter(0)?;
+        b.embed(&self.weights.token_embd, batch)?;
+        let mut rows = b.layout().tokens();
+        for layer in 0..layers {
+            b.check()?;
+            b.enter(layer)?;
+            observers.layer(b, layer, Buffer::X, rows * d)?;
+            rows = self.attention(b, layer, observers)?;
+            self.feed_forward(b, layer, rows, observers)?;
+        }
+        b.check()?;
+        b.enter(layers)?;
+        b.norm(&self.weights.output_norm, rows)?;
+        observers.layer(b, layers, Buffer::H, rows * d)
     }
 
     /// Validates a batch; returns its number of tokens.
@@ -228,132 +247,79 @@ impl Transformer {
         Ok(tokens)
     }
 
-    fn embed(&self, file: &[u8], state: &mut State, batch: &[SequenceRequest]) -> Result<()> {
-        let d = self.config.d_model;
-        let table = self.weights.token_embd.view(file);
-        let mut at = 0;
-        state.sequences.clear();
-        try_reserve(&mut state.sequences, batch.len(), "the list of a batch's sequences")?;
-        for s in batch {
-            state.sequences.push(at..at + s.ids.len());
-            for (p, id) in s.ids.iter().enumerate() {
-                tensor::dequantize(table.dtype(), table.row(*id as usize), &mut state.x[at * d..][..d])?;
-                state.positions[at] = p as u32;
-                at += 1;
-            }
-        }
-        Ok(())
-    }
-
     /// `x += attn_output(attention(norm(x)))`; returns how many rows `x` has then: in the last layer only those that
     /// are wanted, whose queries attend to the keys and values of all.
-    fn attention(&self, run: &Run, n: usize, s: &mut State, tokens: usize, observers: &mut Observers) -> Result<usize> {
-        let (c, layer) = (&self.config, &self.weights.layers[n]);
-        let (d, kv) = (c.d_model, tokens * c.kv_dim());
-        let is_cut = n + 1 == c.layers && s.wanted.len() < tokens;
-        let (norm, floats) = (&layer.attn_norm, run.needs_floats(&[&layer.q, &layer.k, &layer.v], observers));
-        let x = self.normed(run, norm, &s.x[..tokens * d], &mut s.h[..tokens * d], floats);
-        observers.rows(Some(n), &["attn_q", "attn_k", "attn_v"], x, d);
-        let mut input = Input::new(x, d, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, run.operand(&layer.k), &mut s.k[..kv], Epilogue::Store)?;
-        run.project(&mut input, run.operand(&layer.v), &mut s.v[..kv], Epilogue::Store)?;
-        self.rope.apply(run.exec, &mut s.k[..kv], &s.positions[..tokens]);
-        let rows = if is_cut {
-            let rows = s.keep_wanted(d);
-            let x = self.normed(run, norm, &s.x[..rows * d], &mut s.h[..rows * d], floats);
-            input = Input::new(x, d, &mut s.int8, &mut s.bf16);
-            rows
-        } else {
-            tokens
-        };
-        run.project(&mut input, run.operand(&layer.q), &mut s.q[..rows * d], Epilogue::Store)?;
-        self.rope.apply(run.exec, &mut s.q[..rows * d], &s.positions[..rows]);
-        let shape = Attention {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: c.head_dim,
-            sequences: &s.sequences,
-            mask: None,
-        };
-        let queries = if is_cut { &s.queries } else { &s.sequences };
-        let (precision, q, out) = (run.attention_precision(), &s.q[..rows * d], &mut s.h[..rows * d]);
-        shape.run_queries(run.exec, precision, &mut s.attention, queries, q, &s.k[..kv], &s.v[..kv], out)?;
-        observers.input(Some(n), &["attn_output"], &s.h[..rows * d], d);
-        let mut input = Input::new(Rows::Plain(&s.h[..rows * d]), d, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, run.operand(&layer.attn_output), &mut s.x[..rows * d], Epilogue::Add)?;
+    fn attention(&self, b: &mut impl Backend, n: usize, observers: &mut Observers) -> Result<usize> {
+        let layer = &self.weights.layers[n];
+        let (tokens, wanted) = (b.layout().tokens(), b.layout().wanted.len());
+        let cut = n + 1 == self.config.layers && wanted < tokens;
+        let from = Source::Normed(&layer.attn_norm);
+        let matrices = [&layer.q, &layer.k, &layer.v];
+        let input = b.input(from, tokens, &matrices, observers.inputs.is_some())?;
+        observers.input(b, Some(n), &["attn_q", "attn_k", "attn_v"], input, (tokens, layer.q.cols))?;
+        b.project(&layer.k, Buffer::K, Epilogue::Store)?;
+        b.project(&layer.v, Buffer::V, Epilogue::Store)?;
+        b.rotate(Buffer::K, tokens)?;
+        let mut rows = tokens;
+        if cut {
+            b.keep_wanted()?;
+            rows = wanted;
+            b.input(from, rows, &matrices, false)?;
+        }
+        b.project(&layer.q, Buffer::Q, Epilogue::Store)?;
+        b.rotate(Buffer::Q, rows)?;
+        b.attention(cut)?;
+        let input = b.input(Source::Plain(Buffer::H), rows, &[&layer.attn_output], observers.inputs.is_some())?;
+        observers.input(b, Some(n), &["attn_output"], input, (rows, layer.attn_output.cols))?;
+        b.project(&layer.attn_output, Buffer::X, Epilogue::Add)?;
         Ok(rows)
     }
 
-    /// The norm of `x` as an input: in `h` if `floats` are needed, otherwise left to whoever quantizes it.
-    fn normed<'a>(&self, run: &Run<'a>, norm: &TensorRef, x: &'a [f32], h: &'a mut [f32], floats: bool) -> Rows<'a> {
-        let (weight, eps) = (norm.floats(run.file), self.config.rms_eps);
-        if !floats {
-            return Rows::Normed { x, weight, eps };
-        }
-        rms_norm(run.exec, x, weight, eps, h);
-        Rows::Plain(h)
-    }
-
     /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
-    fn feed_forward(&self, run: &Run, n: usize, s: &mut State, tokens: usize, observers: &mut Observers) -> Result<()> {
-        let (c, layer) = (&self.config, &self.weights.layers[n]);
-        let (d, ff) = (tokens * c.d_model, tokens * c.d_ff);
-        let floats = run.needs_floats(&[&layer.gate, &layer.up], observers);
-        let x = self.normed(run, &layer.ffn_norm, &s.x[..d], &mut s.h[..d], floats);
-        observers.rows(Some(n), &["ffn_gate", "ffn_up"], x, c.d_model);
-        let mut input = Input::new(x, c.d_model, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, run.operand(&layer.gate), &mut s.gate[..ff], Epilogue::Store)?;
-        run.project(&mut input, run.operand(&layer.up), &mut s.up[..ff], Epilogue::Store)?;
-        let x = if run.needs_floats(&[&layer.down], observers) {
-            silu_mul(run.exec, &mut s.gate[..ff], &s.up[..ff]);
-            Rows::Plain(&s.gate[..ff])
-        } else {
-            Rows::Gated { gate: &s.gate[..ff], up: &s.up[..ff] }
-        };
-        observers.rows(Some(n), &["ffn_down"], x, c.d_ff);
-        let mut input = Input::new(x, c.d_ff, &mut s.int8, &mut s.bf16);
-        run.project(&mut input, run.operand(&layer.down), &mut s.x[..d], Epilogue::Add)
+    fn feed_forward(&self, b: &mut impl Backend, n: usize, rows: usize, observers: &mut Observers) -> Result<()> {
+        let layer = &self.weights.layers[n];
+        let seen = observers.inputs.is_some();
+        let input = b.input(Source::Normed(&layer.ffn_norm), rows, &[&layer.gate, &layer.up], seen)?;
+        observers.input(b, Some(n), &["ffn_gate", "ffn_up"], input, (rows, layer.gate.cols))?;
+        b.project(&layer.gate, Buffer::Gate, Epilogue::Store)?;
+        b.project(&layer.up, Buffer::Up, Epilogue::Store)?;
+        let input = b.input(Source::Gated, rows, &[&layer.down], seen)?;
+        observers.input(b, Some(n), &["ffn_down"], input, (rows, layer.down.cols))?;
+        b.project(&layer.down, Buffer::X, Epilogue::Add)
     }
 
     /// Logits of the wanted rows, once per run of sequences that want the same part of the vocabulary.
     fn output(
         &self,
-        run: &Run,
-        s: &mut State,
+        b: &mut impl Backend,
         batch: &[SequenceRequest],
         mut logits: Logits,
         observers: &mut Observers,
     ) -> Result<()> {
-        let d = self.config.d_model;
-        let output = run.operand(&self.weights.output);
+        let output = &self.weights.output;
         let name: &[&str] = if self.weights.is_tied() { &["token_embd"] } else { &["output"] };
         let mut first = 0;
         while first < batch.len() {
             let vocab = batch[first].vocab.clone();
             let same = batch[first..].iter().take_while(|s| s.vocab == vocab).count();
-            let rows = self.gather(s, batch, first..first + same)?;
+            let rows = b.gather(batch, first..first + same)?;
             first += same;
-            observers.input(None, name, &s.q[..rows * d], d);
+            let input = b.input(Source::Plain(Buffer::Q), rows, &[output], observers.inputs.is_some())?;
+            observers.input(b, None, name, input, (rows, output.cols))?;
             if rows == 0 || vocab.is_empty() {
                 continue;
             }
-            let mut input = Input::new(Rows::Plain(&s.q[..rows * d]), d, &mut s.int8, &mut s.bf16);
-            let mut project = |ids: Range<u32>, y: &mut [f32]| {
-                run.project(&mut input, output.slice(ids.start as usize..ids.end as usize), y, Epilogue::Store)
-            };
             match &mut logits {
                 Logits::All(out) => {
                     let (y, later) = std::mem::take(out).split_at_mut(rows * vocab.len());
                     *out = later;
-                    project(vocab, y)?;
+                    b.logits(output, vocab, y)?;
                 }
                 Logits::Parts(parts) => {
-                    let width = u32::try_from(parts.width).unwrap_or(u32::MAX);
-                    for start in vocab.clone().step_by(parts.width) {
-                        run.exec.check()?;
-                        let ids = start..vocab.end.min(start.saturating_add(width));
+                    for ids in parts_of(vocab, parts.width) {
+                        b.check()?;
                         let y = &mut parts.buffer[..rows * ids.len()];
-                        project(ids.clone(), y)?;
+                        b.logits(output, ids.clone(), y)?;
                         (parts.visit)(ids, y)?;
                     }
                 }
@@ -361,29 +327,12 @@ impl Transformer {
         }
         Ok(())
     }
-
-    /// Copies what the wanted rows of some sequences leave the last norm with into `q`, which is free by then; returns
-    /// how many there are.
-    fn gather(&self, s: &mut State, batch: &[SequenceRequest], sequences: Range<usize>) -> Result<usize> {
-        let d = self.config.d_model;
-        let now = &batch[sequences.clone()];
-        let rows: usize = now.iter().map(|s| s.rows.len()).sum();
-        s.reserve_output(&self.config, rows)?;
-        let mut gathered = s.q.chunks_exact_mut(d);
-        for (sequence, place) in now.iter().zip(&s.sequences[sequences]) {
-            for (row, to) in sequence.rows.iter().zip(&mut gathered) {
-                let at = place_of(&s.wanted, place.start + row);
-                to.copy_from_slice(&s.h[at * d..][..d]);
-            }
-        }
-        Ok(rows)
-    }
 }
 
-/// The rows of a batch whose logits are wanted.
-fn wanted<'a>(batch: &'a [SequenceRequest]) -> impl Iterator<Item = usize> + 'a {
-    let starts = batch.iter().scan(0, |next, s| Some(std::mem::replace(next, *next + s.ids.len())));
-    batch.iter().zip(starts).flat_map(|(s, start)| s.rows.iter().map(move |row| start + row))
+/// Ids in parts of `width`, of which the last may have fewer.
+pub fn parts_of(vocab: Range<u32>, width: usize) -> impl Iterator<Item = Range<u32>> {
+    let (end, most) = (vocab.end, u32::try_from(width).unwrap_or(u32::MAX));
+    vocab.step_by(width).map(move |start| start..end.min(start.saturating_add(most)))
 }
 
 /// No published model comes near; keeps a file's claim from sizing the table of angles.
@@ -391,27 +340,11 @@ const MAX_POSITIONS: usize = 1 << 17;
 
 /// What the parts of a forward pass share: threads and instruction set, the model file's bytes, and the arithmetic.
 pub struct Run<'a> {
-    exec: &'a Exec<'a>,
-    file: &'a [u8],
+    pub(super) exec: &'a Exec<'a>,
+    pub(super) file: &'a [u8],
     /// 8- and 16-bit products of what is stored in more
-    fast: bool,
+    pub(super) fast: bool,
     packed: Option<&'a PackedWeights>,
-}
-
-/// The input of some projections, [rows, width]: quantized or rounded once for all of them, when the first needs it.
-struct Input<'a> {
-    x: Rows<'a>,
-    width: usize,
-    int8: &'a mut Int8Rows,
-    bf16: &'a mut Bf16Rows,
-    has_int8: Option<Scales>,
-    has_bf16: bool,
-}
-
-impl<'a> Input<'a> {
-    fn new(x: Rows<'a>, width: usize, int8: &'a mut Int8Rows, bf16: &'a mut Bf16Rows) -> Self {
-        Input { x, width, int8, bf16, has_int8: None, has_bf16: false }
-    }
 }
 
 impl<'a> Run<'a> {
@@ -433,37 +366,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the input of these matrices must be there in f32: to be multiplied as it is, or to be seen.
-    fn needs_floats(&self, matrices: &[&TensorRef], observers: &Observers) -> bool {
-        let in_f32 = |w: &&TensorRef| self.exec.kernels.arithmetic(w.dtype, self.fast) == Arithmetic::F32;
-        observers.inputs.is_some() || matrices.iter().any(in_f32)
+    pub(super) fn arithmetic(&self, w: &TensorRef) -> Arithmetic {
+        self.exec.kernels.arithmetic(w.dtype, self.fast)
     }
 
-    fn attention_precision(&self) -> Precision {
+    pub(super) fn attention_precision(&self) -> Precision {
         if self.fast && self.exec.kernels.has_bf16_attention() { Precision::Bf16 } else { Precision::F32 }
-    }
-
-    /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
-    fn project(&self, input: &mut Input, w: Operand, y: &mut [f32], epilogue: Epilogue) -> Result<()> {
-        let (dtype, rows) = (w.matrix().dtype(), w.matrix().rows());
-        let activations = match self.exec.kernels.arithmetic(dtype, self.fast) {
-            Arithmetic::Int8(scales) => {
-                if input.has_int8.replace(scales) != Some(scales) {
-                    input.int8.quantize_rows(self.exec, input.x, input.width, scales)?;
-                }
-                Activations::Int8(input.int8)
-            }
-            Arithmetic::Bf16 => {
-                if !std::mem::replace(&mut input.has_bf16, true) {
-                    input.bf16.round_rows(self.exec, input.x, input.width)?;
-                }
-                Activations::Bf16(input.bf16)
-            }
-            Arithmetic::F32 => match input.x {
-                Rows::Plain(x) => Activations::F32 { x, k: input.width },
-                _ => return Err(Error::Internal("a product in f32 without its input in f32".to_owned())),
-            },
-        };
-        matmul(self.exec, w, activations, y, rows, epilogue)
     }
 }

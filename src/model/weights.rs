@@ -82,6 +82,11 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// All of its tensors.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorRef> {
+        self.multiplied().into_iter().chain([&self.attn_norm, &self.ffn_norm])
+    }
+
     fn multiplied(&self) -> [&TensorRef; 7] {
         [&self.q, &self.k, &self.v, &self.attn_output, &self.gate, &self.up, &self.down]
     }

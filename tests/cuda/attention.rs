@@ -55,6 +55,7 @@ fn compare(device: &Device, case: &Case) {
             (&k_bits).into(),
             (&v_bits).into(),
             (&starts).into(),
+            (&starts).into(),
             mask_argument,
             (heads as i32).into(),
             (kv_heads as i32).into(),

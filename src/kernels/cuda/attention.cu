@@ -3,10 +3,11 @@
 //
 //   out = softmax(q k^T / sqrt(DIM)) v       for every sequence, which attends to itself alone, and every head
 //
-// A block of four warps has 64 queries of a head, 16 to a warp, in registers; it goes over the sequence's keys 64 at a
-// time. While a tile is worked on, the next one's keys and values are on their way (cp.async).
+// A sequence may have fewer queries than keys: `q` and `out` have rows of their own. A block of four warps has 64 queries of a
+// head, 16 to a warp, in registers; it goes over the sequence's keys 64 at a time. While a tile is worked on, the next one's
+// keys and values are on their way (cp.async).
 //
-// Launch: grid (tiles of 64 queries of the longest sequence, heads, sequences), 128 threads, `Tiles<DIM>` bytes of shared
+// Launch: grid (tiles of 64 queries of the sequence that has most, heads, sequences), 128 threads, `Tiles<DIM>` bytes of shared
 // memory.
 
 #include "device.cuh"
@@ -36,7 +37,8 @@ struct Call {
     const uint8_t* mask;  // of each row whether it is a key; null: all are
     float* out;
     int heads, kv_heads;
-    int start, end;  // rows of the sequence
+    int query_start, query_end;  // the sequence's rows of q
+    int start, end;              // and of k and v
 };
 
 /// Starts the copies of the keys and values of rows `first ..`; those past the sequence become zeros.
@@ -61,12 +63,12 @@ __device__ __forceinline__ void load_queries(uint32_t (&a)[DIM / 16][4], const C
     #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int row = first + lane / 4 + 8 * r;
-        const uint16_t* q = call.q + ((uint64_t)min(row, call.end - 1) * call.heads + head) * DIM + lane % 4 * 2;
+        const uint16_t* q = call.q + ((uint64_t)min(row, call.query_end - 1) * call.heads + head) * DIM + lane % 4 * 2;
         #pragma unroll
         for (int s = 0; s < DIM / 16; s++) {
             #pragma unroll
             for (int half = 0; half < 2; half++) {
-                a[s][r + 2 * half] = row < call.end ? *(const uint32_t*)(q + 16 * s + 8 * half) : 0;
+                a[s][r + 2 * half] = row < call.query_end ? *(const uint32_t*)(q + 16 * s + 8 * half) : 0;
             }
         }
     }
@@ -170,8 +172,8 @@ __device__ __forceinline__ void attend(const Call& call) {
     DYNAMIC_SHARED(memory);
     Tiles<DIM>& tiles = *(Tiles<DIM>*)memory;
     const int head = (int)blockIdx.y, kv_head = head / (call.heads / call.kv_heads);
-    const int first_query = call.start + (int)blockIdx.x * QUERIES;
-    if (first_query >= call.end) return;  // a shorter sequence than the longest
+    const int first_query = call.query_start + (int)blockIdx.x * QUERIES;
+    if (first_query >= call.query_end) return;  // fewer queries than another sequence has
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const float scale = 1.44269504f / sqrtf((float)DIM);  // exp(x) = exp2(x log2 e)
     uint32_t q[DIM / 16][4];
@@ -199,7 +201,7 @@ __device__ __forceinline__ void attend(const Call& call) {
         const int row = first_query + 16 * warp + lane / 4 + 8 * r;
         const float sum = sum_over(run.sum[r], 4);
         const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;  // where the mask leaves no key, the output is 0
-        if (row >= call.end) continue;
+        if (row >= call.query_end) continue;
         float* to = call.out + ((uint64_t)row * call.heads + head) * DIM + lane % 4 * 2;
         #pragma unroll
         for (int n = 0; n < DIM / 8; n++) {
@@ -208,13 +210,16 @@ __device__ __forceinline__ void attend(const Call& call) {
     }
 }
 
-// q[rows][heads * DIM], k and v[rows][kv_heads * DIM] in bfloat16, `starts[sequences + 1]` the first row of each sequence and
-// the end of the last; head h reads key/value head h / (heads / kv_heads). `mask` may be null.
+// q[queries][heads * DIM], k and v[rows][kv_heads * DIM] in bfloat16; `starts[sequences + 1]` the first row of each sequence
+// and the end of the last, `query_starts` the same among the queries; head h reads key/value head h / (heads / kv_heads).
+// `mask` may be null.
 #define ATTENTION(DIM)                                                                                                      \
     KERNEL __launch_bounds__(THREADS)                                                                                       \
-        attention_##DIM(const uint16_t* q, const uint16_t* k, const uint16_t* v, const int32_t* starts,                     \
-                        const uint8_t* mask, int heads, int kv_heads, float* out) {                                         \
-        attend<DIM>({q, k, v, mask, out, heads, kv_heads, starts[blockIdx.z], starts[blockIdx.z + 1]});                      \
+        attention_##DIM(const uint16_t* q, const uint16_t* k, const uint16_t* v, const int32_t* query_starts,               \
+                        const int32_t* starts, const uint8_t* mask, int heads, int kv_heads, float* out) {                  \
+        const int sequence = (int)blockIdx.z;                                                                               \
+        attend<DIM>({q, k, v, mask, out, heads, kv_heads, query_starts[sequence], query_starts[sequence + 1],               \
+                     starts[sequence], starts[sequence + 1]});                                                              \
     }                                                                                                                       \
     REGISTER(attention_##DIM)
 ATTENTION(64)

@@ -21,6 +21,7 @@ pub struct Gpu {
     card: Card,
     device: CUdevice,
     context: CUcontext,
+    multiprocessors: usize,
     /// Translated when they are first launched.
     functions: Mutex<Functions>,
 }
@@ -28,7 +29,7 @@ pub struct Gpu {
 #[derive(Default)]
 struct Functions {
     modules: Vec<CUmodule>,
-    by_name: HashMap<&'static str, Function>,
+    by_name: HashMap<String, Function>,
 }
 
 #[derive(Clone, Copy)]
@@ -66,13 +67,18 @@ impl Gpu {
     }
 
     fn start(card: Card) -> Result<Gpu> {
-        let mut gpu = Gpu { card, device: 0, context: ptr::null_mut(), functions: Mutex::default() };
+        let mut gpu =
+            Gpu { card, device: 0, context: ptr::null_mut(), multiprocessors: 1, functions: Mutex::default() };
         // SAFETY: `find` has listed the card, so the driver is there; the pointer outlives the call
         let status = unsafe { sys::cuDeviceGet(&mut gpu.device, gpu.card.index as c_int) };
         gpu.check(status, "be found")?;
         // SAFETY: as above
         let status = unsafe { sys::cuDevicePrimaryCtxRetain(&mut gpu.context, gpu.device) };
         gpu.check(status, "be started")?;
+        let (attribute, mut count) = (sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, 1);
+        // SAFETY: as above
+        gpu.check(unsafe { sys::cuDeviceGetAttribute(&mut count, attribute, gpu.device) }, "say what it has")?;
+        gpu.multiprocessors = count.max(1) as usize;
         Ok(gpu)
     }
 
@@ -83,6 +89,11 @@ impl Gpu {
     /// `cuda:0 (NVIDIA H100)`, for messages.
     pub fn name(&self) -> String {
         format!("cuda:{} ({})", self.card.index, self.card.name)
+    }
+
+    /// How many blocks of threads it runs at a time, at least.
+    pub fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     /// Bytes of its memory that are free now, for all processes.
@@ -107,13 +118,14 @@ impl Gpu {
 
     /// `Device` with what the driver says, unless it says that all is well: the card cannot `verb`.
     fn check(&self, status: CUresult, verb: &str) -> Result<()> {
-        check(status).map_err(|reason| {
-            Error::Device { device: self.name(), reason: format!("it could not {verb}: the driver says {reason}") }
+        check(status).map_err(|reason| Error::Device {
+            device: self.name(),
+            reason: format!("it could not {verb}: the driver says {reason}"),
         })
     }
 
     /// The kernel `name`, which may have `shared` bytes of dynamic shared memory.
-    fn function(&self, name: &'static str, shared: usize) -> Result<CUfunction> {
+    fn function(&self, name: &str, shared: usize) -> Result<CUfunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         let function = match functions.by_name.get(name) {
             Some(function) => *function,
@@ -124,13 +136,13 @@ impl Gpu {
             // SAFETY: a function of a module that lives as long as this
             let status = unsafe { sys::cuFuncSetAttribute(function.handle, attribute, shared as c_int) };
             self.check(status, &format!("give the kernel {name} {shared} bytes of shared memory"))?;
-            functions.by_name.insert(name, Function { shared, ..function });
+            functions.by_name.insert(name.to_owned(), Function { shared, ..function });
         }
         Ok(function.handle)
     }
 
     /// Lets the driver translate a kernel for this card. Each is a module of its own: of hundreds a model needs a few.
-    fn load(&self, functions: &mut Functions, name: &'static str) -> Result<Function> {
+    fn load(&self, functions: &mut Functions, name: &str) -> Result<Function> {
         let ptx = modules::ptx_of(name).ok_or_else(|| Error::Internal(format!("there is no CUDA kernel {name}")))?;
         let ptx = CString::new(ptx).map_err(|_| Error::Internal(format!("the PTX of {name} holds NUL")))?;
         let c_name = CString::new(name).map_err(|_| Error::Internal(format!("the kernel name {name:?}")))?;
@@ -148,7 +160,7 @@ impl Gpu {
             functions.modules.push(module);
             self.check(sys::cuModuleGetFunction(&mut function.handle, module, c_name.as_ptr()), &verb)?;
         }
-        functions.by_name.insert(name, function);
+        functions.by_name.insert(name.to_owned(), function);
         Ok(function)
     }
 }
@@ -245,6 +257,20 @@ impl<T> Clone for Part<'_, T> {
 }
 impl<T> Copy for Part<'_, T> {}
 
+impl<'a> Part<'a, u8> {
+    /// The same bytes as numbers.
+    ///
+    /// # Errors
+    /// `Internal` where they are not whole ones, or begin between two.
+    pub fn cast<T: Pod>(self) -> Result<Part<'a, T>> {
+        let size = size_of::<T>();
+        if !self.len.is_multiple_of(size) || !self.at.is_multiple_of(size as u64) {
+            return Err(Error::Internal(format!("{} bytes of a graphics card as numbers of {size}", self.len)));
+        }
+        Ok(Part { at: self.at, len: self.len / size, owner: PhantomData })
+    }
+}
+
 impl<T: Pod> Part<'_, T> {
     pub fn len(&self) -> usize {
         self.len
@@ -318,6 +344,57 @@ impl<T> Drop for Pinned<T> {
             // SAFETY: it came from cuMemHostAlloc and is freed once; the driver waits for copies that are on their way
             drop(unsafe { sys::cuMemFreeHost(self.at.cast()) });
         }
+    }
+}
+
+/// Numbers of rows that kernels look up, each below a limit: checked, so that no kernel reads beyond what it is given.
+pub struct Indices {
+    limit: usize,
+    host: Pinned<i32>,
+    card: Memory<i32>,
+}
+
+impl Indices {
+    /// Room for `len` numbers below `limit`, all of them 0.
+    pub fn new(gpu: &Arc<Gpu>, len: usize, limit: usize, what: &str) -> Result<Self> {
+        if i32::try_from(limit).is_err() {
+            return Err(Error::invalid(format!("{limit} rows are more than a graphics card's kernels count")));
+        }
+        Ok(Indices { limit, host: Pinned::new(gpu, len, what)?, card: Memory::new(gpu, len, what)? })
+    }
+
+    /// Bytes on the card that `new` takes.
+    pub fn bytes(len: usize) -> usize {
+        len.saturating_mul(size_of::<i32>())
+    }
+
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Sets the numbers from place `first` on. They reach the card by [`Indices::send`].
+    ///
+    /// # Errors
+    /// `Internal` for one that is not below the limit, or too many.
+    pub fn set(&mut self, first: usize, numbers: impl IntoIterator<Item = usize>) -> Result<()> {
+        let mut places = self.host.iter_mut().skip(first);
+        for number in numbers {
+            match places.next() {
+                Some(place) if number < self.limit => *place = number as i32,
+                _ => return Err(Error::Internal(format!("row {number} of {} on a graphics card", self.limit))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues a copy of the first `len` numbers to the card.
+    pub fn send(&self, queue: &Queue, len: usize) -> Result<()> {
+        queue.write_pinned(self.card.part(0..len), &self.host, len)
+    }
+
+    /// Where some of them lie. All that were ever there are below the limit, if [`Indices::send`] came first.
+    pub(super) fn part(&self, range: std::ops::Range<usize>) -> Part<'_, i32> {
+        self.card.part(range)
     }
 }
 
@@ -405,7 +482,7 @@ impl Queue {
     /// # Safety
     /// The kernel's parameters are of the kinds of `arguments`, and what it reads and writes for them and this grid is
     /// within the memory that they point to.
-    pub(super) unsafe fn launch(&self, name: &'static str, grid: Grid, arguments: &mut [Argument]) -> Result<()> {
+    pub(super) unsafe fn launch(&self, name: &str, grid: Grid, arguments: &mut [Argument]) -> Result<()> {
         if grid.blocks.contains(&0) {
             return Ok(()); // nothing to do, which the driver takes for an error
         }

@@ -4,9 +4,12 @@
 //! and translated for the card by its driver. The tests run them on the processor, against the kernels of `portable`
 //! (`tests/cuda`), and the rest over a stand-in for the driver.
 
+mod arena;
 mod device;
 mod driver;
 mod modules;
+pub mod operations;
 
-pub use device::{Gpu, Graph, Memory, Part, Pinned, Queue};
+pub use arena::Arena;
+pub use device::{Gpu, Graph, Indices, Memory, Part, Pinned, Queue};
 pub use driver::{Card, cards};
