@@ -1,14 +1,19 @@
 //! What is opened once and what works on it: a [`Model`] is a checked file, a [`Context`] has the threads and
 //! buffers to run it, and a [`Generation`] is one request on its way.
 
+#[cfg(feature = "cuda")]
+mod card;
 mod estimate;
 mod logger;
 mod model;
+mod shared;
 
 use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
+#[cfg(feature = "cuda")]
+use card::Card;
 pub use estimate::Estimate;
 pub use logger::{LogLevel, Logger};
 pub use model::{Model, OpenOptions};
@@ -95,6 +100,8 @@ struct Inner {
     compute: Compute,
     budget: Budget,
     packed: Option<Pack>,
+    #[cfg(feature = "cuda")]
+    card: Option<Card>,
     logger: Option<Logger>,
     state: Mutex<State>,
 }
@@ -119,6 +126,10 @@ impl Context {
         };
         let (threads, compute) = (Threads::new(options.threads)?, options.compute);
         let budget = Budget::new(options.memory_limit);
+        #[cfg(feature = "cuda")]
+        let (card, on_cpu) = Card::choose(model, &options)?;
+        #[cfg(not(feature = "cuda"))]
+        let on_cpu = without_cards(options.device)?;
         let packed = match options.pack {
             true => {
                 let _charge = budget.take(packed_bytes(model, kernels, compute), PACKED)?;
@@ -133,14 +144,24 @@ impl Context {
             compute,
             budget,
             packed,
+            #[cfg(feature = "cuda")]
+            card,
             logger: options.logger,
             state: Mutex::default(),
         };
+        if let Some(reason) = on_cpu {
+            inner.log(LogLevel::Warn, &|| format!("{}: running on the cpu: {reason}", model.file()));
+        }
         inner.log(LogLevel::Info, &|| {
             let (count, isa) = (inner.threads.count(), inner.kernels.name());
             let limit = options.memory_limit.map_or("no memory limit".to_owned(), |n| format!("at most {n} bytes"));
             let packed = if options.pack { " and packed weights" } else { "" };
-            format!("{}: a context of {count} threads with {isa} and {limit}{packed}", model.file())
+            let file = model.file();
+            let on = match inner.gpu_layers() {
+                0 => String::new(),
+                layers => format!(" and {layers} layers on {}", inner.device()),
+            };
+            format!("{file}: a context of {count} threads with {isa} and {limit}{packed}{on}")
         });
         Ok(Context { inner: Arc::new(inner), canceller: None })
     }
@@ -165,6 +186,16 @@ impl Context {
     /// The instruction set in use.
     pub fn instruction_set(&self) -> &'static str {
         self.inner.kernels.name()
+    }
+
+    /// What it runs on: `cpu`, or a graphics card with its name.
+    pub fn device(&self) -> String {
+        self.inner.device()
+    }
+
+    /// How many of the network's blocks run on a graphics card; 0 on the processor.
+    pub fn gpu_layers(&self) -> usize {
+        self.inner.gpu_layers()
     }
 
     /// The arithmetic of its products.
@@ -298,10 +329,7 @@ impl Context {
         };
         let observers = Observers { layers: Some(&mut keep), inputs: None };
         let batch = [SequenceRequest { ids, rows: &[], vocab: 0..0 }];
-        let mut state = self.inner.lock()?;
-        let (model, exec) = (self.model(), self.exec());
-        let run = self.inner.run_with(&exec);
-        model.transformer().forward(&run, &mut state, &batch, Logits::All(&mut []), observers)?;
+        self.inner.forward(&self.exec(), &batch, Logits::All(&mut []), observers)?;
         states
     }
 
@@ -313,11 +341,8 @@ impl Context {
     pub fn observe_inputs(&self, batch: &[SequenceRequest], observe: InputObserver) -> Result<()> {
         let without = batch.iter().map(|s| SequenceRequest { vocab: 0..0, ..s.clone() });
         let batch = try_collect(without, "a batch of sequences")?;
-        let mut state = self.inner.lock()?;
-        let (model, exec) = (self.model(), self.exec());
-        let run = self.inner.run_with(&exec);
         let observers = Observers { layers: None, inputs: Some(observe) };
-        model.transformer().forward(&run, &mut state, &batch, Logits::All(&mut []), observers)
+        self.inner.forward(&self.exec(), &batch, Logits::All(&mut []), observers)
     }
 
     /// The codes of a picture, row by row. Its sides are multiples of [`Model::downsampling`].
@@ -385,10 +410,47 @@ fn packed_bytes(model: &Model, kernels: &Kernels, compute: Compute) -> usize {
     PackedWeights::bytes(&model.transformer().weights, kernels, compute)
 }
 
+/// Why a choice other than the processor comes to nothing in a library that was built without CUDA.
+#[cfg(not(feature = "cuda"))]
+fn without_cards(device: DeviceChoice) -> Result<Option<String>> {
+    const REASON: &str = "this library was built without CUDA";
+    match device {
+        DeviceChoice::Cpu => Ok(None),
+        DeviceChoice::Auto => Ok(Some(REASON.to_owned())),
+        DeviceChoice::Cuda(_) => Err(Error::invalid(format!("{device} cannot be used: {REASON}"))),
+    }
+}
+
 impl Inner {
     /// What a forward pass of the model needs besides buffers.
     fn run_with<'a>(&'a self, exec: &'a Exec<'a>) -> Run<'a> {
         Run::new(exec, self.model.bytes(), self.compute).with_packed(self.packed.as_ref().map(|p| &*p.weights))
+    }
+
+    fn forward(&self, exec: &Exec, batch: &[SequenceRequest], logits: Logits, observers: Observers) -> Result<()> {
+        let mut state = self.lock()?;
+        let run = self.run_with(exec);
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &self.card {
+            return card.forward(&self.model, &run, &mut state, batch, logits, observers);
+        }
+        self.model.transformer().forward(&run, &mut state, batch, logits, observers)
+    }
+
+    fn device(&self) -> String {
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &self.card {
+            return card.name();
+        }
+        "cpu".to_owned()
+    }
+
+    fn gpu_layers(&self) -> usize {
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &self.card {
+            return self.model.config().layers - card.first_layer();
+        }
+        0
     }
 
     /// The buffers, where there is something to run with them.
@@ -397,8 +459,12 @@ impl Inner {
         match self.state.try_lock() {
             Ok(state) => Ok(state),
             Err(TryLockError::WouldBlock) => Err(Error::Busy),
-            // a panic left half-written scratch memory, which the next forward overwrites
-            Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
+            Err(TryLockError::Poisoned(state)) => {
+                // a panic left half of it
+                let mut state = state.into_inner();
+                *state = State::default();
+                Ok(state)
+            }
         }
     }
 
@@ -450,10 +516,7 @@ impl Engine for Inner {
         Exec::new(&self.threads, self.kernels, Some(cancel)).within(&self.budget)
     }
     fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: Logits) -> Result<()> {
-        let mut state = self.lock()?;
-        let exec = Engine::exec(self, cancel);
-        let run = self.run_with(&exec);
-        self.model.transformer().forward(&run, &mut state, batch, out, Observers::default())
+        self.forward(&Engine::exec(self, cancel), batch, out, Observers::default())
     }
     fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>> {
         let (images, bytes) = self.images()?;

@@ -3,13 +3,17 @@
 use std::fmt;
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock};
 
+use super::shared::Shared;
 use crate::error::{Error, Result};
 use crate::generate::{Defaults, ImageOptions, TextOptions};
 use crate::gguf::{Architecture, Header, parse_split_path};
-use crate::memory::try_push;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Gpu;
 use crate::mmap::{Mapping, Progress};
+#[cfg(feature = "cuda")]
+use crate::model::CudaWeights;
 use crate::model::{Compute, Config, PackedWeights, Transformer};
 use crate::parallel::Exec;
 use crate::prompt::{self, ChatTemplate, Message, Vocabulary};
@@ -56,14 +60,11 @@ struct Inner {
     /// Pixels along a side of the picture that the model was trained on.
     image_size: usize,
     text: OnceLock<Text>,
-    packed: Mutex<Vec<PackedFor>>,
-}
-
-/// Weights that contexts have packed, for as long as one of them is there.
-struct PackedFor {
-    instruction_set: &'static str,
-    compute: Compute,
-    weights: Weak<PackedWeights>,
+    /// by instruction set and arithmetic
+    packed: Shared<(&'static str, Compute), PackedWeights>,
+    /// by card and first layer
+    #[cfg(feature = "cuda")]
+    on_cards: Shared<(usize, usize), CudaWeights>,
 }
 
 /// Built when first used: a vocabulary of 126 thousand entries takes longer to index than the file to open.
@@ -132,8 +133,19 @@ impl Model {
         let defaults = Defaults::from_header(&header)?;
         let images = ImageTokenizer::from_header(&header, file.bytes())?;
         let image_size = image_size(&header, &vocabulary, images.as_ref())?;
-        let (text, packed) = (OnceLock::new(), Mutex::default());
-        let inner = Inner { file, header, transformer, vocabulary, defaults, images, image_size, text, packed };
+        let inner = Inner {
+            file,
+            header,
+            transformer,
+            vocabulary,
+            defaults,
+            images,
+            image_size,
+            text: OnceLock::new(),
+            packed: Shared::default(),
+            #[cfg(feature = "cuda")]
+            on_cards: Shared::default(),
+        };
         Ok(Model { inner: Arc::new(inner) })
     }
 
@@ -237,28 +249,29 @@ impl Model {
     /// # Errors
     /// `OutOfMemory`; `Io` or `Format` if the file became shorter.
     pub(super) fn packed(&self, exec: &Exec, compute: Compute) -> Result<Arc<PackedWeights>> {
-        let instruction_set = exec.kernels.name();
-        // Not locked while packing: whoever waits for a pool's threads may be given another context to make meanwhile.
-        let find = || {
-            let mut list = self.inner.packed.lock().unwrap_or_else(PoisonError::into_inner);
-            list.retain(|packed| packed.weights.strong_count() > 0);
-            let same = |p: &&PackedFor| p.instruction_set == instruction_set && p.compute == compute;
-            let found = list.iter().find(same).and_then(|p| p.weights.upgrade());
-            (list, found)
-        };
-        if let (_, Some(weights)) = find() {
-            return Ok(weights);
-        }
-        self.check_file()?;
-        let weights = Arc::new(PackedWeights::new(exec, &self.transformer().weights, self.bytes(), compute)?);
-        let (mut list, found) = find();
-        if let Some(first) = found {
-            // two contexts were made at once: one copy is kept
-            return Ok(first);
-        }
-        let entry = PackedFor { instruction_set, compute, weights: Arc::downgrade(&weights) };
-        try_push(&mut list, entry, "a list of packed weights")?;
-        Ok(weights)
+        self.inner.packed.get((exec.kernels.name(), compute), || {
+            self.check_file()?;
+            PackedWeights::new(exec, &self.transformer().weights, self.bytes(), compute)
+        })
+    }
+
+    /// The weights of the layers from `first` on, on a card: those of another context where there is one like it.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Device`; `Cancelled` if `progress` says so; `Io` or `Format` if the file became shorter.
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_card(
+        &self,
+        gpu: &Arc<Gpu>,
+        first: usize,
+        progress: Option<&Progress>,
+    ) -> Result<Arc<CudaWeights>> {
+        let progress = progress.map(|progress| &**progress as &dyn Fn(u64, u64) -> bool);
+        // a card that was lost and is opened again is another one
+        self.inner.on_cards.get((Arc::as_ptr(gpu) as usize, first), || {
+            self.check_file()?;
+            CudaWeights::new(gpu, self.transformer(), self.bytes(), first, progress)
+        })
     }
 
     fn text(&self) -> Result<&Text> {

@@ -45,8 +45,8 @@ pub trait Backend {
     fn layout(&self) -> &Layout;
     /// An error if the work was cancelled.
     fn check(&self) -> Result<()>;
-    /// Layer `layer` comes next; that of all layers is the output.
-    fn enter(&mut self, layer: usize) -> Result<()>;
+    /// Layer `layer` comes next, with so many rows; after the last layer comes the output.
+    fn enter(&mut self, layer: usize, rows: usize) -> Result<()>;
     /// `X`: the embeddings of the batch's ids.
     fn embed(&mut self, table: &TensorRef, batch: &[SequenceRequest]) -> Result<()>;
     /// Decides on the input of the products that follow, with `matrices`: rows of `width` numbers. With `seen` they will be

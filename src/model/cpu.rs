@@ -6,7 +6,7 @@ use super::backend::{Backend, Buffer, Source};
 use super::config::Config;
 use super::layout::Layout;
 use super::state::State;
-use super::transformer::{Run, SequenceRequest};
+use super::transformer::{Run, SequenceRequest, Transformer};
 use super::weights::TensorRef;
 use crate::error::{Error, Result};
 use crate::kernels::attention::Attention;
@@ -41,7 +41,8 @@ enum From<'a> {
 }
 
 impl<'a> Cpu<'a> {
-    pub fn new(run: &'a Run<'a>, state: &'a mut State, config: &'a Config, rope: &'a Rope) -> Self {
+    pub fn new(run: &'a Run<'a>, state: &'a mut State, transformer: &'a Transformer) -> Self {
+        let Transformer { config, rope, .. } = transformer;
         let input = Input { from: From::Plain(Buffer::X), rows: 0, width: 0, has_int8: None, has_bf16: false };
         Cpu { run, state, config, rope, input }
     }
@@ -104,7 +105,7 @@ impl Backend for Cpu<'_> {
         self.run.exec.check()
     }
 
-    fn enter(&mut self, _: usize) -> Result<()> {
+    fn enter(&mut self, _: usize, _: usize) -> Result<()> {
         Ok(())
     }
 

@@ -298,6 +298,20 @@ impl<'a> Cuda<'a> {
         &self.state.queue
     }
 
+    /// The first layer whose weights are on the card.
+    pub fn first_layer(&self) -> usize {
+        self.weights.first
+    }
+
+    pub fn d_model(&self) -> usize {
+        self.config.d_model
+    }
+
+    /// Puts numbers into a buffer, from its beginning on.
+    pub fn write(&self, buffer: Buffer, x: &[f32]) -> Result<()> {
+        self.state.queue.write(self.buffers()?.part(buffer, x.len()), x)
+    }
+
     fn buffers(&self) -> Result<&Buffers> {
         self.state.buffers.as_ref().ok_or_else(nothing_begun)
     }
@@ -373,7 +387,7 @@ impl Backend for Cuda<'_> {
         self.exec.check()
     }
 
-    fn enter(&mut self, _: usize) -> Result<()> {
+    fn enter(&mut self, _: usize, _: usize) -> Result<()> {
         Ok(())
     }
 

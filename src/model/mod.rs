@@ -6,12 +6,19 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod layout;
+#[cfg(feature = "cuda")]
+mod offload;
 mod packed;
 mod state;
 mod transformer;
 mod weights;
 
 pub use config::Config;
+pub(crate) use cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::{Cuda, CudaState, CudaWeights};
+#[cfg(feature = "cuda")]
+pub(crate) use offload::Offload;
 pub use packed::PackedWeights;
 pub(crate) use packed::WHAT as PACKED;
 pub use state::State;

@@ -181,7 +181,7 @@ impl Transformer {
         logits: Logits,
         observers: Observers,
     ) -> Result<()> {
-        let mut cpu = Cpu::new(run, state, &self.config, &self.rope);
+        let mut cpu = Cpu::new(run, state, self);
         run.exec.run(|| self.forward_on(&mut cpu, batch, logits, observers))
     }
 
@@ -204,18 +204,17 @@ impl Transformer {
         self.check(batch)?;
         let (d, layers) = (self.config.d_model, self.config.layers);
         b.begin(batch, observers.any())?;
-        b.enter(0)?;
         b.embed(&self.weights.token_embd, batch)?;
         let mut rows = b.layout().tokens();
         for layer in 0..layers {
             b.check()?;
-            b.enter(layer)?;
+            b.enter(layer, rows)?;
             observers.layer(b, layer, Buffer::X, rows * d)?;
             rows = self.attention(b, layer, observers)?;
             self.feed_forward(b, layer, rows, observers)?;
         }
         b.check()?;
-        b.enter(layers)?;
+        b.enter(layers, rows)?;
         b.norm(&self.weights.output_norm, rows)?;
         observers.layer(b, layers, Buffer::H, rows * d)
     }
@@ -350,6 +349,11 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     pub fn new(exec: &'a Exec<'a>, file: &'a [u8], compute: Compute) -> Self {
         Run { exec, file, fast: compute == Compute::Fast, packed: None }
+    }
+
+    /// The threads, and the work's cancel flag.
+    pub fn exec(&self) -> &'a Exec<'a> {
+        self.exec
     }
 
     /// With weights that were packed for the instruction set of `exec` and for `compute`.

@@ -178,8 +178,10 @@ impl Drop for Gpu {
         let functions = self.functions.get_mut().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: whoever launches kernels or has memory holds the `Gpu`, so nothing of it is in use any more
         unsafe {
-            functions.modules.drain(..).for_each(|module| drop(sys::cuModuleUnload(module)));
-            drop(sys::cuDevicePrimaryCtxRelease_v2(self.device));
+            for module in functions.modules.drain(..) {
+                let _ = sys::cuModuleUnload(module);
+            }
+            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
     }
 }
@@ -237,7 +239,7 @@ impl<T> Drop for Memory<T> {
         if self.at != 0 && self.gpu.enter().is_ok() {
             // SAFETY: it came from cuMemAlloc and is freed once. The driver waits for kernels that are running. There is
             // nobody to tell of an error, which a lost device gives.
-            drop(unsafe { sys::cuMemFree_v2(self.at) });
+            let _ = unsafe { sys::cuMemFree_v2(self.at) };
         }
     }
 }
@@ -342,7 +344,7 @@ impl<T> Drop for Pinned<T> {
     fn drop(&mut self) {
         if self.gpu.enter().is_ok() {
             // SAFETY: it came from cuMemHostAlloc and is freed once; the driver waits for copies that are on their way
-            drop(unsafe { sys::cuMemFreeHost(self.at.cast()) });
+            let _ = unsafe { sys::cuMemFreeHost(self.at.cast()) };
         }
     }
 }
@@ -601,7 +603,7 @@ impl Queue {
         });
         if !graph.is_null() {
             // SAFETY: what was made of it does not need it
-            drop(unsafe { sys::cuGraphDestroy(graph) });
+            let _ = unsafe { sys::cuGraphDestroy(graph) };
         }
         made.map(|()| recorded)
     }
@@ -617,7 +619,7 @@ impl Drop for Queue {
     fn drop(&mut self) {
         if !self.stream.is_null() && self.gpu.enter().is_ok() {
             // SAFETY: destroyed once; the driver finishes what is queued
-            drop(unsafe { sys::cuStreamDestroy_v2(self.stream) });
+            let _ = unsafe { sys::cuStreamDestroy_v2(self.stream) };
         }
     }
 }
@@ -635,7 +637,7 @@ impl Drop for Graph {
     fn drop(&mut self) {
         if !self.handle.is_null() && self.gpu.enter().is_ok() {
             // SAFETY: destroyed once; the driver waits until it does not run
-            drop(unsafe { sys::cuGraphExecDestroy(self.handle) });
+            let _ = unsafe { sys::cuGraphExecDestroy(self.handle) };
         }
     }
 }

@@ -9,7 +9,9 @@ mod device;
 mod driver;
 mod modules;
 pub mod operations;
+mod self_check;
 
 pub use arena::Arena;
 pub use device::{Gpu, Graph, Indices, Memory, Part, Pinned, Queue};
 pub use driver::{Card, cards};
+pub use self_check::self_check;

@@ -1,0 +1,134 @@
+//! Whether a card computes what it should, before anything is trusted to it: a small product of each kind and an attention,
+//! beside the processor's.
+
+use std::sync::Arc;
+
+use super::device::{Gpu, Indices, Memory, Queue};
+use super::operations::{self as ops, Heads, Int8, Int8Memory, Weights};
+use crate::error::{Error, Result};
+use crate::kernels::attention::{Attention, Precision, Scratch};
+use crate::kernels::product::{Activations, Epilogue, matmul};
+use crate::kernels::{Int8Rows, Kernels, Scales};
+use crate::memory::{try_collect, try_vec};
+use crate::parallel::{Exec, Threads};
+use crate::tensor::{GgmlType, Matrix, quantize};
+
+const TOKENS: usize = 5;
+const ROWS: usize = 40;
+const COLS: usize = 256;
+const HEADS: Heads = Heads { heads: 2, kv_heads: 1, dim: 64 };
+const WHAT: &str = "a check of a graphics card";
+
+/// An error if kernels do not give on this card what they give on the processor.
+pub fn self_check(gpu: &Arc<Gpu>) -> Result<()> {
+    let queue = Queue::new(gpu)?;
+    let threads = Threads::new(1)?;
+    let exec = Exec::new(&threads, Kernels::best(), None);
+    let wrong = |what: &str| Error::Device { device: gpu.name(), reason: format!("{what} come out wrong on it") };
+    let x = numbers(1, TOKENS * COLS)?;
+    let rows = numbers(2, ROWS * COLS)?;
+    for (scales, dtype) in [(Scales::Blocks, GgmlType::Q8_0), (Scales::Wide, GgmlType::Q4_K)] {
+        let mut bytes = try_vec(dtype.row_bytes(ROWS * COLS).unwrap_or(0), WHAT)?;
+        quantize(dtype, &rows, &mut bytes)?;
+        let got = int8_product(&queue, (dtype, &bytes), &x, scales)?;
+        let w = Matrix::new(dtype, ROWS, COLS, &bytes).ok_or_else(|| wrong("sizes"))?;
+        let (mut quantized, mut y) = (Int8Rows::default(), try_vec(TOKENS * ROWS, WHAT)?);
+        quantized.quantize(&exec, &x, COLS, scales)?;
+        matmul(&exec, &w, Activations::Int8(&quantized), &mut y, ROWS, Epilogue::Store)?;
+        // the same sums in the same order
+        if got.iter().zip(&y).any(|(a, b)| a.to_bits() != b.to_bits()) {
+            return Err(wrong("products of quantized weights"));
+        }
+    }
+    let y = try_collect(x.chunks_exact(COLS).flat_map(|x| rows.chunks_exact(COLS).map(|w| dot(w, x))), WHAT)?;
+    if !close(&bf16_product(&queue, &rows, &x)?, &y) {
+        return Err(wrong("products in bfloat16"));
+    }
+    let (d, kv) = (HEADS.heads * HEADS.dim, HEADS.kv_heads * HEADS.dim);
+    let (q, k, v) = (numbers(3, TOKENS * d)?, numbers(4, TOKENS * kv)?, numbers(5, TOKENS * kv)?);
+    let shape = Attention {
+        heads: HEADS.heads,
+        kv_heads: HEADS.kv_heads,
+        head_dim: HEADS.dim,
+        sequences: std::slice::from_ref(&(0..TOKENS)),
+        mask: None,
+    };
+    let mut out = try_vec(TOKENS * d, WHAT)?;
+    shape.run(&exec, Precision::F32, &mut Scratch::default(), &q, &k, &v, &mut out)?;
+    if close(&attention(&queue, &q, &k, &v)?, &out) { Ok(()) } else { Err(wrong("attentions")) }
+}
+
+/// Numbers in [-1, 1), always the same.
+fn numbers(seed: u32, len: usize) -> Result<Vec<f32>> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9);
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    try_collect(std::iter::repeat_with(next).take(len), WHAT)
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Whether all differ by no more than rounding to bfloat16 explains.
+fn close(got: &[f32], expected: &[f32]) -> bool {
+    let size = (dot(expected, expected) / expected.len() as f32).sqrt();
+    got.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 0.03 * size)
+}
+
+fn upload(queue: &Queue, from: &[f32]) -> Result<Memory<f32>> {
+    let memory = Memory::new(queue.gpu(), from.len(), WHAT)?;
+    queue.write(memory.all(), from)?;
+    Ok(memory)
+}
+
+fn download(queue: &Queue, from: &Memory<f32>) -> Result<Vec<f32>> {
+    let mut to = try_vec(from.len(), WHAT)?;
+    queue.read(from.all(), &mut to)?;
+    Ok(to)
+}
+
+/// Rows of `k` numbers, rounded.
+fn rounded(queue: &Queue, from: &[f32], k: usize) -> Result<Memory<u16>> {
+    let (x, to) = (upload(queue, from)?, Memory::new(queue.gpu(), from.len(), WHAT)?);
+    ops::round(queue, ops::Source::Plain(x.all()), from.len() / k, k, to.all())?;
+    queue.wait()?;
+    Ok(to)
+}
+
+fn int8_product(queue: &Queue, (dtype, bytes): (GgmlType, &[u8]), x: &[f32], scales: Scales) -> Result<Vec<f32>> {
+    let gpu = queue.gpu();
+    let (w, x, y) = (Memory::new(gpu, bytes.len(), WHAT)?, upload(queue, x)?, Memory::new(gpu, TOKENS * ROWS, WHAT)?);
+    queue.write(w.all(), bytes)?;
+    let memory = Int8Memory::new(queue, TOKENS, COLS)?;
+    let quantized = Int8 { memory: &memory, n: TOKENS, k: COLS, scales };
+    ops::quantize(queue, ops::Source::Plain(x.all()), quantized)?;
+    ops::product_int8(queue, Weights::new(dtype, ROWS, COLS, w.all())?, quantized, y.all(), Epilogue::Store)?;
+    download(queue, &y)
+}
+
+fn bf16_product(queue: &Queue, rows: &[f32], x: &[f32]) -> Result<Vec<f32>> {
+    let bytes: &[u8] = bytemuck::cast_slice(rows);
+    let (w, y) = (Memory::new(queue.gpu(), bytes.len(), WHAT)?, Memory::new(queue.gpu(), TOKENS * ROWS, WHAT)?);
+    queue.write(w.all(), bytes)?;
+    let (w, x) = (Weights::new(GgmlType::F32, ROWS, COLS, w.all())?, rounded(queue, x, COLS)?);
+    ops::product_bf16(queue, w, (x.all(), COLS, TOKENS), None, y.all(), Epilogue::Store)?;
+    download(queue, &y)
+}
+
+fn attention(queue: &Queue, q: &[f32], k: &[f32], v: &[f32]) -> Result<Vec<f32>> {
+    let row = |heads: usize| heads * HEADS.dim;
+    let out = Memory::new(queue.gpu(), q.len(), WHAT)?;
+    let (q, k, v) = (
+        rounded(queue, q, row(HEADS.heads))?,
+        rounded(queue, k, row(HEADS.kv_heads))?,
+        rounded(queue, v, row(HEADS.kv_heads))?,
+    );
+    let mut starts = Indices::new(queue.gpu(), 4, TOKENS + 1, WHAT)?;
+    starts.set(0, [0, TOKENS, 0, TOKENS])?;
+    starts.send(queue, 4)?;
+    ops::attention(queue, HEADS, (q.all(), k.all(), v.all()), (&starts, 0, 1, TOKENS), out.all())?;
+    download(queue, &out)
+}
