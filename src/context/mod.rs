@@ -21,7 +21,8 @@ pub use model::{Model, OpenOptions};
 use crate::backend::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::generate::{
-    self, Canceller, DrawFromIds, DrawRequest, Engine, Generation, Score, ScoreRequest, TextOptions, TextRequest,
+    self, Canceller, Choosing, DrawFromIds, DrawRequest, Engine, Generation, Sampling, Score, ScoreRequest,
+    TextOptions, TextRequest,
 };
 use crate::image::{self, Fit, RgbImage};
 use crate::kernels::Kernels;
@@ -30,6 +31,7 @@ pub use crate::mmap::Progress;
 use crate::model::{Compute, InputObserver, Logits, Observers, PACKED, PackedWeights, Run, SequenceRequest, State};
 use crate::parallel::{Exec, Threads};
 use crate::prompt::{ChatTemplate, Message, Vocabulary};
+use crate::sampler::{self, Draw, choose};
 use crate::tokenizer::Tokenizer;
 use crate::vq::{Encoded, ImageTokenizer};
 
@@ -127,7 +129,7 @@ impl Context {
         let (threads, compute) = (Threads::new(options.threads)?, options.compute);
         let budget = Budget::new(options.memory_limit);
         #[cfg(feature = "cuda")]
-        let (card, on_cpu) = Card::choose(model, &options)?;
+        let (card, on_cpu) = Card::for_options(model, &options)?;
         #[cfg(not(feature = "cuda"))]
         let on_cpu = without_cards(options.device)?;
         let packed = match options.pack {
@@ -517,6 +519,44 @@ impl Engine for Inner {
     }
     fn logits(&self, cancel: &AtomicBool, batch: &[SequenceRequest], out: Logits) -> Result<()> {
         self.forward(&Engine::exec(self, cancel), batch, out, Observers::default())
+    }
+    fn choose(
+        &self,
+        cancel: &AtomicBool,
+        batch: &[SequenceRequest],
+        draws: &[Draw],
+        rule: choose::Rule,
+        room: &mut Choosing,
+    ) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &self.card
+            // it makes random numbers of one kind
+            && let Some(seed) = if rule.temperature == 0.0 { Some(0) } else { rule.noise.philox() }
+        {
+            let (mut state, exec) = (self.lock()?, Engine::exec(self, cancel));
+            let (model, run) = (&self.model, &self.run_with(&exec));
+            let request = card::Request { model, run, state: &mut state, batch, draws, seed };
+            return card.choose(request, rule, &mut room.candidates);
+        }
+        generate::choose_from_logits(self, cancel, batch, draws, rule, room)
+    }
+    fn sample(
+        &self,
+        cancel: &AtomicBool,
+        batch: &[SequenceRequest],
+        copies: usize,
+        draws: &[Draw],
+        rule: sampler::image::Rule,
+        room: &mut Sampling,
+    ) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let (Some(card), Some(seed)) = (&self.card, rule.noise.philox()) {
+            let (mut state, exec) = (self.lock()?, Engine::exec(self, cancel));
+            let (model, run) = (&self.model, &self.run_with(&exec));
+            let request = card::Request { model, run, state: &mut state, batch, draws, seed };
+            return card.sample(request, rule, copies, &mut room.sampled);
+        }
+        generate::sample_from_logits(self, cancel, batch, copies, draws, rule, room)
     }
     fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>> {
         let (images, bytes) = self.images()?;

@@ -3,13 +3,14 @@
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
+use super::engine::Sampling;
 use super::request::ImageOptions;
 use super::{Change, Engine, Slot, Step};
 use crate::error::Result;
 use crate::memory::{Charge, try_collect, try_with_capacity};
-use crate::model::{Logits, SequenceRequest};
+use crate::model::SequenceRequest;
 use crate::prompt::Vocabulary;
-use crate::sampler::image::{Rule, Sampled, Temperature, cut_off, keep_masked, sample, score};
+use crate::sampler::image::{Rule, Sampled, Temperature, cut_off, keep_masked, score};
 use crate::sampler::{Draw, Noise, Philox, Stage};
 
 /// What stands around the codes of a picture: soi before, eoi behind.
@@ -108,9 +109,7 @@ const CANVAS: &str = "the canvas of a picture";
 
 struct Buffers {
     draws: Vec<Draw>,
-    /// [draws, codes], and behind them the unconditional ones
-    logits: Vec<f32>,
-    sampled: Vec<Sampled>,
+    sampling: Sampling,
     scores: Vec<f32>,
     sorted: Vec<f32>,
 }
@@ -119,8 +118,10 @@ impl Buffers {
     fn new(logits: usize, rows: usize, tokens: usize) -> Result<Self> {
         Ok(Buffers {
             draws: try_with_capacity(rows, "the order of draws")?,
-            logits: try_with_capacity(logits, LOGITS)?,
-            sampled: try_with_capacity(rows, "the sampled codes")?,
+            sampling: Sampling {
+                logits: try_with_capacity(logits, LOGITS)?,
+                sampled: try_with_capacity(rows, "the sampled codes")?,
+            },
             scores: try_with_capacity(tokens, "the scores of a picture")?,
             sorted: try_with_capacity(tokens, "the scores of a picture")?,
         })
@@ -217,7 +218,6 @@ impl ImageStage {
             return Ok(self.report(Vec::new()));
         }
         self.list_unknown();
-        self.compute_logits(engine, cancel)?;
         self.sample_codes(engine, cancel, noise)?;
         let mut changed = try_with_capacity(self.buffers.draws.len(), CANVAS)?;
         self.settle(noise, &mut changed);
@@ -245,51 +245,30 @@ impl ImageStage {
         }
     }
 
-    /// The logits of all unknown positions, picture after picture, and the unconditional ones likewise.
+    /// A code for all unknown positions, picture after picture.
     ///
-    /// Whole rows, unlike text: a code is drawn where the sum of probabilities up to it passes a share of the sum of all,
-    /// both of probabilities that were rounded to f32 after the sum was known, so every row is gone through three times.
-    fn compute_logits(&mut self, engine: &dyn Engine, cancel: &AtomicBool) -> Result<()> {
-        let Buffers { logits, draws, .. } = &mut self.buffers;
+    /// From whole rows of logits, unlike text: a code is drawn where the sum of probabilities up to it passes a share of the
+    /// sum of all, both of probabilities that were rounded to f32 after the sum was known, so every row is gone through three
+    /// times.
+    fn sample_codes(&mut self, engine: &dyn Engine, cancel: &AtomicBool, noise: Option<&dyn Noise>) -> Result<()> {
+        let Buffers { draws, sampling, .. } = &mut self.buffers;
         // Before the first step all pictures are the same masks behind the same prompt: one stands for all.
         let distinct = if self.step == 0 { &self.pictures[..1] } else { &self.pictures[..] };
         let copies = self.pictures.len() / distinct.len();
-        let guided = self.options.guidance > 0.0;
         let pending = || distinct.iter().filter(|p| !p.unknown.is_empty());
         let request = |ids, rows| SequenceRequest { ids, rows, vocab: self.vocab.clone() };
         let mut batch = try_with_capacity(2 * distinct.len(), "a batch of pictures")?;
         batch.extend(pending().map(|p| request(&p.ids, &p.rows)));
-        if guided {
+        if self.options.guidance > 0.0 {
             batch.extend(pending().map(|p| request(&p.unconditional, &p.unconditional_rows)));
         }
-        let own = draws.len() / copies * self.vocab.len();
-        let passes = if guided { 2 } else { 1 };
-        logits.resize(passes * own, 0.0);
-        engine.logits(cancel, &batch, Logits::All(logits))?;
-        // [c, u] becomes [c, c, ..., u, u, ...], from the end on.
-        logits.resize(passes * copies * own, 0.0);
-        for to in (copies..passes * copies).rev() {
-            logits.copy_within(own..2 * own, to * own);
-        }
-        for to in 1..copies {
-            logits.copy_within(..own, to * own);
-        }
-        Ok(())
-    }
-
-    fn sample_codes(&mut self, engine: &dyn Engine, cancel: &AtomicBool, noise: Option<&dyn Noise>) -> Result<()> {
         let philox = Philox::new(self.options.seed);
-        let Buffers { draws, logits, sampled, .. } = &mut self.buffers;
-        let (conditional, unconditional) = logits.split_at_mut(draws.len() * self.vocab.len());
         let rule = Rule {
             guidance: self.options.guidance,
             confidence: self.options.confidence,
             noise: noise.unwrap_or(&philox),
         };
-        let exec = engine.exec(cancel);
-        exec.check()?;
-        sampled.clear();
-        sample(&exec, conditional, unconditional, self.vocab.len(), draws, rule, sampled)
+        engine.sample(cancel, &batch, copies, draws, rule, sampling)
     }
 
     /// Takes over what was sampled, and masks the least confident again. `changed` has room for what is decided.
@@ -300,8 +279,8 @@ impl ImageStage {
         let temperature = self.temperature.at(step, steps);
         let last = step + 1 == steps;
         let tokens = self.width * self.height;
-        let Buffers { draws, sampled, scores, sorted, .. } = &mut self.buffers;
-        let mut rest = draws.iter().zip(sampled.iter());
+        let Buffers { draws, sampling, scores, sorted } = &mut self.buffers;
+        let mut rest = draws.iter().zip(&sampling.sampled);
         for (sequence, picture) in self.pictures.iter_mut().enumerate() {
             if picture.unknown.is_empty() {
                 continue;

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ::image::RgbImage;
 
 pub use self::defaults::{Defaults, ImageDefaults, TextDefaults};
-pub(crate) use self::engine::Engine;
+pub(crate) use self::engine::{Choosing, Engine, Sampling, choose_from_logits, sample_from_logits};
 use self::image::{Frame, ImageStage};
 pub use self::request::{DrawFromIds, DrawRequest, ImageOptions, TextOptions, TextRequest};
 use self::request::{at_least_one, check_ids, check_length, token_size};

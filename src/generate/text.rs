@@ -5,13 +5,14 @@ use std::sync::atomic::AtomicBool;
 
 use ::image::RgbImage;
 
+use super::engine::Choosing;
 use super::request::TextOptions;
 use super::{Answer, Change, Engine, Slot, Step};
 use crate::error::{Error, Result};
 use crate::memory::{Charge, try_collect, try_copy, try_reserve, try_string, try_with_capacity};
-use crate::model::{Logits, Parts, SequenceRequest};
+use crate::model::SequenceRequest;
 use crate::prompt::{Vocabulary, split_thinking};
-use crate::sampler::choose::{Candidate, Choice, Rule, SLICE, consider};
+use crate::sampler::choose::{Candidate, Choice, Rule, SLICE};
 use crate::sampler::text::{Forbidden, commits, most_confident};
 use crate::sampler::{Draw, Noise, Philox, Stage};
 use crate::tokenizer::Tokenizer;
@@ -58,21 +59,20 @@ pub(super) struct TextStage {
 struct Buffers {
     rows: Vec<usize>,
     draws: Vec<Draw>,
-    /// of some ids at a time: [rows, ids], and behind them the unconditional ones
-    logits: Vec<f32>,
-    choices: Vec<Choice>,
-    candidates: Vec<Candidate>,
+    choosing: Choosing,
     chosen: Vec<usize>,
 }
 
 impl Buffers {
     fn new(rows: usize, width: usize, passes: usize) -> Result<Self> {
         Ok(Buffers {
-            logits: try_with_capacity(rows.saturating_mul(width).saturating_mul(passes), LOGITS)?,
-            choices: try_with_capacity(rows, CANVAS)?,
+            choosing: Choosing {
+                logits: try_with_capacity(rows.saturating_mul(width).saturating_mul(passes), LOGITS)?,
+                choices: try_with_capacity(rows, CANVAS)?,
+                candidates: try_with_capacity(rows, CANVAS)?,
+            },
             rows: try_with_capacity(rows, CANVAS)?,
             draws: try_with_capacity(rows, CANVAS)?,
-            candidates: try_with_capacity(rows, CANVAS)?,
             chosen: try_with_capacity(rows, CANVAS)?,
         })
     }
@@ -242,16 +242,12 @@ impl TextStage {
         end: usize,
         count: usize,
     ) -> Result<Vec<Change>> {
-        let Buffers { rows, draws, logits, choices, candidates: proposals, chosen } = &mut self.buffers;
+        let Buffers { rows, draws, choosing, chosen } = &mut self.buffers;
         let start = self.answer.start;
         rows.clear();
         rows.extend((start..start + end).filter(|&position| self.ids[position] == self.mask));
         draws.clear();
         draws.extend(rows.iter().map(|&position| Draw::new(Stage::Text, self.step, position - start)));
-        choices.clear();
-        choices.resize(rows.len(), Choice::default());
-
-        let exec = engine.exec(cancel);
         let philox = Philox::new(self.options.seed);
         let rule = Rule {
             temperature: self.options.temperature,
@@ -264,20 +260,8 @@ impl TextStage {
         let masked = SequenceRequest { ids: &self.unconditional, ..wanted.clone() };
         let batch = [wanted, masked];
         let batch = &batch[..if self.unconditional.is_empty() { 1 } else { 2 }];
-        // the buffer has room for these rows, and for as many unconditional ones
-        let width = SLICE.min(self.vocab.len());
-        logits.resize(batch.len() * rows.len() * width, 0.0);
-        let mut visit = |ids: Range<u32>, logits: &mut [f32]| {
-            let (own, unconditional) = logits.split_at_mut(draws.len() * ids.len());
-            consider(&exec, own, unconditional, ids, draws, rule, choices)
-        };
-        engine.logits(cancel, batch, Logits::Parts(Parts { buffer: logits, width, visit: &mut visit }))?;
-
-        exec.check()?;
-        proposals.clear();
-        for (choice, draw) in choices.iter().zip(draws.iter()) {
-            proposals.push(choice.candidate(*draw, rule)?);
-        }
+        engine.choose(cancel, batch, draws, rule, choosing)?;
+        let proposals = &choosing.candidates;
         most_confident(proposals, count, chosen);
 
         let mut changed = try_with_capacity(chosen.len(), CANVAS)?;

@@ -94,7 +94,7 @@ impl CudaWeights {
 
 /// A context's memory on a card, for batches of up to `tokens` tokens.
 pub struct CudaState {
-    queue: Queue,
+    queue: Arc<Queue>,
     tokens: usize,
     buffers: Option<Buffers>,
     /// what is laid out before anything was begun
@@ -133,11 +133,7 @@ const WHAT: &str = "the buffers of a batch";
 
 impl CudaState {
     pub fn new(gpu: &Arc<Gpu>) -> Result<Self> {
-        Ok(CudaState { queue: Queue::new(gpu)?, tokens: 0, buffers: None, nothing: Layout::default() })
-    }
-
-    pub fn queue(&self) -> &Queue {
-        &self.queue
+        Ok(CudaState { queue: Arc::new(Queue::new(gpu)?), tokens: 0, buffers: None, nothing: Layout::default() })
     }
 
     /// Bytes on the card that a batch of `tokens` tokens takes.
@@ -294,8 +290,14 @@ impl<'a> Cuda<'a> {
         Ok(moved)
     }
 
+    /// Where its work is queued.
     pub fn queue(&self) -> &Queue {
         &self.state.queue
+    }
+
+    /// The same, to be held while work is queued.
+    pub fn shared_queue(&self) -> Arc<Queue> {
+        self.state.queue.clone()
     }
 
     /// The first layer whose weights are on the card.

@@ -13,7 +13,10 @@ mod state;
 mod transformer;
 mod weights;
 
+#[cfg(feature = "cuda")]
+pub(crate) use backend::{Backend, Buffer, Source};
 pub use config::Config;
+#[cfg(feature = "cuda")]
 pub(crate) use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::{Cuda, CudaState, CudaWeights};
@@ -22,6 +25,8 @@ pub(crate) use offload::Offload;
 pub use packed::PackedWeights;
 pub(crate) use packed::WHAT as PACKED;
 pub use state::State;
+#[cfg(feature = "cuda")]
+pub(crate) use transformer::parts_of;
 pub use transformer::{
     InputObserver, LayerObserver, LogitVisitor, Logits, MatrixInput, Observers, Parts, Run, SequenceRequest,
     Transformer,

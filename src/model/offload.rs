@@ -25,6 +25,11 @@ impl<'a> Offload<'a> {
         Offload { cpu, cuda, is_over: false }
     }
 
+    /// The part that is on the card.
+    pub fn cuda(&mut self) -> &mut Cuda<'a> {
+        &mut self.cuda
+    }
+
     fn now(&mut self) -> &mut dyn Backend {
         if self.is_over { &mut self.cuda } else { &mut self.cpu }
     }

@@ -42,6 +42,34 @@ pub struct Candidate {
     pub confidence: f64,
 }
 
+impl Candidate {
+    /// What a graphics card has chosen: an id, -1 where no token is left, -2 where logits were not finite.
+    ///
+    /// # Errors
+    /// As [`Choice::update`] and [`Choice::candidate`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn from_card(id: i32, probability: f64, draw: Draw, rule: Rule<'_>) -> Result<Self> {
+        match u32::try_from(id) {
+            Ok(id) => Ok(Candidate { id, confidence: rule.confidence(draw, || probability) }),
+            Err(_) if id == -1 => Err(nothing_left(draw)),
+            Err(_) => Err(not_finite(draw.position)),
+        }
+    }
+}
+
+impl Rule<'_> {
+    fn confidence(&self, draw: Draw, probability: impl FnOnce() -> f64) -> f64 {
+        match self.remasking {
+            Remasking::LowConfidence => probability(),
+            Remasking::Random => f64::from(self.noise.order_uniform(draw)),
+        }
+    }
+}
+
+fn nothing_left(draw: Draw) -> Error {
+    Error::invalid(format!("no token is left to choose from at position {}", draw.position))
+}
+
 /// What is known of a position's candidate after some of the ids.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Choice {
@@ -93,13 +121,10 @@ impl Choice {
     pub fn candidate(&self, draw: Draw, rule: Rule<'_>) -> Result<Candidate> {
         let Softmax { top, sum } = self.softmax;
         if top == f32::NEG_INFINITY {
-            return Err(Error::invalid(format!("no token is left to choose from at position {}", draw.position)));
+            return Err(nothing_left(draw));
         }
         let Some(Best { id, logit, .. }) = self.best else { return Err(not_finite(draw.position)) };
-        let confidence = match rule.remasking {
-            Remasking::LowConfidence => exp(f64::from(logit) - f64::from(top)) / sum,
-            Remasking::Random => f64::from(rule.noise.order_uniform(draw)),
-        };
+        let confidence = rule.confidence(draw, || exp(f64::from(logit) - f64::from(top)) / sum);
         Ok(Candidate { id, confidence })
     }
 

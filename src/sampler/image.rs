@@ -33,6 +33,20 @@ pub struct Sampled {
     pub confidence: f32,
 }
 
+impl Sampled {
+    /// What a graphics card has sampled: a code, or `u32::MAX` where logits were not finite.
+    ///
+    /// # Errors
+    /// As [`sample`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn from_card(code: u32, confidence: f32, draw: Draw) -> Result<Self> {
+        match code {
+            u32::MAX => Err(not_finite(draw.position)),
+            code => Ok(Sampled { code, confidence }),
+        }
+    }
+}
+
 /// How codes are sampled and weighed.
 #[derive(Clone, Copy)]
 pub struct Rule<'a> {

@@ -55,6 +55,11 @@ pub trait Noise: Send + Sync {
     /// Image: the noise in a position's confidence.
     fn gumbel_uniform(&self, draw: Draw) -> f32;
 
+    /// The seed, where all draws are those of [`Philox`]: a graphics card makes them itself.
+    fn philox(&self) -> Option<u64> {
+        None
+    }
+
     /// `token_uniform` of the ids `first, first + 1, ...`, one for each element of `out`.
     fn token_uniforms(&self, draw: Draw, first: u32, out: &mut [f64]) {
         for (u, id) in out.iter_mut().zip(first..) {
@@ -122,6 +127,10 @@ impl Philox {
 }
 
 impl Noise for Philox {
+    fn philox(&self) -> Option<u64> {
+        Some(self.seed)
+    }
+
     fn token_uniform(&self, draw: Draw, id: u32) -> f64 {
         let mut out = [0.0];
         self.token_uniforms(draw, id, &mut out);

@@ -75,6 +75,11 @@ impl Forbidden {
         Self::new(self.ranges.into_iter().chain(other.ranges))
     }
 
+    /// The ids, as sorted ranges that neither touch nor overlap.
+    pub fn ranges(&self) -> &[Range<u32>] {
+        &self.ranges
+    }
+
     pub fn contains(&self, id: u32) -> bool {
         let after = self.ranges.partition_point(|range| range.start <= id);
         after > 0 && self.ranges[after - 1].contains(&id)

@@ -349,11 +349,65 @@ impl<T> Drop for Pinned<T> {
     }
 }
 
+/// Numbers that are copied to the card again and again, from host memory that stays where it is.
+pub struct Staged<T> {
+    host: Pinned<T>,
+    card: Memory<T>,
+}
+
+impl<T: Pod> Staged<T> {
+    /// Room for `len` numbers.
+    pub fn new(gpu: &Arc<Gpu>, len: usize, what: &str) -> Result<Self> {
+        Ok(Staged { host: Pinned::new(gpu, len, what)?, card: Memory::new(gpu, len, what)? })
+    }
+
+    pub fn len(&self) -> usize {
+        self.card.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sets the first numbers, as many as there are. They reach the card by [`Staged::send`].
+    ///
+    /// # Errors
+    /// `Internal` for more than there is room for.
+    pub fn set(&mut self, numbers: impl IntoIterator<Item = T>) -> Result<()> {
+        let mut places = self.host.iter_mut();
+        for number in numbers {
+            let Some(place) = places.next() else {
+                return Err(Error::Internal(format!("more than {} numbers for a graphics card", self.card.len())));
+            };
+            *place = number;
+        }
+        Ok(())
+    }
+
+    /// Queues a copy of the first `len` numbers to the card.
+    pub fn send(&self, queue: &Queue, len: usize) -> Result<()> {
+        queue.write_pinned(self.card.part(0..len), &self.host, len)
+    }
+
+    /// Queues a copy of the first `len` numbers from the card. [`Queue::wait`] before they are read.
+    pub fn fetch(&mut self, queue: &Queue, len: usize) -> Result<()> {
+        queue.read_pinned(self.card.part(0..len), &mut self.host)
+    }
+
+    /// The numbers in host memory.
+    pub fn host(&self) -> &[T] {
+        &self.host
+    }
+
+    pub fn part(&self, range: std::ops::Range<usize>) -> Part<'_, T> {
+        self.card.part(range)
+    }
+}
+
 /// Numbers of rows that kernels look up, each below a limit: checked, so that no kernel reads beyond what it is given.
 pub struct Indices {
     limit: usize,
-    host: Pinned<i32>,
-    card: Memory<i32>,
+    rows: Staged<i32>,
 }
 
 impl Indices {
@@ -362,7 +416,7 @@ impl Indices {
         if i32::try_from(limit).is_err() {
             return Err(Error::invalid(format!("{limit} rows are more than a graphics card's kernels count")));
         }
-        Ok(Indices { limit, host: Pinned::new(gpu, len, what)?, card: Memory::new(gpu, len, what)? })
+        Ok(Indices { limit, rows: Staged::new(gpu, len, what)? })
     }
 
     /// Bytes on the card that `new` takes.
@@ -379,7 +433,7 @@ impl Indices {
     /// # Errors
     /// `Internal` for one that is not below the limit, or too many.
     pub fn set(&mut self, first: usize, numbers: impl IntoIterator<Item = usize>) -> Result<()> {
-        let mut places = self.host.iter_mut().skip(first);
+        let mut places = self.rows.host.iter_mut().skip(first);
         for number in numbers {
             match places.next() {
                 Some(place) if number < self.limit => *place = number as i32,
@@ -391,12 +445,12 @@ impl Indices {
 
     /// Queues a copy of the first `len` numbers to the card.
     pub fn send(&self, queue: &Queue, len: usize) -> Result<()> {
-        queue.write_pinned(self.card.part(0..len), &self.host, len)
+        self.rows.send(queue, len)
     }
 
     /// Where some of them lie. All that were ever there are below the limit, if [`Indices::send`] came first.
     pub(super) fn part(&self, range: std::ops::Range<usize>) -> Part<'_, i32> {
-        self.card.part(range)
+        self.rows.part(range)
     }
 }
 
@@ -459,6 +513,8 @@ pub struct Queue {
 
 // SAFETY: a handle of the driver, which may be used from any thread
 unsafe impl Send for Queue {}
+// SAFETY: the driver puts what several threads queue in some order
+unsafe impl Sync for Queue {}
 
 impl Queue {
     pub fn new(gpu: &Arc<Gpu>) -> Result<Self> {

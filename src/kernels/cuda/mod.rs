@@ -9,9 +9,10 @@ mod device;
 mod driver;
 mod modules;
 pub mod operations;
+pub mod sampling;
 mod self_check;
 
 pub use arena::Arena;
-pub use device::{Gpu, Graph, Indices, Memory, Part, Pinned, Queue};
+pub use device::{Gpu, Graph, Indices, Memory, Part, Pinned, Queue, Staged};
 pub use driver::{Card, cards};
 pub use self_check::self_check;

@@ -137,14 +137,14 @@ fn suffix(form: &str) -> String {
 }
 
 /// An error in this library rather than a read or write outside of memory.
-fn check(right: bool, what: &str) -> Result<()> {
+pub(super) fn check(right: bool, what: &str) -> Result<()> {
     if right { Ok(()) } else { Err(Error::Internal(format!("{what} of a graphics card do not have their sizes"))) }
 }
 
 /// Threads of a block in kernels that go over rows.
 const THREADS: usize = 256;
 
-fn rows_grid(rows: usize) -> Grid {
+pub(super) fn rows_grid(rows: usize) -> Grid {
     Grid { blocks: [rows, 1, 1], threads: THREADS, shared: 0 }
 }
 

@@ -1,0 +1,260 @@
+//! A context's graphics card: which one, how much of the model it has, and passes on it.
+
+mod steps;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+use self::steps::{Kind, Step, Steps, filled, filled_len};
+use super::{ContextOptions, Model};
+use crate::backend::DeviceChoice;
+use crate::error::{Error, Result};
+use crate::kernels::cuda::sampling::{Choosing, Sampling};
+use crate::kernels::cuda::{Gpu, cards, self_check};
+use crate::memory::{try_collect, try_with_capacity};
+use crate::model::{
+    Backend, Compute, Cpu, Cuda, CudaState, CudaWeights, Logits, Observers, Offload, Run, SequenceRequest, State,
+};
+use crate::sampler::choose::{self, Candidate};
+use crate::sampler::{Confidence, Draw, Remasking, image};
+
+/// Weights and buffers on a card.
+pub(super) struct Card {
+    weights: Arc<CudaWeights>,
+    state: Mutex<CardState>,
+}
+
+struct CardState {
+    /// Dropped first: graphs work on what is below.
+    steps: Steps,
+    pass: CudaState,
+}
+
+/// A pass whose output is on a card.
+trait OnCard<'a>: Backend {
+    fn cuda(&mut self) -> &mut Cuda<'a>;
+}
+
+impl<'a> OnCard<'a> for Cuda<'a> {
+    fn cuda(&mut self) -> &mut Cuda<'a> {
+        self
+    }
+}
+
+impl<'a> OnCard<'a> for Offload<'a> {
+    fn cuda(&mut self) -> &mut Cuda<'a> {
+        Offload::cuda(self)
+    }
+}
+
+/// Memory that is left to others, and to what the driver needs itself.
+const SPARE: usize = 256 << 20;
+/// Tokens of a batch that there will be room for beside the weights.
+const TOKENS: usize = 4096;
+
+impl Card {
+    /// The card that the options ask for; `None` for the processor, and why.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a card that cannot be used, or options that only the processor has; `Unsupported` for a model
+    /// that the kernels are not for; `OutOfMemory`, `Device`; `Cancelled` by the progress function. With
+    /// [`DeviceChoice::Auto`] none of them but the last.
+    pub fn for_options(model: &Model, options: &ContextOptions) -> Result<(Option<Card>, Option<String>)> {
+        match options.device {
+            DeviceChoice::Cpu => Ok((None, None)),
+            DeviceChoice::Cuda(index) => match of_the_processor(options) {
+                Some(what) => {
+                    Err(Error::invalid(format!("{what} and device {}: only the cpu has that", options.device)))
+                }
+                None => Card::open(index, model, options).map(|card| (Some(card), None)),
+            },
+            DeviceChoice::Auto => {
+                if let Some(what) = of_the_processor(options) {
+                    return Ok((None, Some(format!("{what}: only the cpu has that"))));
+                }
+                let mut reason = "there is no graphics card".to_owned();
+                for card in cards().map_err(|why| reason = why).unwrap_or_default() {
+                    match Card::open(card.index, model, options) {
+                        Ok(card) => return Ok((Some(card), None)),
+                        Err(Error::Cancelled) => return Err(Error::Cancelled),
+                        Err(error) => reason = error.to_string(),
+                    }
+                }
+                Ok((None, Some(reason)))
+            }
+        }
+    }
+
+    fn open(index: usize, model: &Model, options: &ContextOptions) -> Result<Card> {
+        let gpu = Gpu::open(index)?;
+        let (transformer, c) = (model.transformer(), model.config());
+        CudaWeights::check(c, model.file())?;
+        self_check(&gpu)?;
+        let first = match options.gpu_layers {
+            Some(layers) => c.layers.saturating_sub(layers),
+            None => {
+                let room = gpu.free_memory()?.saturating_sub(SPARE);
+                let buffers = CudaState::bytes(c, TOKENS.min(transformer.max_positions()));
+                let fits = |&first: &usize| CudaWeights::bytes(transformer, first).saturating_add(buffers) <= room;
+                // where nothing fits the attempt says what was missing
+                (0..c.layers).find(fits).unwrap_or(c.layers)
+            }
+        };
+        let weights = model.on_card(&gpu, first, options.progress.as_ref())?;
+        let state = Mutex::new(CardState { steps: Steps::default(), pass: CudaState::new(&gpu)? });
+        Ok(Card { weights, state })
+    }
+
+    /// `cuda:0 (NVIDIA H100)`
+    pub fn name(&self) -> String {
+        self.weights.gpu().name()
+    }
+
+    /// The first of the layers that it has.
+    pub fn first_layer(&self) -> usize {
+        self.weights.first()
+    }
+
+    fn lock(&self) -> Result<MutexGuard<'_, CardState>> {
+        match self.state.try_lock() {
+            Ok(state) => Ok(state),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy),
+            // what a panic left is overwritten by the next pass
+            Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
+        }
+    }
+
+    /// [`Transformer::forward`](crate::model::Transformer::forward), with the first layers on the processor if the card does
+    /// not have them.
+    pub fn forward(
+        &self,
+        model: &Model,
+        run: &Run,
+        state: &mut State,
+        batch: &[SequenceRequest],
+        logits: Logits,
+        observers: Observers,
+    ) -> Result<()> {
+        let mut on_card = self.lock()?;
+        let (transformer, exec) = (model.transformer(), run.exec());
+        let mut cuda = Cuda::new(&self.weights, &mut on_card.pass, model.config(), exec);
+        if self.first_layer() == 0 {
+            return transformer.forward_on(&mut cuda, batch, logits, observers);
+        }
+        let cpu = Cpu::new(run, state, transformer);
+        exec.run(|| transformer.forward_on(&mut Offload::new(cpu, cuda), batch, logits, observers))
+    }
+}
+
+/// A batch to sample from, by whom it is asked for.
+pub(super) struct Request<'a> {
+    pub model: &'a Model,
+    pub run: &'a Run<'a>,
+    /// of the processor
+    pub state: &'a mut State,
+    pub batch: &'a [SequenceRequest<'a>],
+    pub draws: &'a [Draw],
+    /// of the random numbers
+    pub seed: u64,
+}
+
+impl Card {
+    /// The candidates of `draws`, see [`Engine::choose`](crate::generate::Engine::choose).
+    pub fn choose(&self, request: Request, rule: choose::Rule, candidates: &mut Vec<Candidate>) -> Result<()> {
+        let on_card = Choosing {
+            cfg_scale: rule.cfg_scale,
+            temperature: rule.temperature,
+            sums: rule.remasking == Remasking::LowConfidence,
+        };
+        let forbidden = rule.forbidden.ranges();
+        let kind = Kind::Choose { rule: on_card, ranges: forbidden.len() };
+        let draws = request.draws;
+        let state = self.step(request, kind, forbidden)?;
+        candidates.clear();
+        for ((id, probability), draw) in state.steps.candidates().zip(draws) {
+            candidates.push(Candidate::from_card(id, probability, *draw, rule)?);
+        }
+        Ok(())
+    }
+
+    /// Codes for `draws`, see [`Engine::sample`](crate::generate::Engine::sample).
+    pub fn sample(
+        &self,
+        request: Request,
+        rule: image::Rule,
+        copies: usize,
+        sampled: &mut Vec<image::Sampled>,
+    ) -> Result<()> {
+        let (draws, batch) = (request.draws, request.batch);
+        let margin = rule.confidence == Confidence::Margin;
+        let kind = Kind::Sample { rule: Sampling { guidance: rule.guidance, margin }, copies };
+        let state = self.step(request, kind, &[])?;
+        sampled.clear();
+        // of every copy and picture, the rows that were asked for come before those that fill up
+        let own = if rule.guidance > 0.0 { batch.len() / 2 } else { batch.len() };
+        let mut codes = state.steps.codes();
+        let mut draws = draws.iter();
+        for _ in 0..copies {
+            for s in &batch[..own] {
+                let all = filled_len(s.rows.len(), s.ids.len());
+                for (i, (code, confidence)) in codes.by_ref().take(all).enumerate() {
+                    if i < s.rows.len()
+                        && let Some(draw) = draws.next()
+                    {
+                        sampled.push(image::Sampled::from_card(code, confidence, *draw)?);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a step and waits for what comes of it.
+    fn step(&self, request: Request, kind: Kind, forbidden: &[Range<u32>]) -> Result<MutexGuard<'_, CardState>> {
+        let Request { model, run, state, batch, draws, seed } = request;
+        let (transformer, exec) = (model.transformer(), run.exec());
+        let mut rows = try_with_capacity(batch.len(), WHAT)?;
+        for s in batch {
+            rows.push(filled(s.rows, s.ids.len())?);
+        }
+        let filled = batch.iter().zip(&rows).map(|(s, rows)| SequenceRequest { rows, ..s.clone() });
+        let filled = try_collect(filled, WHAT)?;
+        let step = Step::new(kind, &filled)?;
+        let mut locked = self.lock()?;
+        let CardState { steps, pass } = &mut *locked;
+        let mut cuda = Cuda::new(&self.weights, pass, model.config(), exec);
+        let is_whole = self.first_layer() == 0;
+        let moved = cuda.stage(&filled, false)?;
+        steps.reserve(self.weights.gpu(), &step, moved)?;
+        steps.set_draws(seed, places(&step, batch, draws))?;
+        steps.set_forbidden(forbidden)?;
+        if is_whole {
+            steps.run(&mut cuda, transformer, &step, &filled)?;
+        } else {
+            let mut both = Offload::new(Cpu::new(run, state, transformer), cuda);
+            exec.run(|| steps.run_once(&mut both, transformer, &step, &filled))?;
+        }
+        Ok(locked)
+    }
+}
+
+/// The draw of every row of a step, and none for those that fill up.
+fn places<'a>(step: &Step, batch: &'a [SequenceRequest], draws: &'a [Draw]) -> impl Iterator<Item = Option<Draw>> + 'a {
+    let (own, copies) = step.own();
+    let mut draws = draws.iter().copied();
+    let rows = (0..copies).flat_map(move |_| &batch[..own]);
+    rows.flat_map(|s| (0..filled_len(s.rows.len(), s.ids.len())).map(|i| i < s.rows.len()))
+        .map(move |is_drawn| if is_drawn { draws.next() } else { None })
+}
+
+const WHAT: &str = "a step on a graphics card";
+
+/// An option that a card does not have.
+fn of_the_processor(options: &ContextOptions) -> Option<&'static str> {
+    match options {
+        _ if options.pack => Some("packed weights"),
+        _ if options.compute == Compute::Exact => Some("exact arithmetic"),
+        _ if options.instruction_set.is_some() => Some("an instruction set"),
+        _ => None,
+    }
+}
