@@ -261,7 +261,8 @@ mod cuda {
         };
         for (i, n) in [128, 512, 1024].into_iter().enumerate() {
             let (length, mut done) = (64, 0);
-            let options = mmada::TextOptions { gen_length: length, block_length: length, steps: length, ..Default::default() };
+            let options =
+                mmada::TextOptions { gen_length: length, block_length: length, steps: length, ..Default::default() };
             let begin = Instant::now();
             let mut generation = context.text_from_ids(ids(n)[..n - length].to_vec(), options)?;
             let mut best = f64::INFINITY;

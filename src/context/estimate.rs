@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::generate::{ImageOptions, TextOptions};
 use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, matmul};
 use crate::memory::{try_collect, try_vec};
-use crate::model::{Compute, State};
+use crate::model::{Compute, SequenceRequest, State};
 use crate::sampler::choose::SLICE;
 
 /// Memory and work of a request. Both are bounds: an answer may end early.
@@ -73,21 +73,43 @@ impl Model {
     }
 }
 
+/// Tokens of a measurement.
+const TOKENS: usize = 64;
+
 impl Context {
     /// Seconds that `estimate` takes on this context's threads: its multiply-adds over the speed of a product with
     /// the model's first MLP matrix, measured now (some milliseconds on a small model, up to a second on a large one).
+    /// Where layers are on a graphics card, over the speed of a pass through all of them.
     ///
     /// # Errors
-    /// `OutOfMemory`.
+    /// `OutOfMemory`; `Busy` and `Device` with a graphics card.
     pub fn seconds(&self, estimate: &Estimate) -> Result<f64> {
-        const COLUMNS: usize = 64;
         self.ready()?;
+        let (work, seconds) = if self.gpu_layers() > 0 { self.time_pass()? } else { self.time_product()? };
+        Ok(estimate.multiply_adds as f64 * seconds / work)
+    }
+
+    /// The multiply-adds of a pass over some tokens, and the seconds it takes.
+    fn time_pass(&self) -> Result<(f64, f64)> {
+        let ids = try_vec(TOKENS, "a measurement")?;
+        let batch = [SequenceRequest { ids: &ids, rows: &[0], vocab: 0..1 }];
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            let start = Instant::now();
+            self.logits(&batch)?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok((TOKENS as f64 * self.model().config().multiply_adds_per_token(TOKENS) as f64, best))
+    }
+
+    /// The multiply-adds of a product, and the seconds it takes.
+    fn time_product(&self) -> Result<(f64, f64)> {
         let model = self.model();
         let exec = self.exec();
         let operand = self.inner.run_with(&exec).operand(&model.transformer().weights.layers[0].up);
         let w = operand.matrix();
-        let x: Vec<f32> = try_collect((0..COLUMNS * w.cols()).map(|i| (i % 17) as f32 - 8.0), "a measurement")?;
-        let mut y = try_vec(COLUMNS * w.rows(), "a measurement")?;
+        let x: Vec<f32> = try_collect((0..TOKENS * w.cols()).map(|i| (i % 17) as f32 - 8.0), "a measurement")?;
+        let mut y = try_vec(TOKENS * w.rows(), "a measurement")?;
         let (mut int8, mut bf16) = (Int8Rows::default(), Bf16Rows::default());
         let arithmetic = exec.kernels.arithmetic(w.dtype(), self.compute() == Compute::Fast);
         let mut best = f64::INFINITY;
@@ -107,7 +129,6 @@ impl Context {
             matmul(&exec, operand, activations, &mut y, w.rows(), Epilogue::Store)?;
             best = best.min(start.elapsed().as_secs_f64());
         }
-        let work = (COLUMNS * w.rows()) as f64 * w.cols() as f64;
-        Ok(estimate.multiply_adds as f64 * best / work)
+        Ok(((TOKENS * w.rows()) as f64 * w.cols() as f64, best))
     }
 }

@@ -127,8 +127,6 @@ struct Buffers {
     host: Vec<f32>,
 }
 
-/// Sequences of a batch that there is room for; more are never asked for at a time.
-const SEQUENCES: usize = 256;
 const WHAT: &str = "the buffers of a batch";
 
 impl CudaState {
@@ -143,7 +141,8 @@ impl CudaState {
         tokens
             .saturating_mul(4 * floats + 2 * halves)
             .saturating_add(Int8Memory::bytes(tokens, c.d_model.max(c.d_ff)))
-            .saturating_add(4 * Indices::bytes(tokens) + Indices::bytes(4 * (SEQUENCES + 1)))
+            // ids, positions twice, rows twice, and three for each sequence, of which there may be one for each token
+            .saturating_add(Indices::bytes(8 * tokens + 3))
     }
 
     /// Room for `tokens` tokens. Returns whether memory has moved.
@@ -172,7 +171,7 @@ impl CudaState {
             bf16: halves(widest)?,
             ids: indices(tokens, c.vocab)?,
             positions: indices(2 * tokens, c.context.max(tokens))?,
-            starts: indices(4 * (SEQUENCES + 1), tokens + 1)?,
+            starts: indices(3 * (tokens + 1), tokens + 1)?,
             wanted: indices(tokens, tokens)?,
             places: indices(tokens, tokens)?,
             layout: Layout::with_capacity(tokens)?,
@@ -232,9 +231,6 @@ impl Buffers {
 
     /// Puts a batch where copies take it from.
     fn set(&mut self, batch: &[SequenceRequest], all: bool) -> Result<()> {
-        if batch.len() > SEQUENCES {
-            return Err(Error::invalid(format!("{} sequences at a time, the limit is {SEQUENCES}", batch.len())));
-        }
         let Buffers { layout, ids, positions, starts, wanted, places, .. } = self;
         layout.set(batch, all)?;
         ids.set(0, batch.iter().flat_map(|s| s.ids).map(|id| *id as usize))?;
