@@ -91,7 +91,8 @@ impl Context {
 
     /// The multiply-adds of a pass over some tokens, and the seconds it takes.
     fn time_pass(&self) -> Result<(f64, f64)> {
-        let ids = try_vec(TOKENS, "a measurement")?;
+        let tokens = TOKENS.min(self.model().transformer().max_positions());
+        let ids = try_vec(tokens, "a measurement")?;
         let batch = [SequenceRequest { ids: &ids, rows: &[0], vocab: 0..1 }];
         let mut best = f64::INFINITY;
         for _ in 0..3 {
@@ -99,7 +100,7 @@ impl Context {
             self.logits(&batch)?;
             best = best.min(start.elapsed().as_secs_f64());
         }
-        Ok((TOKENS as f64 * self.model().config().multiply_adds_per_token(TOKENS) as f64, best))
+        Ok((tokens as f64 * self.model().config().multiply_adds_per_token(tokens) as f64, best))
     }
 
     /// The multiply-adds of a product, and the seconds it takes.

@@ -106,39 +106,44 @@ pub(super) fn find(index: usize) -> Result<Card> {
     }
 }
 
-/// Whether the driver is there, is new enough, and has started; looked at once.
+/// Whether the driver is there, is new enough, and starts.
 fn available() -> Result<(), String> {
-    static AVAILABLE: OnceLock<Result<(), String>> = OnceLock::new();
-    AVAILABLE.get_or_init(start).clone()
+    static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
+    FOUND.get_or_init(find_functions).clone()?;
+    let mut version = 0;
+    // SAFETY: the functions are there; the first may be called before the second, and that more than once
+    let (told, started) = unsafe { (sys::cuDriverGetVersion(&mut version), sys::cuInit(0)) };
+    if told == CUresult::CUDA_SUCCESS && version < OLDEST_DRIVER {
+        return Err(too_old(version));
+    }
+    check(started).map_err(|reason| format!("the CUDA driver does not start: {reason}"))
 }
 
-fn start() -> Result<(), String> {
+fn too_old(version: c_int) -> String {
+    let (major, minor) = (version / 1000, version % 1000 / 10);
+    format!("the CUDA driver is of version {major}.{minor}, 11.8 (driver 520) or later is needed")
+}
+
+/// Looks for the driver's library and all functions; once, as neither comes or goes while a process runs.
+fn find_functions() -> Result<(), String> {
     // SAFETY: opening the driver's library runs its constructors, which any program that uses CUDA does
     if !unsafe { sys::is_culib_present() } {
-        return Err(
-            "there is no CUDA driver on this machine (its library, libcuda or nvcuda, was not found)".to_owned()
-        );
+        return Err("there is no CUDA driver on this machine (its library, libcuda or nvcuda, was not found)".to_owned());
     }
     // SAFETY: the library is there, so this does not panic
     let library = unsafe { sys::culib() };
-    let mut version = 0;
     let has = |name: &CStr| {
         // SAFETY: the symbol is not used as what it is taken for, only its presence is looked at
         unsafe { library.get::<*const c_void>(name.to_bytes_with_nul()) }.is_ok()
     };
-    if has(c"cuDriverGetVersion") {
-        // SAFETY: the function is there; it may be called before cuInit
-        let status = unsafe { sys::cuDriverGetVersion(&mut version) };
-        if status == CUresult::CUDA_SUCCESS && version < OLDEST_DRIVER {
-            let (major, minor) = (version / 1000, version % 1000 / 10);
-            return Err(format!("the CUDA driver is of version {major}.{minor}, 11.8 (driver 520) or later is needed"));
-        }
+    let Some(name) = FUNCTIONS.into_iter().find(|name| !has(name)) else { return Ok(()) };
+    let mut version = 0;
+    // SAFETY: the function is asked for only where it is there
+    let told = has(c"cuDriverGetVersion") && unsafe { sys::cuDriverGetVersion(&mut version) } == CUresult::CUDA_SUCCESS;
+    if told && version < OLDEST_DRIVER {
+        return Err(too_old(version));
     }
-    if let Some(name) = FUNCTIONS.into_iter().find(|name| !has(name)) {
-        return Err(format!("the CUDA driver has no function {}: it is too old", name.to_string_lossy()));
-    }
-    // SAFETY: the function is there
-    check(unsafe { sys::cuInit(0) }).map_err(|reason| format!("the CUDA driver does not start: {reason}"))
+    Err(format!("the CUDA driver has no function {}: it is too old", name.to_string_lossy()))
 }
 
 fn card(index: c_int) -> Result<Card, String> {
