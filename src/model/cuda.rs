@@ -371,6 +371,7 @@ impl Backend for Cuda<'_> {
             self.stage(batch, all)?;
             self.staged = false;
         }
+        self.state.queue.enter()?; // it may have been staged in another thread
         self.buffers()?.send(&self.state.queue, batch)
     }
 

@@ -117,7 +117,7 @@ fn a_lost_card_is_an_error_of_its_contexts_and_of_nobody_else() {
     let card = Card::open();
     let Some(driver) = card.driver() else { return };
     let context = card.context(None);
-    driver.set("FAIL_LAUNCH", 9);
+    driver.set("FAIL_LAUNCH", "9:719"); // CUDA_ERROR_LAUNCH_FAILED
     for _ in 0..2 {
         let error = pass(&context, 4).unwrap_err();
         assert!(matches!(error, Error::Device { .. }) && error.code() == 12, "{error}");

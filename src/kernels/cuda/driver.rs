@@ -128,7 +128,9 @@ fn too_old(version: c_int) -> String {
 fn find_functions() -> Result<(), String> {
     // SAFETY: opening the driver's library runs its constructors, which any program that uses CUDA does
     if !unsafe { sys::is_culib_present() } {
-        return Err("there is no CUDA driver on this machine (its library, libcuda or nvcuda, was not found)".to_owned());
+        return Err(
+            "there is no CUDA driver on this machine (its library, libcuda or nvcuda, was not found)".to_owned()
+        );
     }
     // SAFETY: the library is there, so this does not panic
     let library = unsafe { sys::culib() };
