@@ -116,7 +116,10 @@ fn available() -> Result<(), String> {
     if told == CUresult::CUDA_SUCCESS && version < OLDEST_DRIVER {
         return Err(too_old(version));
     }
-    check(started).map_err(|reason| format!("the CUDA driver does not start: {reason}"))
+    match started {
+        CUresult::CUDA_ERROR_NO_DEVICE => Err("the CUDA driver finds no device".to_owned()),
+        status => check(status).map_err(|reason| format!("the CUDA driver does not start: {reason}")),
+    }
 }
 
 fn too_old(version: c_int) -> String {
