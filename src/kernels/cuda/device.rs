@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::marker::PhantomData;
 use std::ptr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytemuck::Pod;
@@ -22,6 +23,8 @@ pub struct Gpu {
     device: CUdevice,
     context: CUcontext,
     multiprocessors: usize,
+    /// Whether it was found to compute right: see `self_check`.
+    pub(super) is_checked: AtomicBool,
     /// Translated when they are first launched.
     functions: Mutex<Functions>,
 }
