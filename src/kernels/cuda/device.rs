@@ -70,8 +70,14 @@ impl Gpu {
     }
 
     fn start(card: Card) -> Result<Gpu> {
-        let mut gpu =
-            Gpu { card, device: 0, context: ptr::null_mut(), multiprocessors: 1, functions: Mutex::default() };
+        let mut gpu = Gpu {
+            card,
+            device: 0,
+            context: ptr::null_mut(),
+            multiprocessors: 1,
+            is_checked: AtomicBool::new(false),
+            functions: Mutex::default(),
+        };
         // SAFETY: `find` has listed the card, so the driver is there; the pointer outlives the call
         let status = unsafe { sys::cuDeviceGet(&mut gpu.device, gpu.card.index as c_int) };
         gpu.check(status, "be found")?;
