@@ -10,65 +10,17 @@ use std::sync::OnceLock;
 
 use bytemuck::Pod;
 
+use crate::library::build::{Output, SERVER, build};
+
 /// Whether races are looked for, which takes ten times as long: then tests take their smallest shapes.
 pub fn races() -> bool {
     std::env::var_os("MMADA_CUDA_RACES").is_some()
 }
 
-/// The program, compiled once per run of the tests.
+/// The program, compiled if that has to be.
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let (standin, kernels) = (root.join("tests/cuda/standin"), root.join("src/kernels/cuda"));
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(if races() { "cuda-races" } else { "cuda" });
-        std::fs::create_dir_all(&folder).unwrap();
-        let files = |folder: &Path, extension: &str| {
-            let all = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-            let mut found: Vec<PathBuf> = all.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
-            found.sort();
-            found
-        };
-        let sources = [files(&standin, "cpp"), files(&standin, "cu"), files(&kernels, "cu")].concat();
-        let objects: Vec<PathBuf> =
-            sources.iter().map(|s| folder.join(s.file_name().unwrap()).with_extension("o")).collect();
-        let compilers: Vec<Child> = sources
-            .iter()
-            .zip(&objects)
-            .map(|(source, object)| {
-                let mut compiler = compiler();
-                // the stand-in itself is not looked at: it hands the processor from thread to thread
-                if source.extension().is_some_and(|e| e == "cu") {
-                    compiler.args(["-x", "c++", "-Wno-unknown-pragmas"]).args(races().then_some("-fsanitize=thread"));
-                } else if races() {
-                    compiler.arg("-DSTANDIN_THREADS");
-                }
-                compiler.args(["-std=c++17", "-O2", "-g1", "-Wall", "-Wextra", "-ffp-contract=off"]);
-                compiler
-                    .args(["-DMMADA_STANDIN", "-c"])
-                    .arg("-I")
-                    .arg(&standin)
-                    .arg("-I")
-                    .arg(&kernels)
-                    .arg("-o")
-                    .arg(object)
-                    .arg(source);
-                compiler.spawn().expect("a C++ compiler, c++ or what CXX names, is there")
-            })
-            .collect();
-        for (mut compiler, source) in compilers.into_iter().zip(&sources) {
-            assert!(compiler.wait().unwrap().success(), "{} does not compile", source.display());
-        }
-        let program = folder.join("device");
-        let mut linker = compiler();
-        linker.args(races().then_some("-fsanitize=thread")).arg("-o").arg(&program).args(&objects);
-        assert!(linker.status().unwrap().success(), "the stand-in does not link");
-        program
-    })
-}
-
-fn compiler() -> Command {
-    Command::new(std::env::var_os("CXX").unwrap_or("c++".into()))
+    PROGRAM.get_or_init(|| build(&Output { name: "device", own: SERVER, linker: &[], races: races() }))
 }
 
 /// A running device.

@@ -5,9 +5,11 @@
 
 mod attention;
 mod device;
+mod driver;
 mod elementwise;
 mod floats;
 mod images;
+mod library;
 mod products;
 mod sampling;
 mod standin;

@@ -9,6 +9,8 @@
 #include <map>
 #include <vector>
 
+#include "memory.h"
+
 #ifdef STANDIN_THREADS
 extern "C" {
 void* __tsan_get_current_fiber();
@@ -97,6 +99,8 @@ std::string kernel_name;
 const Kernel* kernel_now;
 void** arguments_now;
 unsigned at_barrier, done;
+bool failed;
+Failure failure;
 [[maybe_unused]] char barrier_ordered[2], launch_ordered[2];
 unsigned barriers;
 void* main_stack_pointer;
@@ -123,6 +127,10 @@ void* map(void* at, size_t bytes) {
     void* memory = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
     if (memory == MAP_FAILED) fail("no memory");
     return memory;
+}
+
+std::string text(const Dim3& v) {
+    return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
 }
 
 void switch_to_main() {
@@ -162,6 +170,7 @@ void start_thread(Thread& thread, unsigned number) {
     thread.state = State::Runs;
     thread.number = number;
     thread.index = {number % size_now.x, number / size_now.x % size_now.y, number / size_now.x / size_now.y};
+    thread.copies.clear();
     thread.copy_group = 0;
     SANITIZER(if (!thread.fiber) thread.fiber = __tsan_create_fiber(0));
     // as `standin_switch` leaves a stack: six registers and where to return to, which is aligned as after a call
@@ -214,16 +223,20 @@ void run_block(unsigned order) {
         current = &threads[*ready];
         SANITIZER(__tsan_switch_to_fiber(current->fiber, 1));
         standin_switch(&main_stack_pointer, current->stack_pointer);
+        if (failed) throw Failure(failure);
     }
 }
 
 }  // namespace
 
 void fail(const std::string& message) {
-    fprintf(stderr, "kernel %s, block (%u, %u, %u)", kernel_name.c_str(), block_now.x, block_now.y, block_now.z);
-    if (current) fprintf(stderr, ", thread (%u, %u, %u)", current->index.x, current->index.y, current->index.z);
-    fprintf(stderr, ": %s\n", message.c_str());
-    _Exit(97);
+    failure.message = message;
+    if (current) failure.message = "thread " + text(current->index) + ": " + failure.message;
+    if (kernel_now) failure.message = "kernel " + kernel_name + ", block " + text(block_now) + ", " + failure.message;
+    if (!current) throw Failure(failure);
+    failed = true;
+    switch_to_main();
+    abort();  // nobody goes on with a thread that has failed
 }
 
 const Dim3& thread_index() { return current->index; }
@@ -382,6 +395,7 @@ const Kernel* find(const std::string& name) {
 void launch(const std::string& name, const Kernel& kernel, Dim3 grid, Dim3 block, size_t shared, void** arguments,
             unsigned order) {
     current = nullptr;
+    failed = false;
     kernel_name = name;
     kernel_now = &kernel;
     arguments_now = arguments;
@@ -412,6 +426,8 @@ void launch(const std::string& name, const Kernel& kernel, Dim3 grid, Dim3 block
     }
     SANITIZER(__tsan_acquire(&launch_ordered[1]));
     current = nullptr;
+    check_padding();
+    kernel_now = nullptr;
 }
 
 }  // namespace standin

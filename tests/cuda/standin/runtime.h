@@ -31,7 +31,13 @@ unsigned char* dynamic_shared();
 int new_slot();
 void* shared_slot(int slot, size_t bytes);
 
-/// Ends the program with a message that names the kernel, the block and the thread.
+/// That a kernel, or what launches it, does wrong.
+struct Failure {
+    std::string message;
+};
+
+/// Throws `Failure` out of `launch`, with the kernel, the block and the thread in its message; or out of what was called
+/// outside a launch. A block's threads never go on: their stacks are given up.
 [[noreturn]] void fail(const std::string& message);
 
 // What warp-wide PTX is made of: all lanes of the warp bring `in`, the last one to come calls `work` with all of them, in

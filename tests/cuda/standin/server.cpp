@@ -6,25 +6,15 @@
 //   'R' address bytes             copies from it                              -> the bytes
 //   'L' order, grid (3), block (3), shared, name length, name, arguments, each: length and bytes      -> 0
 // A launch that is not right ends the program with a message on the standard error.
-#include <sys/mman.h>
-
 #include <cstdio>
 #include <cstring>
-#include <map>
+#include <string>
 #include <vector>
 
+#include "memory.h"
 #include "runtime.h"
 
 namespace {
-
-constexpr size_t PAGE = 4096;
-constexpr size_t ALIGNMENT = 16;
-
-struct Memory {
-    size_t bytes;
-    size_t padding;  // behind the bytes, to the next multiple of ALIGNMENT; keeps its ones
-};
-std::map<uint64_t, Memory> allocated;
 
 void read_exactly(void* to, size_t bytes) {
     if (bytes && fread(to, 1, bytes, stdin) != bytes) _Exit(0);  // whoever drives the device has gone
@@ -40,34 +30,16 @@ void answer(const void* from, size_t bytes) {
 }
 void answer(uint64_t value) { answer(&value, sizeof value); }
 
-/// Memory that ends where an inaccessible page begins (up to the alignment), with another before it.
 uint64_t allocate(size_t bytes) {
-    const size_t padded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    const size_t pages = (padded + PAGE - 1) / PAGE * PAGE;
-    auto memory = static_cast<unsigned char*>(
-        mmap(nullptr, pages + 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (memory == MAP_FAILED) standin::fail("no memory");
-    mprotect(memory, PAGE, PROT_NONE);
-    mprotect(memory + PAGE + pages, PAGE, PROT_NONE);
-    unsigned char* start = memory + PAGE + pages - padded;
-    memset(start, 0xff, padded);
-    allocated[uint64_t(start)] = {bytes, padded - bytes};
-    return uint64_t(start);
+    const unsigned char* memory = standin::allocate(bytes, nullptr);
+    if (!memory) standin::fail("no memory");
+    return uint64_t(memory);
 }
 
 unsigned char* checked(uint64_t address, size_t bytes) {
-    auto found = allocated.find(address);
-    if (found == allocated.end() || bytes > found->second.bytes) standin::fail("a copy outside the memory");
-    return reinterpret_cast<unsigned char*>(address);
-}
-
-void check_padding() {
-    for (const auto& [address, memory] : allocated) {
-        auto end = reinterpret_cast<const unsigned char*>(address) + memory.bytes;
-        for (size_t i = 0; i < memory.padding; i++) {
-            if (end[i] != 0xff) standin::fail("a write past the end of memory of " + std::to_string(memory.bytes) + " bytes");
-        }
-    }
+    auto memory = reinterpret_cast<unsigned char*>(address);
+    if (!standin::is_within(memory, bytes, nullptr)) standin::fail("a copy outside the memory");
+    return memory;
 }
 
 standin::Dim3 dim3() {
@@ -96,13 +68,10 @@ void launch() {
         standin::fail("the arguments of " + name + " do not have the sizes of its parameters");
     }
     standin::launch(name, *kernel, grid, block, shared, pointers.data(), unsigned(order));
-    check_padding();
     answer(0);
 }
 
-}  // namespace
-
-int main() {
+void serve() {
     for (;;) {
         unsigned char request;
         read_exactly(&request, 1);
@@ -126,5 +95,16 @@ int main() {
             default:
                 standin::fail("no such request");
         }
+    }
+}
+
+}  // namespace
+
+int main() {
+    try {
+        serve();
+    } catch (const standin::Failure& failure) {
+        fprintf(stderr, "%s\n", failure.message.c_str());
+        _Exit(97);
     }
 }
