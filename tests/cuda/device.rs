@@ -186,24 +186,26 @@ impl<T: Pod> Memory<'_, T> {
 /// The value of a kernel's parameter.
 pub struct Argument(Vec<u8>);
 
-impl From<i32> for Argument {
-    fn from(v: i32) -> Self {
-        Argument(v.to_le_bytes().to_vec())
-    }
+macro_rules! numbers {
+    ($($number:ty),*) => {
+        $(impl From<$number> for Argument {
+            fn from(v: $number) -> Self {
+                Argument(v.to_le_bytes().to_vec())
+            }
+        })*
+    };
 }
-impl From<u64> for Argument {
-    fn from(v: u64) -> Self {
-        Argument(v.to_le_bytes().to_vec())
-    }
-}
-impl From<f32> for Argument {
-    fn from(v: f32) -> Self {
-        Argument(v.to_le_bytes().to_vec())
-    }
-}
+numbers!(i32, u32, u64, f32, f64);
+
 impl<T: Pod> From<&Memory<'_, T>> for Argument {
     fn from(memory: &Memory<'_, T>) -> Self {
         memory.argument()
+    }
+}
+impl<T: Pod> From<Option<&Memory<'_, T>>> for Argument {
+    /// A pointer that may be null.
+    fn from(memory: Option<&Memory<'_, T>>) -> Self {
+        memory.map_or(Argument::from(0u64), Memory::argument)
     }
 }
 

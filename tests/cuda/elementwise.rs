@@ -5,7 +5,7 @@ use mmada::tensor::{GgmlType, dequantize};
 
 use crate::arguments;
 use crate::device::{Device, Memory};
-use crate::support::{Random, assert_close, bits, portable, types};
+use crate::support::{Random, assert_close, bf16_rest, bits, portable, to_bf16, types};
 
 /// Rows of several lengths: parts of a warp's 256 elements, some more than a block of threads takes at once.
 const LENGTHS: [usize; 4] = [32, 288, 1024, 2336];
@@ -138,10 +138,6 @@ fn gates_are_those_of_the_processor_as_floats_bfloat16_and_int8() {
     }
 }
 
-fn to_bf16(x: &[f32]) -> Vec<u16> {
-    x.iter().map(|v| half::bf16::from_f32(*v).to_bits()).collect()
-}
-
 #[test]
 fn floats_are_rounded_to_the_nearest_bfloat16() {
     let device = Device::new();
@@ -151,6 +147,43 @@ fn floats_are_rounded_to_the_nearest_bfloat16() {
     let (from, out) = (device.upload(&x), device.memory::<u16>(288));
     device.launch("round_to_bf16", [1, 1, 1], 256, 0, arguments![&from, 288, &out]);
     assert_eq!(out.download(), to_bf16(&x));
+}
+
+#[test]
+fn rows_are_gathered_in_the_order_asked_for() {
+    let device = Device::new();
+    let rows = [3i32, 0, 3, 5];
+    for d in [4, 36, 1100] {
+        let x = Random(6).floats(6 * d);
+        let (on_device, wanted, out) = (device.upload(&x), device.upload(&rows), device.memory::<f32>(rows.len() * d));
+        device.launch("gather_rows", [rows.len(), 1, 1], 256, 0, arguments![&on_device, &wanted, d as i32, &out]);
+        let expected: Vec<f32> = rows.iter().flat_map(|row| &x[*row as usize * d..][..d]).copied().collect();
+        assert_eq!(bits(&out.download()), bits(&expected));
+    }
+}
+
+#[test]
+fn channels_are_rounded_to_one_or_two_terms_with_zeros_behind_them() {
+    let device = Device::new();
+    for (positions, channels, padded) in [(1000usize, 3, 8), (5, 256, 256), (7, 13, 24), (1, 1, 16)] {
+        let mut x = Random(7).floats(positions * channels);
+        x[0] = f32::from_bits(0x3f80_8000); // half way: to even, and the rest is half a unit
+        let mut filled = vec![0.0; positions * padded];
+        for (to, from) in filled.chunks_mut(padded).zip(x.chunks(channels)) {
+            to[..channels].copy_from_slice(from);
+        }
+        let on_device = device.upload(&x);
+        let grid = [(positions * padded).div_ceil(2048), 1, 1];
+        for two in [false, true] {
+            let (out, rest) = (device.memory::<u16>(filled.len()), device.memory::<u16>(filled.len()));
+            let (c, p) = (channels as i32, padded as i32);
+            let arguments = arguments![&on_device, c, p, positions as u64, &out, two.then_some(&rest)];
+            device.launch("pad_to_bf16", grid, 256, 0, arguments);
+            assert_eq!(out.download(), to_bf16(&filled));
+            let expected = if two { bf16_rest(&filled) } else { vec![u16::MAX; filled.len()] };
+            assert_eq!(rest.download(), expected);
+        }
+    }
 }
 
 #[test]

@@ -70,6 +70,16 @@ pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
 
+pub fn to_bf16(x: &[f32]) -> Vec<u16> {
+    x.iter().map(|v| half::bf16::from_f32(*v).to_bits()).collect()
+}
+
+/// What rounding to bfloat16 leaves of `x`, itself rounded.
+pub fn bf16_rest(x: &[f32]) -> Vec<u16> {
+    let left: Vec<f32> = x.iter().map(|v| v - half::bf16::from_f32(*v).to_f32()).collect();
+    to_bf16(&left)
+}
+
 /// Every number to within `relative` of the largest expected magnitude.
 pub fn assert_close(got: &[f32], expected: &[f32], relative: f32, what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");

@@ -88,6 +88,12 @@ __device__ __forceinline__ float float_from_half(uint16_t bits) {
 __device__ __forceinline__ float float_from_bf16(uint32_t bits) { return __uint_as_float(bits << 16); }
 __device__ __forceinline__ uint16_t bf16_bits(float v) { return (uint16_t)bf16_pair(v, 0.0f); }
 
+/// What two floats leave of themselves when they are rounded to the bfloat16 in `pair`, rounded in turn: the sum of both
+/// keeps sixteen bits of each.
+__device__ __forceinline__ uint32_t bf16_rest(uint32_t pair, float low, float high) {
+    return bf16_pair(low - float_from_bf16(pair), high - __uint_as_float(pair & 0xffff0000u));
+}
+
 /// A little-endian number at any address. No word is read but those that hold a byte of it.
 __device__ __forceinline__ uint32_t load_u32(const uint8_t* at) {
     const uint32_t odd = (uint32_t)(uint64_t)at & 3;
@@ -123,6 +129,18 @@ __device__ __forceinline__ T sum_over_block(T v, T* parts) {
     T sum = parts[0];
     for (int i = 1; i < warps; i++) sum += parts[i];
     return sum;
+}
+
+/// The largest over a block, NaN if one is, for all of its threads; `parts` as above.
+__device__ __forceinline__ float peak_over_block(float v, float* parts) {
+    v = peak_over(v, 32);
+    const int warps = (int)blockDim.x / 32;
+    __syncthreads();  // `parts` may still be read
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;
+    __syncthreads();
+    float peak = parts[0];
+    for (int i = 1; i < warps; i++) peak = max_or_nan(peak, parts[i]);
+    return peak;
 }
 
 /// Whole numbers of [-128, 127] that floats are rounded to, ties to even: in the low byte of the float's bits.

@@ -1,10 +1,10 @@
 // What lies between the products, a block of threads to a row: normalization, the SiLU gate, rotary positions, embedding,
-// and the quantization of activations to int8, fused with what comes before it.
+// padding, and the quantization of activations to int8, fused with what comes before it.
 //
 // A lane has eight neighbours of a row, so a warp has 256: the elements that share a wide scale, while four lanes have
 // the 32 that share a scale otherwise. Rows are multiples of 32 elements.
 //
-// Launch: grid (rows, 1, 1), 256 threads.
+// Launch: grid (rows, 1, 1), 256 threads, but where it says otherwise.
 
 #include "blocks.cuh"
 
@@ -23,6 +23,13 @@ __device__ __forceinline__ void store_eight(float* to, const float (&v)[EIGHT]) 
 }
 __device__ __forceinline__ void store_eight_bf16(uint16_t* to, const float (&v)[EIGHT]) {
     *(uint4*)to = make_uint4(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]), bf16_pair(v[6], v[7]));
+}
+/// What the above leaves of the numbers.
+__device__ __forceinline__ void store_eight_rest(uint16_t* to, const float (&v)[EIGHT]) {
+    uint32_t rest[EIGHT / 2];
+    #pragma unroll
+    for (int i = 0; i < EIGHT / 2; i++) rest[i] = bf16_rest(bf16_pair(v[2 * i], v[2 * i + 1]), v[2 * i], v[2 * i + 1]);
+    *(uint4*)to = make_uint4(rest[0], rest[1], rest[2], rest[3]);
 }
 
 // Where a row's numbers come from, eight from element `at` on.
@@ -186,6 +193,31 @@ KERNEL __launch_bounds__(THREADS) silu_mul_quantize(const float* gate, const flo
     quantize_row(Gated{row_of(gate, d), row_of(up, d)}, d, group, to.q, to.scale, to.sums);
 }
 REGISTER(silu_mul_quantize)
+
+/// Row `rows[blockIdx.x]` of x; d is a multiple of 4.
+KERNEL __launch_bounds__(THREADS) gather_rows(const float* x, const int32_t* rows, int d, float* out) {
+    const float4* from = (const float4*)(x + (uint64_t)rows[blockIdx.x] * d);
+    float4* to = (float4*)row_of(out, d);
+    for (int i = (int)threadIdx.x; i < d / 4; i += THREADS) to[i] = from[i];
+}
+REGISTER(gather_rows)
+
+/// x[positions][channels] to out[positions][padded] in bfloat16, with zeros behind the channels, and unless it is null to
+/// `rest` what that leaves of x (`bf16_rest`). `padded` is a multiple of 8, a thread has eight of its numbers. Launch: grid
+/// (positions * padded / 2048 rounded up, 1, 1), 256 threads.
+KERNEL __launch_bounds__(THREADS) pad_to_bf16(const float* x, int channels, int padded, uint64_t positions, uint16_t* out,
+                                              uint16_t* rest) {
+    const uint64_t at = ((uint64_t)blockIdx.x * THREADS + threadIdx.x) * EIGHT, position = at / (uint64_t)padded;
+    if (position >= positions) return;
+    const int first = (int)(at % (uint64_t)padded);
+    const float* from = x + position * channels;
+    float v[EIGHT];
+    #pragma unroll
+    for (int i = 0; i < EIGHT; i++) v[i] = first + i < channels ? from[first + i] : 0.0f;
+    store_eight_bf16(out + at, v);
+    if (rest) store_eight_rest(rest + at, v);
+}
+REGISTER(pad_to_bf16)
 
 /// Rotates every head of a row of x[rows][heads * 2 * half] and rounds it to bfloat16, as attention reads it: in the end
 /// elements i and i + half are a pair. Before, they are that too, or with `neighbours` 2 i and 2 i + 1. `cos` and `sin`

@@ -1,5 +1,9 @@
-// Group normalization (arXiv 1803.08494) for the image tokenizer, with the swish that follows it: x[positions][channels].
-// The convolutions are in product_bf16.cu, and double a picture's sides on the way.
+// The image tokenizer: group normalization (arXiv 1803.08494) of x[positions][channels] with the swish that follows it,
+// and the softmax of its attention. The convolutions are in product_bf16.cu, and double a picture's sides on the way; the
+// two products of the attention are there too.
+//
+// Results are in bfloat16, for a product. Where pictures must keep their codes that is too coarse: `rest`, unless it is
+// null, gets what the rounding left (`bf16_rest`), for a product in two terms.
 //
 // Statistics are sums in f64, over blocks of positions first and then over those, in one order whatever runs when; what
 // comes of them is a scale and a shift for each channel (src/vq/norm.rs).
@@ -51,10 +55,10 @@ KERNEL __launch_bounds__(32)
 }
 REGISTER(group_norm_scales)
 
-/// out = x * scale + shift, swish of that where asked for (v / (1 + exp(-v))), in bfloat16 for a convolution. Launch: grid
-/// (count / 1024 rounded up, 1, 1), 256 threads; channels and so `count`, all numbers, are multiples of 4.
+/// out = x * scale + shift, swish of that where asked for (v / (1 + exp(-v))). Launch: grid (count / 1024 rounded up, 1,
+/// 1), 256 threads; channels and so `count`, all numbers, are multiples of 4.
 KERNEL __launch_bounds__(THREADS) group_norm_apply(const float* x, const float* scale, const float* shift, int channels,
-                                                   uint64_t count, int swish, uint16_t* out) {
+                                                   uint64_t count, int swish, uint16_t* out, uint16_t* rest) {
     const uint64_t at = ((uint64_t)blockIdx.x * THREADS + threadIdx.x) * 4;
     if (at >= count) return;
     const float4 four = *(const float4*)(x + at);
@@ -65,6 +69,31 @@ KERNEL __launch_bounds__(THREADS) group_norm_apply(const float* x, const float* 
         v[i] = v[i] * scale[channel + i] + shift[channel + i];
         if (swish) v[i] = v[i] / (1.0f + expf(-v[i]));
     }
-    *(uint2*)(out + at) = make_uint2(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]));
+    const uint2 pairs = make_uint2(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]));
+    *(uint2*)(out + at) = pairs;
+    if (rest) *(uint2*)(rest + at) = make_uint2(bf16_rest(pairs.x, v[0], v[1]), bf16_rest(pairs.y, v[2], v[3]));
 }
 REGISTER(group_norm_apply)
+
+/// out[row][padded] = softmax(x[row] * scale), with zeros behind the `width` numbers that a row of x has; `scale` is not
+/// negative, `padded` is even and not less than `width`. Launch: grid (rows, 1, 1), 256 threads.
+KERNEL __launch_bounds__(THREADS)
+    softmax_rows(const float* x, int width, float scale, int padded, uint16_t* out, uint16_t* rest) {
+    SHARED(float, parts, THREADS / 32);
+    const float* row = x + (uint64_t)blockIdx.x * width;
+    float peak = -INFINITE;
+    for (int at = (int)threadIdx.x; at < width; at += THREADS) peak = max_or_nan(peak, row[at]);
+    const float top = peak_over_block(peak, parts) * scale;
+    float sum = 0.0f;
+    for (int at = (int)threadIdx.x; at < width; at += THREADS) sum += expf(row[at] * scale - top);
+    sum = sum_over_block(sum, parts);
+    const uint64_t start = (uint64_t)blockIdx.x * padded;
+    for (int at = 2 * (int)threadIdx.x; at < padded; at += 2 * THREADS) {
+        const float low = at < width ? expf(row[at] * scale - top) / sum : 0.0f;
+        const float high = at + 1 < width ? expf(row[at + 1] * scale - top) / sum : 0.0f;
+        const uint32_t pair = bf16_pair(low, high);
+        *(uint32_t*)(out + start + at) = pair;
+        if (rest) *(uint32_t*)(rest + start + at) = bf16_rest(pair, low, high);
+    }
+}
+REGISTER(softmax_rows)
