@@ -387,3 +387,30 @@ pub(super) static IQ1: [u16; 2048] = [
     0xaa08, 0xaa0a, 0xaa20, 0xaa22, 0xaa28, 0xaa2a, 0xaa51, 0xaa54, 0xaa56, 0xaa80, 0xaa82, 0xaa88, 0xaa8a, 0xaa95,
     0xaaa0, 0xaaa2, 0xaaa8, 0xaaaa,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_of_the_cuda_kernels_are_these() {
+        let header = include_str!("../kernels/cuda/grids.cuh");
+        let tables: [(&str, &[u16]); 6] = [
+            ("IQ2_XXS", &IQ2_XXS),
+            ("IQ2_XS", &IQ2_XS),
+            ("IQ2_S", &IQ2_S),
+            ("IQ3_XXS", &IQ3_XXS),
+            ("IQ3_S", &IQ3_S),
+            ("IQ1", &IQ1),
+        ];
+        assert_eq!(header.matches("GRID_").count(), tables.len());
+        for (name, table) in tables {
+            let (_, rest) = header.split_once(&format!("GRID_{name}[{}] = {{", table.len())).unwrap();
+            let (numbers, _) = rest.split_once('}').unwrap();
+            let numbers = numbers.split(',').map(str::trim).filter(|number| !number.is_empty());
+            let found: Vec<u16> =
+                numbers.map(|number| u16::from_str_radix(number.trim_start_matches("0x"), 16).unwrap()).collect();
+            assert_eq!(found, table, "{name}");
+        }
+    }
+}

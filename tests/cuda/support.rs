@@ -1,8 +1,8 @@
 //! Random numbers and the threads that expected results are computed with.
 
-use mmada::kernels::{Kernels, has_int8};
+use mmada::kernels::Kernels;
 use mmada::parallel::{Exec, Threads};
-use mmada::tensor::GgmlType;
+use mmada::tensor::{GgmlType, can_dequantize};
 
 /// A small generator (SplitMix64).
 pub struct Random(pub u64);
@@ -23,12 +23,20 @@ impl Random {
         (0..n).map(|_| self.float()).collect()
     }
 
+    fn scale(&mut self) -> half::f16 {
+        match self.bits() % 16 {
+            0 => half::f16::ZERO,
+            1 => half::f16::from_bits(3),
+            _ => half::f16::from_f32(self.float() * 0.01),
+        }
+    }
+
     /// Weights of any type: all bit patterns, with finite scales, zero and subnormal among them.
     pub fn weights(&mut self, dtype: GgmlType, rows: usize, cols: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..rows * dtype.row_bytes(cols).unwrap()).map(|_| self.bits() as u8).collect();
         use GgmlType::*;
         let halves: &[usize] = match dtype {
-            MXFP4 | NVFP4 => &[],
+            MXFP4 | NVFP4 | IQ1_M => &[],
             TQ1_0 => &[52],
             TQ2_0 => &[64],
             Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
@@ -39,12 +47,14 @@ impl Random {
         };
         for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
             for &at in halves {
-                let d = match self.bits() % 16 {
-                    0 => half::f16::ZERO,
-                    1 => half::f16::from_bits(3),
-                    _ => half::f16::from_f32(self.float() * 0.01),
-                };
-                block[at..at + 2].copy_from_slice(&d.to_le_bytes());
+                block[at..at + 2].copy_from_slice(&self.scale().to_le_bytes());
+            }
+            if dtype == IQ1_M {
+                // four bits in each of four words
+                let d = self.scale().to_bits();
+                for i in 0..4 {
+                    block[49 + 2 * i] = block[49 + 2 * i] & 15 | (d >> (4 * i) << 4) as u8;
+                }
             }
             if dtype == MXFP4 {
                 block[0] = 100 + block[0] % 32;
@@ -54,10 +64,9 @@ impl Random {
     }
 }
 
-/// The types that there are embeddings and products in bfloat16 for.
+/// The types of weights: there are embeddings and products in bfloat16 for all of them.
 pub fn types() -> Vec<GgmlType> {
-    use GgmlType::*;
-    GgmlType::all().filter(|t| has_int8(*t) || matches!(t, F32 | F16 | BF16 | TQ1_0 | TQ2_0 | NVFP4)).collect()
+    GgmlType::all().filter(|t| can_dequantize(*t)).collect()
 }
 
 /// Runs `work` with the specification's kernels.

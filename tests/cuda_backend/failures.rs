@@ -24,7 +24,10 @@ fn refused(options: ContextOptions) -> Error {
 fn a_card_that_is_not_there_is_named_with_those_that_are() {
     let card = Card::open();
     let error = refused(ContextOptions { device: DeviceChoice::Cuda(63), ..card.options() });
-    assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("cuda:63 is not there"), "{error}");
+    assert!(
+        matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("cuda:63 is not there"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -51,7 +54,10 @@ fn without_a_usable_card_one_sentence_says_why_and_auto_takes_the_processor() {
         let context = Context::new(demo(), options).unwrap();
         assert_eq!(context.device(), "cpu");
         let lines = lines.lock().unwrap();
-        assert!(lines.len() == 1 && lines[0].contains("running on the cpu") && lines[0].contains(expected), "{lines:?}");
+        assert!(
+            lines.len() == 1 && lines[0].contains("running on the cpu") && lines[0].contains(expected),
+            "{lines:?}"
+        );
         pass(&context, 3).unwrap();
     }
 }
@@ -213,7 +219,10 @@ fn nothing_of_cuda_is_linked() {
     let Ok(done) = Command::new("readelf").args(["--dynamic", "--wide", program]).output() else { return };
     let text = String::from_utf8(done.stdout).unwrap();
     let needed: Vec<&str> = text.lines().filter(|line| line.contains("(NEEDED)")).collect();
-    assert!(!needed.is_empty() && needed.iter().all(|line| !line.contains("cuda") && !line.contains("nv")), "{needed:?}");
+    assert!(
+        !needed.is_empty() && needed.iter().all(|line| !line.contains("cuda") && !line.contains("nv")),
+        "{needed:?}"
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The demo model on a card, beside the processor.
 
 use mmada::{
-    Context, ContextOptions, DeviceChoice, DrawRequest, Generation, Message, ScoreRequest, SequenceRequest, TextOptions,
-    TextRequest,
+    Context, ContextOptions, DeviceChoice, DrawRequest, Generation, Message, ScoreRequest, SequenceRequest,
+    TextOptions, TextRequest,
 };
 
 use crate::support::{Card, close, cpu, demo, run};

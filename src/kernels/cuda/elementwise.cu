@@ -6,7 +6,7 @@
 //
 // Launch: grid (rows, 1, 1), 256 threads, but where it says otherwise.
 
-#include "blocks.cuh"
+#include "codebooks.cuh"
 
 #define THREADS 256
 #define EIGHT 8
@@ -275,6 +275,13 @@ EMBEDDING(Q2_K)
 EMBEDDING(TQ1_0)
 EMBEDDING(TQ2_0)
 EMBEDDING(NVFP4)
+EMBEDDING(IQ2_XXS)
+EMBEDDING(IQ2_XS)
+EMBEDDING(IQ2_S)
+EMBEDDING(IQ3_XXS)
+EMBEDDING(IQ3_S)
+EMBEDDING(IQ1_S)
+EMBEDDING(IQ1_M)
 
 KERNEL __launch_bounds__(THREADS)
     embed_F32(const uint8_t* table, uint64_t row_bytes, const int32_t* ids, int d, float* out) {

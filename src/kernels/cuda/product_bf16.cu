@@ -8,7 +8,7 @@
 //
 // Launch: grid (tokens / 64, rows / 128, 1), rounded up, 256 threads.
 
-#include "blocks.cuh"
+#include "codebooks.cuh"
 #include "tile.cuh"
 
 #define STEP 128
@@ -192,6 +192,13 @@ PRODUCT(Q2_K, Quantized<Q2_K>)
 PRODUCT(TQ1_0, Quantized<TQ1_0>)
 PRODUCT(TQ2_0, Quantized<TQ2_0>)
 PRODUCT(NVFP4, Quantized<NVFP4>)
+PRODUCT(IQ2_XXS, Quantized<IQ2_XXS>)
+PRODUCT(IQ2_XS, Quantized<IQ2_XS>)
+PRODUCT(IQ2_S, Quantized<IQ2_S>)
+PRODUCT(IQ3_XXS, Quantized<IQ3_XXS>)
+PRODUCT(IQ3_S, Quantized<IQ3_S>)
+PRODUCT(IQ1_S, Quantized<IQ1_S>)
+PRODUCT(IQ1_M, Quantized<IQ1_M>)
 
 // A 3x3 convolution of x[height][width][channels] to y[out_height * out_width = n][outputs], see `Windows`; w is
 // [outputs][3][3][channels].

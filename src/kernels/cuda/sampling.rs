@@ -10,7 +10,7 @@ use crate::error::Result;
 pub const PLACE: usize = 4;
 
 /// Bytes of what is known of a row's candidate after some of the ids (`ChoiceState` of sampling.cu).
-pub const CHOICE: usize = 40;
+pub const CHOICE: usize = 32;
 
 /// How candidates of text are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -78,6 +78,16 @@ inline float __uint_as_float(unsigned bits) {
     memcpy(&v, &bits, 4);
     return v;
 }
+inline long long __double_as_longlong(double v) {
+    long long bits;
+    memcpy(&bits, &v, 8);
+    return bits;
+}
+inline double __longlong_as_double(long long bits) {
+    double v;
+    memcpy(&v, &bits, 8);
+    return v;
+}
 /// Four of the eight bytes of `y:x`, chosen by the low four nibbles of `s`; a nibble's high bit spreads the byte's sign.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
     const uint64_t bytes = uint64_t(y) << 32 | x;
