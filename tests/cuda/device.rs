@@ -1,6 +1,6 @@
-//! A device that runs the CUDA kernels on the processor: the program that `standin/` and the kernels compile to, driven
-//! through its standard input and output. `MMADA_CUDA_RACES=1` builds it with ThreadSanitizer, which ends it at the first
-//! race between threads of a block.
+//! A device that runs the CUDA kernels: a card (`card.rs`), or the processor, by the program that `standin/` and the kernels
+//! compile to, driven through its standard input and output. `MMADA_CUDA_RACES=1` builds that with ThreadSanitizer, which
+//! ends it at the first race between threads of a block.
 
 use std::cell::{Cell, RefCell};
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use bytemuck::Pod;
 
+use crate::card::{self, Card};
 use crate::library::build::{Output, SERVER, build};
 
 /// Whether races are looked for, which takes ten times as long: then tests take their smallest shapes.
@@ -23,20 +24,61 @@ fn program() -> &'static Path {
     PROGRAM.get_or_init(|| build(&Output { name: "device", own: SERVER, linker: &[], races: races() }))
 }
 
-/// A running device.
-pub struct Device {
+/// Something that runs kernels.
+pub enum Device {
+    Card(Card),
+    Processor(Processor),
+}
+
+impl Device {
+    pub fn new() -> Self {
+        match card::is_there() {
+            true => Device::Card(Card::new()),
+            false => Device::Processor(Processor::with_messages(Stdio::inherit())),
+        }
+    }
+
+    /// Memory for `len` numbers, filled with bytes of ones: NaN, where they are floats.
+    pub fn memory<T: Pod>(&self, len: usize) -> Memory<'_, T> {
+        let bytes = len * size_of::<T>();
+        let address = match self {
+            Device::Card(card) => card.allocate(bytes),
+            Device::Processor(processor) => processor.allocate(bytes),
+        };
+        Memory { device: self, address, len, kind: std::marker::PhantomData }
+    }
+
+    pub fn upload<T: Pod>(&self, data: &[T]) -> Memory<'_, T> {
+        let memory = self.memory::<T>(data.len());
+        match self {
+            Device::Card(card) => card.write(memory.address, bytemuck::cast_slice(data)),
+            Device::Processor(processor) => processor.write(memory.address, bytemuck::cast_slice(data)),
+        }
+        memory
+    }
+
+    /// Runs a kernel.
+    pub fn launch(&self, name: &str, grid: [usize; 3], threads: usize, shared: usize, arguments: &[Argument]) {
+        match self {
+            Device::Card(card) => {
+                let arguments: Vec<&[u8]> = arguments.iter().map(|Argument(bytes)| &bytes[..]).collect();
+                card.launch(name, grid, threads, shared, &arguments);
+            }
+            Device::Processor(processor) => processor.launch(name, grid, threads, shared, arguments),
+        }
+    }
+}
+
+/// The stand-in's program, which is running.
+pub struct Processor {
     child: Child,
     to: RefCell<BufWriter<ChildStdin>>,
     from: RefCell<BufReader<ChildStdout>>,
     launches: Cell<u64>,
 }
 
-impl Device {
-    pub fn new() -> Self {
-        Self::with_messages(Stdio::inherit())
-    }
-
-    /// One that is expected to fail: its message is for [`Device::failed_launch`].
+impl Processor {
+    /// One that is expected to fail: its message is for [`Processor::failed_launch`].
     pub fn quiet() -> Self {
         Self::with_messages(Stdio::piped())
     }
@@ -51,7 +93,7 @@ impl Device {
             .unwrap();
         let to = RefCell::new(BufWriter::new(child.stdin.take().unwrap()));
         let from = RefCell::new(BufReader::new(child.stdout.take().unwrap()));
-        Device { child, to, from, launches: Cell::new(0) }
+        Processor { child, to, from, launches: Cell::new(0) }
     }
 
     fn send(&self, request: u8, numbers: &[u64]) {
@@ -67,22 +109,23 @@ impl Device {
         answer
     }
 
-    /// Memory for `len` numbers, filled with bytes of ones: NaN, where they are floats.
-    pub fn memory<T: Pod>(&self, len: usize) -> Memory<'_, T> {
-        self.send(b'A', &[(len * size_of::<T>()) as u64]);
-        let address = u64::from_le_bytes(self.receive(8).try_into().unwrap());
-        Memory { device: self, address, len, kind: std::marker::PhantomData }
+    pub fn allocate(&self, bytes: usize) -> u64 {
+        self.send(b'A', &[bytes as u64]);
+        u64::from_le_bytes(self.receive(8).try_into().unwrap())
     }
 
-    pub fn upload<T: Pod>(&self, data: &[T]) -> Memory<'_, T> {
-        let memory = self.memory::<T>(data.len());
-        self.send(b'W', &[memory.address, size_of_val(data) as u64]);
-        self.to.borrow_mut().write_all(bytemuck::cast_slice(data)).expect("the device has ended");
-        memory
+    pub fn write(&self, address: u64, bytes: &[u8]) {
+        self.send(b'W', &[address, bytes.len() as u64]);
+        self.to.borrow_mut().write_all(bytes).expect("the device has ended");
+    }
+
+    fn read(&self, address: u64, bytes: usize) -> Vec<u8> {
+        self.send(b'R', &[address, bytes as u64]);
+        self.receive(bytes)
     }
 
     /// Runs a kernel. Threads take turns in another order at every launch.
-    pub fn launch(&self, name: &str, grid: [usize; 3], threads: usize, shared: usize, arguments: &[Argument]) {
+    fn launch(&self, name: &str, grid: [usize; 3], threads: usize, shared: usize, arguments: &[Argument]) {
         let order = self.launches.replace(self.launches.get() + 1);
         let [x, y, z] = grid.map(|n| n as u64);
         self.send(b'L', &[order, x, y, z, threads as u64, 1, 1, shared as u64, name.len() as u64]);
@@ -108,7 +151,7 @@ impl Device {
     }
 }
 
-impl Drop for Device {
+impl Drop for Processor {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -126,8 +169,10 @@ pub struct Memory<'a, T> {
 impl<T: Pod> Memory<'_, T> {
     pub fn download(&self) -> Vec<T> {
         let bytes = self.len * size_of::<T>();
-        self.device.send(b'R', &[self.address, bytes as u64]);
-        bytemuck::pod_collect_to_vec(&self.device.receive(bytes))
+        bytemuck::pod_collect_to_vec(&match self.device {
+            Device::Card(card) => card.read(self.address, bytes),
+            Device::Processor(processor) => processor.read(self.address, bytes),
+        })
     }
 
     pub fn argument(&self) -> Argument {

@@ -186,7 +186,7 @@ fn a_row_with_no_choice_or_with_nan_or_infinity_says_so_and_leaves_others_alone(
             assert!(ids[4] >= 0 && (confidence[4] > 0.0) == sums && confidence[4] <= 1.0);
         }
         // what must not be chosen may be anything
-        text.forbidden = vec![577..578];
+        text.forbidden = std::iter::once(577..578).collect();
         assert!(text.on_device(&device, 1024).0[1] >= 0);
         let all = 0..width as u32;
         text.forbidden = vec![all];

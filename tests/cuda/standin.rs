@@ -1,16 +1,23 @@
 //! The stand-in itself: it finds the defects that it is there to find.
 
 use crate::arguments;
-use crate::device::{Device, races};
+use crate::device::{Argument, Device, Processor, races};
 
 /// Exit statuses: with a message of the stand-in's, and at a race.
 const MESSAGE: Option<i32> = Some(97);
 const RACE: Option<i32> = Some(98);
 
+/// Memory of so many ones.
+fn ones(device: &Processor, floats: usize) -> Argument {
+    let x = device.allocate(4 * floats);
+    device.write(x, bytemuck::cast_slice(&vec![1.0f32; floats]));
+    x.into()
+}
+
 /// Runs a defective kernel on `floats` floats.
 fn ending(kernel: &str, floats: usize, threads: usize, n: i32) -> (String, Option<i32>) {
-    let device = Device::quiet();
-    let x = device.upload(&vec![1.0f32; floats]).argument();
+    let device = Processor::quiet();
+    let x = ones(&device, floats);
     device.failed_launch(kernel, threads, &[x, n.into()])
 }
 
@@ -38,13 +45,13 @@ fn a_shuffle_that_some_lanes_never_reach_is_found() {
 
 #[test]
 fn a_launch_that_is_not_the_kernels_is_refused() {
-    let device = Device::quiet();
-    let x = device.upload(&[1.0f32; 32]).argument();
+    let device = Processor::quiet();
+    let x = ones(&device, 32);
     assert_message(
         device.failed_launch("right_in_warp", 32, &[x]),
         "the arguments of right_in_warp do not have the sizes",
     );
-    assert_message(Device::quiet().failed_launch("no_such_kernel", 32, &[]), "there is no kernel no_such_kernel");
+    assert_message(Processor::quiet().failed_launch("no_such_kernel", 32, &[]), "there is no kernel no_such_kernel");
     assert_message(ending("right_in_warp", 32, 20, 1), "a block is not of 1 to 32 whole warps");
 }
 

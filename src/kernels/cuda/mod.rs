@@ -15,4 +15,5 @@ mod self_check;
 pub use arena::Arena;
 pub use device::{Gpu, Graph, Indices, Memory, Part, Pinned, Queue, Staged};
 pub use driver::{Card, cards};
+pub use modules::ptx_of;
 pub use self_check::self_check;

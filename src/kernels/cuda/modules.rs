@@ -16,7 +16,7 @@ const ENTRY: &str = "\n.visible .entry ";
 const END: &str = "\n}\n";
 
 /// A module with the kernel `name` alone: its file's declarations, and its entry point.
-pub(super) fn ptx_of(name: &str) -> Option<String> {
+pub fn ptx_of(name: &str) -> Option<String> {
     FILES.into_iter().find_map(|file| module(file, name))
 }
 

@@ -177,7 +177,8 @@ __device__ __forceinline__ void take_noisy(ChoiceState& state, const Row& row, i
 /// 1024 but for the last ids. `unconditional` may be null; `forbidden` are sorted [from, to) of ids that do not touch. At
 /// temperature 0 the largest logit is taken. Without `sums` the confidence is not computed. `places[row]` is where the row
 /// draws, see `Place`.
-KERNEL __launch_bounds__(THREADS)
+// At least four blocks to a multiprocessor: with no number here ptxas aims at more, and spills.
+KERNEL __launch_bounds__(THREADS, 4)
     choose_update(const float* logits, const float* unconditional, double cfg_scale, int width, uint32_t first,
                   const int32_t* forbidden, int ranges, double temperature, int sums, const uint32_t* places,
                   ChoiceState* states) {

@@ -1,0 +1,91 @@
+//! A graphics card that is there, for the kernels' tests: `MMADA_CUDA_CARD=1`.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::ptr::null_mut;
+
+use cudarc::driver::sys::*;
+use mmada::kernels::cuda::ptx_of;
+
+/// Whether tests run on a card.
+pub fn is_there() -> bool {
+    std::env::var_os("MMADA_CUDA_CARD").is_some()
+}
+
+/// A context of the first card, as the driver's functions have it.
+pub struct Card {
+    functions: RefCell<HashMap<String, CUfunction>>,
+    memory: RefCell<Vec<CUdeviceptr>>,
+}
+
+/// Unwraps a status of the driver's. The calls are right as far as memory goes: that is what `Card` has its pointers from.
+macro_rules! ok {
+    ($call:expr) => {
+        // SAFETY: pointers to variables that outlive the call, and memory of the card's
+        assert_eq!(unsafe { $call }, CUresult::CUDA_SUCCESS)
+    };
+}
+
+impl Card {
+    pub fn new() -> Card {
+        let (mut device, mut context) = (0, null_mut());
+        ok!(cuInit(0));
+        ok!(cuDeviceGet(&mut device, 0));
+        ok!(cuDevicePrimaryCtxRetain(&mut context, device));
+        ok!(cuCtxSetCurrent(context));
+        Card { functions: RefCell::default(), memory: RefCell::default() }
+    }
+
+    /// Memory filled with bytes of ones.
+    pub fn allocate(&self, bytes: usize) -> u64 {
+        let mut at = 0;
+        ok!(cuMemAlloc_v2(&mut at, bytes.max(1)));
+        ok!(cuMemsetD8Async(at, 0xff, bytes.max(1), null_mut()));
+        self.memory.borrow_mut().push(at);
+        at
+    }
+
+    pub fn write(&self, to: u64, bytes: &[u8]) {
+        ok!(cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), null_mut()));
+        ok!(cuStreamSynchronize(null_mut()));
+    }
+
+    pub fn read(&self, from: u64, bytes: usize) -> Vec<u8> {
+        let mut to = vec![0; bytes];
+        ok!(cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, bytes, null_mut()));
+        ok!(cuStreamSynchronize(null_mut()));
+        to
+    }
+
+    /// Runs a kernel. `arguments` have the sizes of its parameters.
+    pub fn launch(&self, name: &str, grid: [usize; 3], threads: usize, shared: usize, arguments: &[&[u8]]) {
+        let mut functions = self.functions.borrow_mut();
+        let function = *functions.entry(name.to_owned()).or_insert_with(|| load(name));
+        let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        ok!(cuFuncSetAttribute(function, attribute, shared as i32));
+        let mut arguments: Vec<*mut c_void> = arguments.iter().map(|a| a.as_ptr().cast_mut().cast()).collect();
+        let [x, y, z] = grid.map(|n| n as u32);
+        let (threads, shared, arguments) = (threads as u32, shared as u32, arguments.as_mut_ptr());
+        ok!(cuLaunchKernel(function, x, y, z, threads, 1, 1, shared, null_mut(), arguments, null_mut()));
+        ok!(cuStreamSynchronize(null_mut()));
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        for at in self.memory.take() {
+            // SAFETY: it came from cuMemAlloc and is freed once; after a failed test there is nobody to tell of an error
+            let _ = unsafe { cuMemFree_v2(at) };
+        }
+    }
+}
+
+fn load(name: &str) -> CUfunction {
+    let ptx = ptx_of(name).unwrap_or_else(|| panic!("there is no kernel {name}"));
+    let (ptx, name) = (CString::new(ptx).unwrap(), CString::new(name).unwrap());
+    let (mut module, mut function) = (null_mut(), null_mut());
+    ok!(cuModuleLoadData(&mut module, ptx.as_ptr().cast()));
+    ok!(cuModuleGetFunction(&mut function, module, name.as_ptr()));
+    function
+}
