@@ -7,6 +7,7 @@ mod attention;
 mod device;
 mod elementwise;
 mod floats;
+mod hopper;
 mod images;
 mod products;
 mod sampling;
