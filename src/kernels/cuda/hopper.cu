@@ -14,14 +14,15 @@
 // one for itself. Blocks go through tiles in turn, tokens first, so that those that run at a time share weights.
 //
 // One warpgroup copies, two multiply: each has 64 rows of weights, wgmma's first operand, by all tokens of the tile, its
-// second. Weights are read as they are, not unpacked on the way: a tile of rows meets all tokens, and unpacking it for every
-// 256 of them would take the other units longer than the product takes tensor cores, for int8 at least; unpacked once it is
-// a twentieth of the product or less. So kernels are few, and know nothing of blocks.
+// second, which is as wide as wgmma has it, so that weights are read from shared memory least often. Weights are not unpacked
+// on the way: rounding 128 x 256 of them to int8 would take the other units 1500 cycles (6 instructions a weight), while
+// tensor cores are done with them and 256 tokens in 2048, in which sums have to leave too. Unpacked once for a model they cost
+// memory alone, a byte a weight. So kernels are few, and know nothing of blocks.
 //
 // Copies are cp.async, 16 bytes a thread, not TMA: that would take a tensor map of every matrix from the host, or rows
 // that lie in memory as tiles do; and what is past the end of a matrix is filled with zeros either way. A stage is 128 bytes
-// of each row of the tile. Four stages (three, where scales are many) go round: copied, waited for by its own threads two
-// stages later, fenced for wgmma, announced (`full`); multiplied, and handed back (`empty`) by each warp.
+// of each row of the tile. Four stages or six go round: copied, waited for by the threads that copy it a few stages later,
+// fenced for wgmma, announced (`full`); multiplied, and handed back (`empty`) by each warp.
 //
 // Results in int8 are those of product_int8.cu to the bit: sums in int32 of what shares a scale, one conversion, one product
 // of scales, one fused multiply-add, groups in order.
@@ -336,8 +337,8 @@ __device__ __forceinline__ void leave(const S& scales, int group, int first, con
     }
 }
 
-/// One scale for 256: two stages (`step_count` is even), multiplied for 128 tokens at a time, so that there are registers for sums and results. While
-/// one warpgroup's sums leave, tensor cores have the other's.
+/// One scale for 256: two stages (`step_count` is even), multiplied for 128 tokens at a time, so that there are registers for
+/// sums and results. While one warpgroup's sums leave, tensor cores have the other's.
 template <class M>
 __device__ __forceinline__ void multiply_wide(M& memory, int step_count, const Tiles& tiles, const Output& output) {
     static_assert(M::STAGES % 2 == 0, "two stages are in the same phase");
@@ -450,7 +451,7 @@ __device__ __forceinline__ int steps_of(uint64_t row_bytes, int group) {
         NAME(const uint8_t* w, uint64_t row_bytes, int rows, const uint16_t* x, int x_stride, int n, int k,                \
              const float* bias, float* y, int y_stride, int add) {                                                      \
         const Rows activations{(const unsigned char*)x, 2 * (uint64_t)x_stride, n};                                     \
-        const Operands operands{Rows{w, row_bytes, rows}, activations, steps_of(2 * (uint64_t)k, ROW_BYTES)};                      \
+        const Operands operands{Rows{w, row_bytes, rows}, activations, steps_of(2 * (uint64_t)k, ROW_BYTES)};           \
         product_bf16<NAME##_memory, 40>(operands, bias, Output{y, y_stride, add, n, rows});                             \
     }                                                                                                                   \
     REGISTER(NAME)

@@ -1,5 +1,5 @@
 // What compute capability 9.0 adds: matrix products by warpgroups (wgmma), barriers in shared memory (mbarrier), and
-// registers that move between warpgroups. In PTX since ISA 8.0; sections are those of ISA 8.5.
+// registers that move between warpgroups. In PTX since ISA 8.0; numbers of sections are those of ISA 9.2.
 //
 // Tiles are rows of 128 bytes along k, with the 128-byte swizzle: piece `p` of 16 bytes of row `r` lies at piece
 // `p ^ (r % 8)`, and a tile begins at a multiple of 1024 bytes. A slice, what one wgmma multiplies, is 32 bytes of every row:
@@ -18,7 +18,7 @@
 #include "warpgroups.h"
 #else
 
-// Registers of each thread of the warpgroup, a multiple of 8: all its warps do this (9.7.19.5, setmaxnreg).
+// Registers of each thread of the warpgroup, a multiple of 8: all its warps do this (section "setmaxnreg").
 template <int REGISTERS>
 __device__ __forceinline__ void more_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
@@ -28,14 +28,15 @@ __device__ __forceinline__ void fewer_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
-// A barrier whose phases end when `count` threads have arrived (9.7.12.15). Phases are numbered from 0; `mbarrier_wait`
-// returns once the last phase of that parity is over, and right away for parity 1 on a new barrier. Arriving releases what
-// the thread wrote, waiting acquires it.
+// A barrier whose phases end when `count` threads have arrived (sections of "mbarrier"). Phases are numbered from 0;
+// `mbarrier_wait` returns once the last phase of that parity is over, and right away for parity 1 on a new barrier. Arriving
+// releases what the thread wrote, waiting acquires it.
 __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(shared_address(barrier)) : "memory");
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(shared_address(barrier))
+                 : "memory");
 }
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
     uint32_t over;
@@ -55,7 +56,7 @@ __device__ __forceinline__ void cp_async_4(void* shared, const void* global, boo
 }
 
 // What this thread wrote to shared memory (cp.async that it has waited for too) comes before what wgmma reads there after a
-// barrier (9.7.12.4, 9.7.15.4).
+// barrier (9.7.15.4, "Async Proxy"). The end of a wgmma needs no such fence before the next copy: it is one.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Before a warpgroup's first wgmma, and before one whose accumulators were read or written since (9.7.15.7.1).
@@ -95,7 +96,7 @@ __device__ __forceinline__ void wgmma_wait(T (&d)[N]) {
     ACCUMULATORS_64(C, d), EIGHT(C, d, 64), EIGHT(C, d, 72), EIGHT(C, d, 80), EIGHT(C, d, 88), EIGHT(C, d, 96),             \
         EIGHT(C, d, 104), EIGHT(C, d, 112), EIGHT(C, d, 120)
 
-// d, of 64 rows and as many columns as twice its length, += a b of one slice (9.7.15.5.2). Both operands are descriptors; b
+// d, of 64 rows and as many columns as twice its length, += a b of one slice (9.7.15.5). Both operands are descriptors; b
 // is rows of k as a is: columns of what is multiplied.
 __device__ __forceinline__ void wgmma_bf16(float (&d)[128], uint64_t a, uint64_t b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" REGISTERS_128 "}, %128, %129, 1, 1, 1, 0, 0;"
@@ -117,7 +118,7 @@ __device__ __forceinline__ void wgmma_s8(int (&d)[64], uint64_t a, uint64_t b, b
 #endif
 
 /// An operand of wgmma: the first slice of the tile at `tile`, a multiple of 1024, from its row `row`, a multiple of 8, on
-/// (9.7.15.5, the matrix descriptor). Eight rows are 1024 bytes; what is given for the other direction, 16 bytes, is not used
+/// (9.7.15.5.1, the matrix descriptor). Eight rows are 1024 bytes; what is given for the other direction, 16 bytes, is not used
 /// with a swizzle of 128 bytes, and the base offset is zero since tiles are aligned.
 __device__ __forceinline__ uint64_t operand(const unsigned char* tile, int row) {
     const uint32_t at = shared_address(tile) + (uint32_t)(row * ROW_BYTES);
@@ -126,7 +127,7 @@ __device__ __forceinline__ uint64_t operand(const unsigned char* tile, int row) 
 /// The same of another slice; the swizzle is by address, and does not mind.
 __device__ __forceinline__ uint64_t slice_of(uint64_t operand, int slice) { return operand + (uint64_t)(slice * (32 >> 4)); }
 
-/// Which result register `i` of an accumulator is: of row `fragment_row`, and column `fragment_column` (9.7.15.5.1.1.2).
+/// Which result register `i` of an accumulator is: of row `fragment_row`, and column `fragment_column` (9.7.15.5.1.1).
 __device__ __forceinline__ int fragment_row(int i) {
     const int thread = (int)threadIdx.x % WARPGROUP;
     return thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;

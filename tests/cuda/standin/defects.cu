@@ -63,6 +63,7 @@ template <bool FENCE, bool EARLY, bool OVERWRITES, int SHIFT>
 void square(float* x, int n) {
     TILE(tile);
     for (int i = 0; i < 16; i++) ((uint32_t*)tile)[threadIdx.x + WARPGROUP * i] = (uint32_t)n;
+    fence_async_proxy();
     __syncthreads();
     float d[64];
     for (int i = 0; i < 64; i++) d[i] = 1.0f;

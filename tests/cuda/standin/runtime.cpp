@@ -238,7 +238,8 @@ void run_block(unsigned order) {
         auto ready = std::find_if(turns.begin(), turns.end(), [](unsigned t) { return threads[t].state == State::Runs; });
         if (ready == turns.end()) {
             current = nullptr;
-            const bool waits = std::any_of(threads.begin(), threads.end(), [](const Thread& t) { return t.state == State::Waits; });
+            const bool waits =
+                std::any_of(threads.begin(), threads.end(), [](const Thread& t) { return t.state == State::Waits; });
             fail(waits                ? "all threads wait, some for an mbarrier"
                  : at_barrier && done ? "some threads wait at __syncthreads that others will never come to"
                                       : "all threads wait: lanes of a warp are at different operations");

@@ -134,8 +134,8 @@ Accumulator& accumulator(Thread& thread, const Call& call) {
     return thread.accumulators.back();
 }
 
-/// The product of a warpgroup, all of whose threads have come. Register `i` of thread `t` is of row 16 (t / 32) + t % 32 / 4 and
-/// 8 more for odd i / 2, and of column 8 (i / 4) + 2 (t % 4) + i % 2.
+/// The product of a warpgroup, all of whose threads have come. Register `i` of thread `t` is of row 16 (t / 32) + t % 32 / 4
+/// and 8 more for odd i / 2, and of column 8 (i / 4) + 2 (t % 4) + i % 2.
 template <class T>
 void multiply(void* const (&all)[WARPGROUP], unsigned first) {
     const Call& call = *static_cast<const Call*>(all[0]);
