@@ -14,7 +14,7 @@ fn rounded(v: f32) -> f64 {
 }
 
 /// Weights, and what they are in bfloat16.
-fn weights(rng: &mut Random, dtype: GgmlType, rows: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
+pub fn weights(rng: &mut Random, dtype: GgmlType, rows: usize, k: usize) -> (Vec<u8>, Vec<f64>) {
     let floats = rng.floats(rows * k);
     let bytes: Vec<u8> = match dtype {
         GgmlType::F32 => floats.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -28,43 +28,64 @@ fn weights(rng: &mut Random, dtype: GgmlType, rows: usize, k: usize) -> (Vec<u8>
 }
 
 /// That `got` is `expected` within `relative` of the sum of the magnitudes of what was added.
-fn assert_sums(got: &[f32], expected: &[(f64, f64)], relative: f64, what: &str) {
+pub fn assert_sums(got: &[f32], expected: &[(f64, f64)], relative: f64, what: &str) {
     for (i, (got, (sum, size))) in got.iter().zip(expected).enumerate() {
         assert!((f64::from(*got) - sum).abs() <= relative * size, "{what}: result {i} is {got}, not {sum}");
     }
 }
 
 /// What is lost in f32; and where weights are scaled in another order than they are decoded in, which may round another way.
-fn tolerance(dtype: GgmlType) -> f64 {
+pub fn tolerance(dtype: GgmlType) -> f64 {
     if dtype.is_float() { 2e-6 } else { 1e-4 }
 }
 
-fn compare(device: &Device, dtype: GgmlType, (rows, k, n): (usize, usize, usize)) {
-    let mut rng = Random(rows as u64 + k as u64);
-    let (bytes, w) = weights(&mut rng, dtype, rows, k);
-    let stride = k.next_multiple_of(8);
-    let x: Vec<u16> = rng.floats(n * stride).iter().map(|v| half::bf16::from_f32(*v).to_bits()).collect();
-    let (bias, add) = (rng.floats(rows), n.is_multiple_of(2));
-    let y = rng.floats(n * rows);
-    let expected: Vec<(f64, f64)> = (0..n * rows)
-        .map(|at| {
-            let (j, i) = (at / rows, at % rows);
-            let start = if add { f64::from(y[at]) } else { f64::from(bias[i]) };
-            (0..k).fold((start, start.abs()), |(sum, size), c| {
-                let term = w[i * k + c] * f64::from(half::bf16::from_bits(x[j * stride + c]).to_f32());
-                (sum + term, size + term.abs())
+/// Operands of a product in bfloat16: x has rows of whole pieces of eight numbers.
+pub struct Case {
+    pub bytes: Vec<u8>,
+    pub x: Vec<u16>,
+    pub stride: usize,
+    pub bias: Vec<f32>,
+    /// What is there before, where results are added to it.
+    pub y: Vec<f32>,
+    pub add: bool,
+    /// Sums, and the sums of the magnitudes of what they are of.
+    pub expected: Vec<(f64, f64)>,
+}
+
+impl Case {
+    /// Results are added to others if `n` is even; otherwise there is a bias.
+    pub fn new(dtype: GgmlType, (rows, k, n): (usize, usize, usize)) -> Self {
+        let mut rng = Random(rows as u64 + k as u64);
+        let (bytes, w) = weights(&mut rng, dtype, rows, k);
+        let stride = k.next_multiple_of(8);
+        let x: Vec<u16> = rng.floats(n * stride).iter().map(|v| half::bf16::from_f32(*v).to_bits()).collect();
+        let (bias, add) = (rng.floats(rows), n.is_multiple_of(2));
+        let y = rng.floats(n * rows);
+        let expected = (0..n * rows)
+            .map(|at| {
+                let (j, i) = (at / rows, at % rows);
+                let start = if add { f64::from(y[at]) } else { f64::from(bias[i]) };
+                (0..k).fold((start, start.abs()), |(sum, size), c| {
+                    let term = w[i * k + c] * f64::from(half::bf16::from_bits(x[j * stride + c]).to_f32());
+                    (sum + term, size + term.abs())
+                })
             })
-        })
-        .collect();
+            .collect();
+        Case { bytes, x, stride, bias, y, add, expected }
+    }
+}
+
+fn compare(device: &Device, dtype: GgmlType, (rows, k, n): (usize, usize, usize)) {
+    let case = Case::new(dtype, (rows, k, n));
     let (on_device, x, bytes, bias) =
-        (device.upload(&y), device.upload(&x), device.upload(&bytes), device.upload(&bias));
-    let bias = if add { Argument::from(0u64) } else { Argument::from(&bias) };
+        (device.upload(&case.y), device.upload(&case.x), device.upload(&case.bytes), device.upload(&case.bias));
+    let bias = if case.add { Argument::from(0u64) } else { Argument::from(&bias) };
     let row_bytes = dtype.row_bytes(k).unwrap() as u64;
-    let (r, add) = (rows as i32, i32::from(add));
+    let (r, stride, add) = (rows as i32, case.stride as i32, i32::from(case.add));
     let kernel = format!("product_{}_bf16", dtype.name());
-    let arguments = arguments![&bytes, row_bytes, r, &x, stride as i32, n as i32, k as i32, bias, &on_device, r, add];
+    let arguments = arguments![&bytes, row_bytes, r, &x, stride, n as i32, k as i32, bias, &on_device, r, add];
     device.launch(&kernel, [n.div_ceil(64), rows.div_ceil(128), 1], 256, SHARED, arguments);
-    assert_sums(&on_device.download(), &expected, tolerance(dtype), &format!("{kernel} of {rows} x {k} by {n}"));
+    assert_sums(&on_device.download(), &case.expected, tolerance(dtype), &format!("{kernel} of {rows} x {k} by {n}"));
 }
 
 #[test]

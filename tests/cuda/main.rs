@@ -9,6 +9,7 @@ mod device;
 mod driver;
 mod elementwise;
 mod floats;
+mod hopper;
 mod images;
 mod library;
 mod products;

@@ -45,13 +45,13 @@ impl Kernel {
 }
 
 /// The activations of a product on the device.
-struct Quantized<'a> {
-    q: Memory<'a, i8>,
-    scale: Memory<'a, f32>,
-    sums: Memory<'a, i16>,
+pub struct Quantized<'a> {
+    pub q: Memory<'a, i8>,
+    pub scale: Memory<'a, f32>,
+    pub sums: Memory<'a, i16>,
 }
 
-fn quantize<'a>(device: &'a Device, x: &[f32], k: usize, scales: Scales) -> Quantized<'a> {
+pub fn quantize<'a>(device: &'a Device, x: &[f32], k: usize, scales: Scales) -> Quantized<'a> {
     let (n, group) = (x.len() / k, scales.group());
     let from = device.upload(x);
     let (q, scale) = (device.memory(n * k), device.memory(n * k.div_ceil(group)));
@@ -61,7 +61,8 @@ fn quantize<'a>(device: &'a Device, x: &[f32], k: usize, scales: Scales) -> Quan
     Quantized { q, scale, sums }
 }
 
-fn expected(w: &Matrix, x: &[f32], scales: Scales, y: &mut [f32], stride: usize, epilogue: Epilogue) {
+/// What the processor's kernels add to or store in `y`.
+pub fn expected(w: &Matrix, x: &[f32], scales: Scales, y: &mut [f32], stride: usize, epilogue: Epilogue) {
     portable(|exec| {
         let mut rows = Int8Rows::default();
         rows.quantize(exec, x, w.cols(), scales).unwrap();
@@ -104,7 +105,7 @@ fn compare(device: &Device, kernel: &Kernel, dtype: GgmlType, (rows, k, n): (usi
     assert_eq!(bits(&on_device.download()), bits(&y), "{} of {rows} x {k} by {n}", kernel.name);
 }
 
-fn types() -> impl Iterator<Item = GgmlType> {
+pub fn types() -> impl Iterator<Item = GgmlType> {
     GgmlType::all().filter(|dtype| has_int8(*dtype))
 }
 

@@ -87,3 +87,48 @@ fn what_syncwarp_orders_is_no_race() {
         assert_eq!(x.download(), expected);
     }
 }
+
+#[test]
+fn a_product_of_a_warpgroup_is_there_once_it_is_waited_for_and_not_before() {
+    let device = Device::new();
+    // two bfloat16 of 1 to a word
+    let one = 0x3f80_3f80;
+    for (kernel, expected) in [("right_wgmma", 17.0), ("defect_wgmma_early_read", f32::NAN)] {
+        let x = device.memory::<f32>(128);
+        device.launch(kernel, [1, 1, 1], 128, 0, arguments![&x, one]);
+        let x = x.download();
+        assert!(x.iter().all(|v| *v == expected || v.is_nan() && expected.is_nan()), "{kernel}: {x:?}");
+    }
+}
+
+#[test]
+fn products_of_warpgroups_that_are_not_waited_for_or_not_fenced_are_found() {
+    for (kernel, message) in [
+        ("defect_wgmma_unfenced", "without wgmma.fence"),
+        ("defect_wgmma_shifted", "does not begin where the swizzle does"),
+        ("defect_wgmma_written", "an accumulator of wgmma was written"),
+    ] {
+        assert_message(ending(kernel, 128, 128, 1), message);
+    }
+    let overwritten = ending("defect_wgmma_overwritten", 128, 128, 1);
+    if races() {
+        assert!(overwritten.1 == RACE, "{overwritten:?}");
+    } else {
+        assert_message(overwritten, "shared memory was written while wgmma was reading it");
+    }
+    assert_message(ending("right_wgmma", 128, 64, 1), "a warpgroup of fewer than 128 threads");
+}
+
+#[test]
+fn an_mbarrier_orders_what_was_written_before_and_waits_for_all() {
+    let device = Device::new();
+    let numbers: Vec<f32> = (0..128).map(|i| i as f32).collect();
+    for _ in 0..3 {
+        let x = device.upload(&numbers);
+        device.launch("right_mbarrier", [1, 1, 1], 64, 0, arguments![&x, 0]);
+        let expected: Vec<f32> = (0..32).map(|i| ((i + 1) % 32 * 4) as f32).collect();
+        assert_eq!(x.download()[..32], expected);
+    }
+    assert_message(ending("defect_mbarrier_unfenced", 128, 64, 1), "without fence.proxy.async");
+    assert_message(ending("defect_mbarrier_too_few", 128, 64, 1), "some for an mbarrier");
+}

@@ -2,13 +2,15 @@
 //! model does not use is not translated for the card, which takes the driver seconds for all of them.
 
 /// The files of `ptx/`.
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     include_str!("ptx/attention.ptx"),
     include_str!("ptx/elementwise.ptx"),
+    include_str!("ptx/hopper.ptx"),
     include_str!("ptx/images.ptx"),
     include_str!("ptx/product_bf16.ptx"),
     include_str!("ptx/product_int8.ptx"),
     include_str!("ptx/sampling.ptx"),
+    include_str!("ptx/unpack.ptx"),
 ];
 
 /// How an entry point begins, and ends with a line of its own.
@@ -48,7 +50,10 @@ mod tests {
         for name in names {
             let module = ptx_of(name).unwrap();
             assert_eq!(module.matches(".entry ").count(), 1, "{name}");
-            assert!(module.contains(&format!(".entry {name}(")) && module.contains(".version 7.8\n.target sm_80\n"));
+            assert!(module.contains(&format!(".entry {name}(")), "{name}");
+            let for_hopper = name.ends_with("_sm90");
+            let target = if for_hopper { ".version 8.0\n.target sm_90a\n" } else { ".version 7.8\n.target sm_80\n" };
+            assert!(module.contains(target), "{name}");
             assert_eq!(module.matches('{').count(), module.matches('}').count(), "{name}");
         }
         assert_eq!(ptx_of("no_such_kernel"), None);

@@ -10,6 +10,7 @@
 
 #include "codebooks.cuh"
 #include "tile.cuh"
+#include "weights.cuh"
 
 #define STEP 128
 #define PARTS (STEP / 32)
@@ -21,44 +22,6 @@ typedef Split<TOKENS, ROWS, 2, 4> Threads;
 struct Tile {
     unsigned char w[ROWS * STEP_BYTES];
     unsigned char x[TOKENS * STEP_BYTES];
-};
-
-// Weights: 32 elements from `part` on of a row of k elements as bfloat16, in order; zeros past the end.
-
-template <class W>
-struct Quantized {
-    __device__ static __forceinline__ void read(const uint8_t* row, int part, int, uint32_t (&out)[16]) {
-        Group g;
-        read_group<W>(row, part, g);
-        #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            out[i] = bf16_pair(weight<W>(g, i / 2, i % 2 * 2), weight<W>(g, i / 2, i % 2 * 2 + 1));
-        }
-    }
-};
-
-struct F32 {
-    __device__ static __forceinline__ float at(const uint8_t* row, int i) { return ((const float*)row)[i]; }
-};
-struct F16 {
-    __device__ static __forceinline__ float at(const uint8_t* row, int i) {
-        return float_from_half(((const uint16_t*)row)[i]);
-    }
-};
-struct BF16 {
-    __device__ static __forceinline__ float at(const uint8_t* row, int i) {
-        return float_from_bf16(((const uint16_t*)row)[i]);
-    }
-};
-template <class T>
-struct Floats {
-    __device__ static __forceinline__ void read(const uint8_t* row, int part, int k, uint32_t (&out)[16]) {
-        #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            const int at = 32 * part + 2 * i;
-            out[i] = bf16_pair(at < k ? T::at(row, at) : 0.0f, at + 1 < k ? T::at(row, at + 1) : 0.0f);
-        }
-    }
 };
 
 template <class W>

@@ -13,8 +13,8 @@
 //
 // Launch: grid (tokens / TOKENS, rows / ROWS, 1), rounded up; tokens go first, so that blocks that run at a time share weights.
 
-#include "blocks.cuh"
 #include "tile.cuh"
+#include "weights.cuh"
 
 #define STEP 256
 #define PARTS (STEP / 32)
@@ -26,32 +26,6 @@ struct Activations {
     const int16_t* sums;
     int n, k;
 };
-
-/// 32 weights rounded to int8 with the scale of 256; `b` as in `W::OFFSET`.
-template <class W>
-__device__ __forceinline__ float widen(Group& g, bool there) {
-    float peak = 0.0f;
-    if (there) {
-        #pragma unroll
-        for (int half = 0; half < 32 / W::GROUP; half++) {
-            const float a = g.scale[half], b = W::OFFSET ? g.offset[half] : 0.0f;
-            if (W::FEW) peak = max_or_nan(peak, max_or_nan(fabsf(a * W::LEAST + b), fabsf(a * W::GREATEST + b)));
-        }
-        if (!W::FEW) {
-            #pragma unroll
-            for (int i = 0; i < 32; i++) peak = max_or_nan(peak, fabsf(weight<W>(g, i / 4, i % 4)));
-        }
-    }
-    const Scale wide = scale_of(peak_over(peak, PARTS));
-    #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        uint32_t byte[4];
-        #pragma unroll
-        for (int j = 0; j < 4; j++) byte[j] = rounded_byte(weight<W>(g, i, j) * wide.inverse);
-        g.q[i] = pack_bytes(byte[0], byte[1], byte[2], byte[3]);
-    }
-    return wide.scale;
-}
 
 template <class W, bool WIDE, int TOKENS, int ROWS>
 struct Shared {

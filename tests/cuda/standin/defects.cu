@@ -1,5 +1,5 @@
 // Kernels with a defect each, which the stand-in must find.
-#include "device.cuh"
+#include "hopper.cuh"
 
 KERNEL defect_past_the_end(float* x, int n) { x[n + threadIdx.x] = 1.0f; }
 REGISTER(defect_past_the_end)
@@ -53,3 +53,77 @@ KERNEL right_in_warp(float* x, int n) {
     x[threadIdx.x] = v[(threadIdx.x + n) % 32];
 }
 REGISTER(right_in_warp)
+
+// A product of a warpgroup, of x with itself, and what may go wrong around it. Tiles begin at a multiple of 1024.
+#define TILE(name)                                   \
+    SHARED(unsigned char, memory_of_##name, 9 * 1024); \
+    unsigned char* name = memory_of_##name + (-shared_address(memory_of_##name) & 1023)
+
+template <bool FENCE, bool EARLY, bool OVERWRITES, int SHIFT>
+void square(float* x, int n) {
+    TILE(tile);
+    for (int i = 0; i < 16; i++) ((uint32_t*)tile)[threadIdx.x + WARPGROUP * i] = (uint32_t)n;
+    fence_async_proxy();
+    __syncthreads();
+    float d[64];
+    for (int i = 0; i < 64; i++) d[i] = 1.0f;
+    if (FENCE) wgmma_fence();
+    // what lies behind the 64 rows is as good: only the first columns are looked at
+    const uint64_t rows = operand(tile + SHIFT, 0);
+    wgmma_bf16(d, rows, rows & ~((uint64_t)0x3fff << 32));
+    wgmma_commit();
+    const float early = d[0];
+    if (OVERWRITES) tile[threadIdx.x] = 1;
+    wgmma_wait<0>(d);
+    x[threadIdx.x] = EARLY ? early : d[0];
+}
+KERNEL right_wgmma(float* x, int n) { square<true, false, false, 0>(x, n); }
+REGISTER(right_wgmma)
+KERNEL defect_wgmma_early_read(float* x, int n) { square<true, true, false, 0>(x, n); }
+REGISTER(defect_wgmma_early_read)
+KERNEL defect_wgmma_unfenced(float* x, int n) { square<false, false, false, 0>(x, n); }
+REGISTER(defect_wgmma_unfenced)
+KERNEL defect_wgmma_overwritten(float* x, int n) { square<true, false, true, 0>(x, n); }
+REGISTER(defect_wgmma_overwritten)
+KERNEL defect_wgmma_shifted(float* x, int n) { square<true, false, false, 128>(x, n); }
+REGISTER(defect_wgmma_shifted)
+
+// Touches an accumulator before the product has been waited for.
+KERNEL defect_wgmma_written(float* x, int) {
+    TILE(tile);
+    const uint64_t rows = operand(tile, 0) & ~((uint64_t)0x3fff << 32);
+    float d[64] = {};
+    wgmma_fence();
+    wgmma_bf16(d, rows, rows);
+    wgmma_commit();
+    d[5] = 0.0f;
+    wgmma_wait<0>(d);
+    x[threadIdx.x] = d[5];
+}
+REGISTER(defect_wgmma_written)
+
+// Hands copies over: a warp copies, another reads. `FENCE`: as wgmma has to be told; `ARRIVALS`: of the 32 that are expected.
+template <bool FENCE, int ARRIVALS>
+void hand_over(float* x, int) {
+    SHARED(float4, copied, 32);
+    SHARED(uint64_t, full, 1);
+    if (threadIdx.x == 0) mbarrier_init(full, 32);
+    __syncthreads();
+    const int lane = (int)threadIdx.x % 32;
+    if (threadIdx.x < 32) {
+        cp_async_16(&copied[lane], x + 4 * lane, true);
+        cp_async_commit();
+        cp_async_wait<0>();
+        if (FENCE) fence_async_proxy();
+        if (lane < ARRIVALS) mbarrier_arrive(full);
+    } else {
+        mbarrier_wait(full, 0);
+        x[lane] = copied[(lane + 1) % 32].x;
+    }
+}
+KERNEL right_mbarrier(float* x, int n) { hand_over<true, 32>(x, n); }
+REGISTER(right_mbarrier)
+KERNEL defect_mbarrier_unfenced(float* x, int n) { hand_over<false, 32>(x, n); }
+REGISTER(defect_mbarrier_unfenced)
+KERNEL defect_mbarrier_too_few(float* x, int n) { hand_over<true, 31>(x, n); }
+REGISTER(defect_mbarrier_too_few)

@@ -20,6 +20,8 @@ void __tsan_acquire(void* at);
 void __tsan_release(void* at);
 void __tsan_read16(void* at);
 void __tsan_write16(void* at);
+void __tsan_read4(void* at);
+void __tsan_write4(void* at);
 }
 #define SANITIZER(call) call
 #else
@@ -56,11 +58,12 @@ standin_switch:
 namespace standin {
 namespace {
 
-enum class State { Runs, AtBarrier, InWarp, Done };
+enum class State { Runs, AtBarrier, InWarp, InGroup, Waits, Done };
 
 struct Copy {
     void* to;
     const void* from;
+    size_t bytes;
     int group;
 };
 
@@ -71,6 +74,8 @@ struct Thread {
     unsigned number = 0;
     std::vector<Copy> copies;
     int copy_group = 0;
+    bool copied_unfenced = false;
+    const void* waits_for = nullptr;
     void* fiber = nullptr;  // ThreadSanitizer's
 };
 
@@ -84,15 +89,27 @@ struct Warp {
     unsigned syncs = 0;
 };
 
+/// A warpgroup operation for which some threads are still to come.
+struct Group {
+    unsigned arrived = 0;
+    int operation = 0;
+    void* in[128];
+};
+
 constexpr size_t STACK = 128 << 10;
 constexpr size_t PAGE = 4096;
-constexpr size_t ARENA = 128 << 10;
+constexpr size_t ARENA = 256 << 10;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 std::vector<Thread> threads;
 std::vector<unsigned> turns;        // the order of the threads, and where each stands in it
 std::vector<unsigned> place;
 std::vector<Warp> warps;
+std::vector<Group> groups;
+std::vector<std::pair<void (*)(), void (*)()>>& hooks() {
+    static std::vector<std::pair<void (*)(), void (*)()>> all;
+    return all;
+}
 Thread* current;
 Dim3 block_now, grid_now, size_now;
 std::string kernel_name;
@@ -111,7 +128,7 @@ size_t stack_count;
 /// Shared memory of the block: declared variables from the front, what the launch asks for at the end, where a guard page
 /// follows.
 unsigned char* arena;
-size_t arena_used, dynamic_bytes;
+size_t arena_used, dynamic_bytes, most_shared;
 std::vector<void*> slots;
 int slot_count;
 
@@ -131,6 +148,16 @@ void* map(void* at, size_t bytes) {
 
 std::string text(const Dim3& v) {
     return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
+}
+
+// For ThreadSanitizer: that the current CUDA thread reads or writes 4 or 16 bytes.
+void reads(const void* at, size_t bytes) {
+    SANITIZER(bytes == 4 ? __tsan_read4(const_cast<void*>(at)) : __tsan_read16(const_cast<void*>(at)));
+    (void)at, (void)bytes;
+}
+void writes(void* at, size_t bytes) {
+    SANITIZER(bytes == 4 ? __tsan_write4(at) : __tsan_write16(at));
+    (void)at, (void)bytes;
 }
 
 void switch_to_main() {
@@ -172,6 +199,7 @@ void start_thread(Thread& thread, unsigned number) {
     thread.index = {number % size_now.x, number / size_now.x % size_now.y, number / size_now.x / size_now.y};
     thread.copies.clear();
     thread.copy_group = 0;
+    thread.copied_unfenced = false;
     SANITIZER(if (!thread.fiber) thread.fiber = __tsan_create_fiber(0));
     // as `standin_switch` leaves a stack: six registers and where to return to, which is aligned as after a call
     auto top = reinterpret_cast<void**>(stacks + STACK * (number + 1));
@@ -202,6 +230,8 @@ void run_block(unsigned order) {
     const unsigned count = unsigned(threads.size());
     renew_arena();
     warps.assign((count + 31) / 32, Warp());
+    groups.assign(count / 128, Group());
+    for (const auto& [begin, end] : hooks()) begin();
     at_barrier = done = 0;
     for (unsigned i = 0; i < count; i++) start_thread(threads[i], i);
     for (unsigned i = 0; i < count; i++) turns[i] = order % 3 == 1 ? count - 1 - i : i;
@@ -217,14 +247,19 @@ void run_block(unsigned order) {
         auto ready = std::find_if(turns.begin(), turns.end(), [](unsigned t) { return threads[t].state == State::Runs; });
         if (ready == turns.end()) {
             current = nullptr;
-            fail(at_barrier && done ? "some threads wait at __syncthreads that others will never come to"
-                                    : "all threads wait: lanes of a warp are at different operations");
+            const bool waits =
+                std::any_of(threads.begin(), threads.end(), [](const Thread& t) { return t.state == State::Waits; });
+            fail(waits                ? "all threads wait, some for an mbarrier"
+                 : at_barrier && done ? "some threads wait at __syncthreads that others will never come to"
+                                      : "all threads wait: lanes of a warp are at different operations");
         }
         current = &threads[*ready];
         SANITIZER(__tsan_switch_to_fiber(current->fiber, 1));
         standin_switch(&main_stack_pointer, current->stack_pointer);
         if (failed) throw Failure(failure);
     }
+    current = nullptr;
+    for (const auto& [begin, end] : hooks()) end();
 }
 
 }  // namespace
@@ -244,6 +279,7 @@ const Dim3& block_index() { return block_now; }
 const Dim3& block_size() { return size_now; }
 const Dim3& grid_size() { return grid_now; }
 unsigned lane() { return current->number % 32; }
+unsigned number() { return current->number; }
 unsigned char* dynamic_shared() { return arena + ARENA - rounded(dynamic_bytes, 128); }
 int new_slot() {
     slots.push_back(nullptr);  // for a block that is running
@@ -252,7 +288,7 @@ int new_slot() {
 
 void* shared_slot(int slot, size_t bytes) {
     if (!slots[size_t(slot)]) {
-        if (arena_used + bytes + dynamic_bytes > MAX_SHARED) fail("more shared memory than a block has");
+        if (arena_used + bytes + dynamic_bytes > most_shared) fail("more shared memory than a block has");
         slots[size_t(slot)] = arena + arena_used;
         arena_used += rounded(bytes, 128);
     }
@@ -296,6 +332,60 @@ void together(unsigned mask, int operation, void* in, Work work) {
     for (unsigned l = 0; l < 32; l++) {
         if (mask >> l & 1) threads[first + l].state = State::Runs;
     }
+}
+
+void together_in_group(int operation, void* in, GroupWork work) {
+    const unsigned self = current->number % 128, first = current->number - self;
+    if (first / 128 >= groups.size()) fail("a warpgroup of fewer than 128 threads");
+    Group& group = groups[first / 128];
+    if (!group.arrived) {
+        group.operation = operation;
+    } else if (group.operation != operation) {
+        fail("threads of a warpgroup are at different operations");
+    }
+    group.in[self] = in;
+    if (++group.arrived != 128) {
+        current->state = State::InGroup;
+        wait();
+        return;
+    }
+    work(group.in, first);
+    group.arrived = 0;
+    for (unsigned i = 0; i < 128; i++) threads[first + i].state = State::Runs;
+}
+
+void wait_for(const void* what) {
+    current->state = State::Waits;
+    current->waits_for = what;
+    wait();
+}
+
+void wake(const void* what) {
+    for (Thread& thread : threads) {
+        if (thread.state == State::Waits && thread.waits_for == what) thread.state = State::Runs;
+    }
+}
+
+Blocks::Blocks(void (*begin)(), void (*end)()) { hooks().push_back({begin, end}); }
+
+uint32_t shared_offset(const void* at) {
+    const auto offset = size_t(static_cast<const unsigned char*>(at) - arena);
+    if (offset >= ARENA) fail("an address that is not in shared memory");
+    return uint32_t(offset);
+}
+
+void* shared_at(uint32_t offset, size_t bytes) {
+    if (offset + bytes > ARENA) fail("a read past the end of shared memory");
+    return arena + offset;
+}
+
+void release(void* what) {
+    SANITIZER(__tsan_release(what));
+    (void)what;
+}
+void acquire(void* what) {
+    SANITIZER(__tsan_acquire(what));
+    (void)what;
 }
 
 void sync_warp(unsigned mask) {
@@ -350,10 +440,10 @@ unsigned ballot(unsigned mask, bool predicate) {
     return in.result;
 }
 
-void start_copy(void* to, const void* from) {
-    writes_16(to);
-    if (from) reads_16(from);
-    current->copies.push_back({to, from, current->copy_group});
+void start_copy(void* to, const void* from, size_t bytes) {
+    writes(to, bytes);
+    if (from) reads(from, bytes);
+    current->copies.push_back({to, from, bytes, current->copy_group});
 }
 
 void commit_copies() { current->copy_group++; }
@@ -367,23 +457,19 @@ void finish_copies(int groups_left) {
             continue;
         }
         if (copy.from) {
-            memcpy(copy.to, copy.from, 16);
+            memcpy(copy.to, copy.from, copy.bytes);
         } else {
-            memset(copy.to, 0, 16);
+            memset(copy.to, 0, copy.bytes);
         }
-        writes_16(copy.to);
+        writes(copy.to, copy.bytes);
+        current->copied_unfenced = true;
     }
     copies.resize(kept);
 }
 
-void reads_16(const void* at) {
-    SANITIZER(__tsan_read16(const_cast<void*>(at)));
-    (void)at;
-}
-void writes_16(void* at) {
-    SANITIZER(__tsan_write16(at));
-    (void)at;
-}
+bool& copied_unfenced() { return current->copied_unfenced; }
+
+void reads_16(const void* at) { reads(at, 16); }
 
 Registration::Registration(const char* name, Kernel kernel) { registry()[name] = kernel; }
 
@@ -406,7 +492,8 @@ void launch(const std::string& name, const Kernel& kernel, Dim3 grid, Dim3 block
     const size_t count = size_t(block.x) * block.y * block.z;
     if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535) fail("no such grid");
     if (!count || count > 1024 || count % 32) fail("a block is not of 1 to 32 whole warps");
-    if (shared > MAX_SHARED) fail("more shared memory than a block has");
+    most_shared = name.size() > 5 && name.compare(name.size() - 5, 5, "_sm90") == 0 ? MAX_SHARED_SM90 : MAX_SHARED;
+    if (shared > most_shared) fail("more shared memory than a block has");
     if (stack_count < count) {
         stacks = static_cast<unsigned char*>(map(nullptr, STACK * count));
         stack_count = count;

@@ -45,14 +45,39 @@ struct Failure {
 typedef void (*Work)(void* const (&in)[32], unsigned mask);
 void together(unsigned mask, int operation, void* in, Work work);
 
-// A copy of 16 bytes to shared memory on its way (cp.async); null for zeros.
-void start_copy(void* to, const void* from);
+// The same of a warpgroup: 128 threads from a multiple of 128 on, the number of the first.
+typedef void (*GroupWork)(void* const (&in)[128], unsigned first);
+void together_in_group(int operation, void* in, GroupWork work);
+
+// A copy of 4 or 16 bytes to shared memory on its way (cp.async); null for zeros.
+void start_copy(void* to, const void* from, size_t bytes);
 void commit_copies();
 void finish_copies(int groups_left);
+/// Whether the current CUDA thread's copies have arrived since this was last made false.
+bool& copied_unfenced();
 
-// For ThreadSanitizer: that the current CUDA thread reads or writes 16 bytes.
+// Where the block's shared memory is, as the offset that PTX has for an address, and back.
+uint32_t shared_offset(const void* at);
+void* shared_at(uint32_t offset, size_t bytes);
+
+/// The number of the current CUDA thread in its block.
+unsigned number();
+
+// Lets others run until one of them wakes those that wait for this.
+void wait_for(const void* what);
+void wake(const void* what);
+
+/// Functions to call before and after every block.
+struct Blocks {
+    Blocks(void (*begin)(), void (*end)());
+};
+
+// For ThreadSanitizer: what the current CUDA thread did before the one comes before what it does after the other.
+void release(void* what);
+void acquire(void* what);
+
+/// For ThreadSanitizer: that the current CUDA thread reads 16 bytes.
 void reads_16(const void* at);
-void writes_16(void* at);
 
 /// Kernels by name. Arguments come as an array of pointers to their values, as cuLaunchKernel takes them; `sizes` checks
 /// that they are as long as the parameters.
@@ -79,8 +104,9 @@ struct Call<F> {
     static constexpr Kernel with{&call, sizes, sizeof...(A)};
 };
 
-/// Most bytes of shared memory that a block has: 99 KiB, those of compute capability 8.6.
-constexpr size_t MAX_SHARED = 99 << 10;
+/// Most bytes of shared memory that a block has: 99 KiB, those of compute capability 8.6; and of 9.0, for kernels that are for
+/// it alone, whose names end in _sm90.
+constexpr size_t MAX_SHARED = 99 << 10, MAX_SHARED_SM90 = 227 << 10;
 
 /// Runs all blocks of a launch. `order` changes in which order threads take turns.
 void launch(const std::string& name, const Kernel& kernel, Dim3 grid, Dim3 block, size_t shared, void** arguments,

@@ -119,7 +119,7 @@ void cp_async_16(void* shared, const void* global, bool there) {
     if (uintptr_t(shared) % 16 || (there && uintptr_t(global) % 16)) {
         standin::fail("cp.async of 16 bytes from or to an address that is no multiple of 16");
     }
-    standin::start_copy(shared, there ? global : nullptr);
+    standin::start_copy(shared, there ? global : nullptr, 16);
 }
 void cp_async_commit() { standin::commit_copies(); }
 void cp_async_wait_all_but(int groups) { standin::finish_copies(groups); }

@@ -1,0 +1,479 @@
+// Products on Hopper's tensor cores (wgmma, compute capability 9.0 alone), of weights that unpack.cu has unpacked.
+//
+//   y[token][row] (=|+=) sum over k of w[row][k] x[token][k]
+//
+//   kernel                           tokens  rows  threads  dynamic shared memory
+//   product_bf16_256_sm90               256   128      384                 197712
+//   product_bf16_128_sm90               128   128      384                 197744
+//   product_wide_256_sm90               256   128      384                 203904
+//   product_wide_128_sm90               128   128      384                 203968
+//   product_blocks_sm90                 128   128      384                 148608
+//   product_blocks_offset_sm90          128   128      384                 164928
+//
+// Launch: grid (any number of blocks, 1, 1), best the smaller of the number of tiles and of multiprocessors, since a block has
+// one for itself. Blocks go through tiles in turn, tokens first, so that those that run at a time share weights.
+//
+// One warpgroup copies, two multiply: each has 64 rows of weights, wgmma's first operand, by all tokens of the tile, its
+// second, which is as wide as wgmma has it, so that weights are read from shared memory least often. Weights are not unpacked
+// on the way: rounding 128 x 256 of them to int8 would take the other units 1500 cycles (6 instructions a weight), while
+// tensor cores are done with them and 256 tokens in 2048, in which sums have to leave too. Unpacked once for a model they cost
+// memory alone, a byte a weight. So kernels are few, and know nothing of blocks.
+//
+// Copies are cp.async, 16 bytes a thread, not TMA: that would take a tensor map of every matrix from the host, or rows
+// that lie in memory as tiles do; and what is past the end of a matrix is filled with zeros either way. A stage is 128 bytes
+// of each row of the tile. Four stages or six go round: copied, waited for by the threads that copy it a few stages later,
+// fenced for wgmma, announced (`full`); multiplied, and handed back (`empty`) by each warp.
+//
+// Results in int8 are those of product_int8.cu to the bit: sums in int32 of what shares a scale, one conversion, one product
+// of scales, one fused multiply-add, groups in order.
+
+#include "hopper.cuh"
+
+#define ROWS 128
+#define PIECE 16
+#define PIECES (ROW_BYTES / PIECE)
+#define CONSUMER_WARPS 8
+// of all three warpgroups, 168 a thread at the start; what one has less, the others share
+#define REGISTERS (3 * 168)
+
+/// A matrix whose rows are `row_bytes` apart, a multiple of 16.
+struct Rows {
+    const unsigned char* at;
+    uint64_t row_bytes;
+    int rows;
+};
+
+/// What is multiplied along `step_count` stages of k.
+struct Operands {
+    Rows w, x;
+    int step_count;
+};
+
+/// Tiles of the result, tokens first.
+struct Tiles {
+    int across, count;
+    __device__ __forceinline__ Tiles(int rows, int tokens, int tile_tokens) {
+        across = (tokens + tile_tokens - 1) / tile_tokens;
+        count = across * ((rows + ROWS - 1) / ROWS);
+    }
+    __device__ __forceinline__ int first_row(int tile) const { return tile / across * ROWS; }
+    __device__ __forceinline__ int first_token(int tile, int tile_tokens) const { return tile % across * tile_tokens; }
+};
+
+/// A stage, and the parity of the phase that its barriers are in when it is come to.
+template <int STAGES>
+struct Ring {
+    int stage = 0;
+    uint32_t parity = 0;
+    __device__ __forceinline__ void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+struct NoScales {};
+
+template <int TOKENS_, int STAGES_, class S>
+struct Memory {
+    static constexpr int TOKENS = TOKENS_, STAGES = STAGES_;
+    typedef S Scales;
+    struct Tile {
+        unsigned char w[ROWS * ROW_BYTES];
+        unsigned char x[TOKENS * ROW_BYTES];
+    };
+
+    Tile tile[STAGES];
+    S scales[STAGES];
+    alignas(16) uint64_t full[STAGES];
+    uint64_t empty[STAGES];
+};
+
+/// What a launch asks for: tiles begin at a multiple of 1024 of shared memory, which may begin at any multiple of 16.
+template <class M>
+constexpr int SHARED_BYTES = (int)sizeof(M) + 1024;
+
+/// The memory of a block, with barriers that are ready.
+template <class M>
+__device__ __forceinline__ M& begin(unsigned char* dynamic) {
+    M& memory = *(M*)(dynamic + (-shared_address(dynamic) & 1023));
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < M::STAGES; i++) {
+            mbarrier_init(&memory.full[i], WARPGROUP);
+            mbarrier_init(&memory.empty[i], CONSUMER_WARPS);
+        }
+    }
+    __syncthreads();
+    return memory;
+}
+
+// The warpgroup that copies.
+
+/// Starts the copies of stage `step` of the `COUNT` rows from `first` on.
+template <int COUNT>
+__device__ __forceinline__ void copy_rows(unsigned char* tile, const Rows& from, int first, int step) {
+    const int piece = (int)threadIdx.x % PIECES, row = (int)threadIdx.x / PIECES;
+    const uint64_t k = (uint64_t)step * ROW_BYTES + piece * PIECE;
+    const unsigned char* at = from.at + (uint64_t)(first + row) * from.row_bytes + k;
+    // rows of a thread are 16 apart, so that their pieces change places alike
+    unsigned char* to = tile + row * ROW_BYTES + ((piece ^ (row & 7)) << 4);
+    const int there = k < from.row_bytes ? from.rows - first - row : 0;
+    #pragma unroll 4
+    for (int i = 0; i < COUNT; i += WARPGROUP / PIECES) {
+        cp_async_16(to + i * ROW_BYTES, at + (uint64_t)i * from.row_bytes, i < there);
+    }
+}
+
+/// Goes along all tiles. `scales.start(to, token0, row0, step)` starts copies of scales of a stage.
+template <class M, class S>
+__device__ __forceinline__ void copy_tiles(M& memory, const Operands& operands, const Tiles& tiles, const S& scales) {
+    // stages whose copies are on their way while the next is begun; those that multiply may hold the two before
+    constexpr int LAG = M::STAGES - 2;
+    Ring<M::STAGES> begun, waited;
+    int on_their_way = 0;
+    for (int tile = (int)blockIdx.x; tile < tiles.count; tile += (int)gridDim.x) {
+        const int row0 = tiles.first_row(tile), token0 = tiles.first_token(tile, M::TOKENS);
+        #pragma unroll 1
+        for (int step = 0; step < operands.step_count; step++) {
+            mbarrier_wait(&memory.empty[begun.stage], begun.parity ^ 1);
+            copy_rows<ROWS>(memory.tile[begun.stage].w, operands.w, row0, step);
+            copy_rows<M::TOKENS>(memory.tile[begun.stage].x, operands.x, token0, step);
+            scales.start(memory.scales[begun.stage], token0, row0, step);
+            cp_async_commit();
+            begun.next();
+            if (on_their_way < LAG) {
+                on_their_way++;
+                continue;
+            }
+            cp_async_wait<LAG>();
+            fence_async_proxy();
+            mbarrier_arrive(&memory.full[waited.stage]);
+            waited.next();
+        }
+    }
+    cp_async_wait<0>();
+    fence_async_proxy();
+    for (; on_their_way > 0; on_their_way--) {
+        mbarrier_arrive(&memory.full[waited.stage]);
+        waited.next();
+    }
+}
+
+// The warpgroups that multiply.
+
+/// The warpgroup's first row in the tile.
+__device__ __forceinline__ int warpgroup_row() { return ((int)threadIdx.x / WARPGROUP - 1) * 64; }
+
+/// Hands a stage back, of which this warp has read everything.
+template <class M>
+__device__ __forceinline__ void release(M& memory, int stage) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(&memory.empty[stage]);
+}
+
+struct Output {
+    float* y;
+    int stride, add, tokens, rows;
+
+    /// Writes an accumulator, whose registers are of rows 8 apart and of tokens side by side, then 8 further.
+    template <int N>
+    __device__ __forceinline__ void write(const float (&acc)[N], int token0, int row0) const {
+        const int row = row0 + warpgroup_row() + fragment_row(0);
+        int token = token0 + fragment_column(0);
+        float* at = y + (uint64_t)token * stride + row;
+        #pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            #pragma unroll
+            for (int q = 0; q < 4; q++) {
+                if (token + q % 2 < tokens && row + q / 2 * 8 < rows) {
+                    float* to = at + (q % 2 ? stride : 0) + q / 2 * 8;
+                    *to = add ? *to + acc[i + q] : acc[i + q];
+                }
+            }
+            token += 8;
+            at += 8 * (uint64_t)stride;
+        }
+    }
+};
+
+// bfloat16
+
+struct CopiesNoScales {
+    __device__ __forceinline__ void start(NoScales&, int, int, int) const {}
+};
+
+template <class M>
+__device__ __forceinline__ void multiply_bf16(M& memory, int step_count, const Tiles& tiles, const float* bias,
+                                              const Output& output) {
+    Ring<M::STAGES> ring;
+    for (int tile = (int)blockIdx.x; tile < tiles.count; tile += (int)gridDim.x) {
+        const int row0 = tiles.first_row(tile);
+        float start[2], acc[M::TOKENS / 2];  // registers are of two rows, in turn two by two
+        #pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int row = row0 + warpgroup_row() + fragment_row(2 * i);
+            start[i] = bias && row < output.rows ? bias[row] : 0.0f;
+        }
+        #pragma unroll
+        for (int i = 0; i < M::TOKENS / 2; i++) acc[i] = start[i / 2 % 2];
+        int step = 0, before = -1;
+        // at least once, or ptxas would not see that nothing but wgmma writes accumulators until the last wait
+        do {
+            const typename M::Tile& now = memory.tile[ring.stage];
+            mbarrier_wait(&memory.full[ring.stage], ring.parity);
+            const uint64_t w = operand(now.w, warpgroup_row()), x = operand(now.x, 0);
+            wgmma_fence();
+            #pragma unroll
+            for (int slice = 0; slice < ROW_SLICES; slice++) wgmma_bf16(acc, slice_of(w, slice), slice_of(x, slice));
+            wgmma_commit();
+            // tensor cores go on with this stage, and are done with the one before
+            wgmma_wait<1>();
+            if (before >= 0) release(memory, before);
+            before = ring.stage;
+            ring.next();
+        } while (++step < step_count);
+        wgmma_wait<0>(acc);
+        release(memory, before);
+        output.write(acc, tiles.first_token(tile, M::TOKENS), row0);
+    }
+}
+
+template <class M, int COPYING>
+__device__ __forceinline__ void product_bf16(const Operands& operands, const float* bias, const Output& output) {
+    DYNAMIC_SHARED(dynamic);
+    M& memory = begin<M>(dynamic);
+    const Tiles tiles(output.rows, output.tokens, M::TOKENS);
+    if (threadIdx.x < WARPGROUP) {
+        fewer_registers<COPYING>();
+        copy_tiles(memory, operands, tiles, CopiesNoScales());
+    } else {
+        more_registers<(REGISTERS - COPYING) / 2>();
+        multiply_bf16(memory, operands.step_count, tiles, bias, output);
+    }
+}
+
+// int8
+
+/// Scales of a stage: of `GROUPS` groups of k, for rows and for tokens; and offsets of rows, and sums of tokens, two int16 for
+/// 16 elements each.
+template <int GROUPS_, int TOKENS, bool OFFSET_>
+struct Scales {
+    static constexpr int GROUPS = GROUPS_;
+    static constexpr bool OFFSET = OFFSET_;
+    float w[GROUPS][ROWS];
+    float x[GROUPS][TOKENS];
+    float offset[OFFSET ? GROUPS : 1][OFFSET ? ROWS : 2];
+    uint32_t sums[OFFSET ? GROUPS : 1][OFFSET ? TOKENS : 2];
+};
+
+/// Where scales come from: [rows or tokens][groups], the groups of all of k.
+struct ScaleSource {
+    const float *w, *x, *offset;
+    const int16_t* sums;
+    int rows, tokens, groups;
+};
+
+/// Starts the copies of numbers of 4 bytes of `GROUPS` groups from `group0` on.
+template <int GROUPS, int COUNT>
+__device__ __forceinline__ void copy_groups(void* to, const void* from, int first, int count, int group0, int groups) {
+    #pragma unroll 1
+    for (int unit = (int)threadIdx.x; unit < COUNT * GROUPS; unit += WARPGROUP) {
+        const int row = unit / GROUPS, group = unit % GROUPS;
+        const uint64_t at = (uint64_t)(first + row) * groups + group0 + group;
+        cp_async_4((uint32_t*)to + group * COUNT + row, (const uint32_t*)from + at,
+                   first + row < count && group0 + group < groups);
+    }
+}
+
+/// Copies scales with every stage, or with the first of the `STAGES` that share one.
+template <class S, int TOKENS, int STAGES>
+struct CopiesScales {
+    ScaleSource from;
+    __device__ __forceinline__ void start(S& to, int token0, int row0, int step) const {
+        if (step % STAGES) return;
+        const int group0 = step / STAGES * S::GROUPS;
+        copy_groups<S::GROUPS, ROWS>(to.w, from.w, row0, from.rows, group0, from.groups);
+        copy_groups<S::GROUPS, TOKENS>(to.x, from.x, token0, from.tokens, group0, from.groups);
+        if (S::OFFSET) {
+            copy_groups<S::GROUPS, ROWS>(to.offset, from.offset, row0, from.rows, group0, from.groups);
+            copy_groups<S::GROUPS, TOKENS>(to.sums, from.sums, token0, from.tokens, group0, from.groups);
+        }
+    }
+};
+
+/// A sum of products of int8 as a float: exact, and cheaper than a conversion. Sums over 256 are at most 2^22 in magnitude.
+__device__ __forceinline__ float float_of_sum(int sum) { return __uint_as_float(0x4b400000u + (uint32_t)sum) - 12582912.0f; }
+
+/// Sums of a group for 64 rows and 128 tokens, from token `first` of the tile on, to floats.
+template <class S>
+__device__ __forceinline__ void leave(const S& scales, int group, int first, const int (&sum)[64], float (&acc)[64]) {
+    const int row = warpgroup_row() + fragment_row(0);
+    const float w_scale[2] = {scales.w[group][row], scales.w[group][row + 8]};
+    float w_offset[2] = {};
+    if (S::OFFSET) {
+        w_offset[0] = scales.offset[group][row];
+        w_offset[1] = scales.offset[group][row + 8];
+    }
+    #pragma unroll
+    for (int j = 0; j < 64; j += 4) {
+        const int token = first + fragment_column(j);
+        const float2 x_pair = *(const float2*)&scales.x[group][token];
+        const float x_scale[2] = {x_pair.x, x_pair.y};
+        float x_sum[2] = {};
+        if (S::OFFSET) {
+            #pragma unroll
+            for (int t = 0; t < 2; t++) {
+                const uint32_t sums = scales.sums[group][token + t];
+                x_sum[t] = x_scale[t] * (float)((int16_t)sums + (int16_t)(sums >> 16));
+            }
+        }
+        #pragma unroll
+        for (int q = 0; q < 4; q++) {
+            float& to = acc[j + q];
+            to = fmaf(float_of_sum(sum[j + q]), w_scale[q / 2] * x_scale[q % 2], to);
+            if (S::OFFSET) to = fmaf(w_offset[q / 2], x_sum[q % 2], to);
+        }
+    }
+}
+
+/// One scale for 256: two stages (`step_count` is even), multiplied for 128 tokens at a time, so that there are registers for
+/// sums and results. While one warpgroup's sums leave, tensor cores have the other's.
+template <class M>
+__device__ __forceinline__ void multiply_wide(M& memory, int step_count, const Tiles& tiles, const Output& output) {
+    static_assert(M::STAGES % 2 == 0, "two stages are in the same phase");
+    constexpr int HALVES = M::TOKENS / 128;
+    Ring<M::STAGES> ring;
+    int sum[64] = {};
+    for (int tile = (int)blockIdx.x; tile < tiles.count; tile += (int)gridDim.x) {
+        float acc[HALVES][64] = {};
+        #pragma unroll 1
+        for (int step = 0; step < step_count; step += 2) {
+            #pragma unroll
+            for (int i = 0; i < 2; i++) mbarrier_wait(&memory.full[ring.stage + i], ring.parity);
+            #pragma unroll
+            for (int half = 0; half < HALVES; half++) {
+                wgmma_fence();
+                #pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const typename M::Tile& now = memory.tile[ring.stage + i];
+                    const uint64_t w = operand(now.w, warpgroup_row()), x = operand(now.x, 128 * half);
+                    #pragma unroll
+                    for (int slice = 0; slice < ROW_SLICES; slice++) {
+                        wgmma_s8(sum, slice_of(w, slice), slice_of(x, slice), i + slice > 0);
+                    }
+                }
+                wgmma_commit();
+                wgmma_wait<0>(sum);
+                leave(memory.scales[ring.stage], 0, 128 * half, sum, acc[half]);
+            }
+            #pragma unroll
+            for (int i = 0; i < 2; i++) {
+                release(memory, ring.stage);
+                ring.next();
+            }
+        }
+        #pragma unroll
+        for (int half = 0; half < HALVES; half++) {
+            output.write(acc[half], tiles.first_token(tile, M::TOKENS) + 128 * half, tiles.first_row(tile));
+        }
+    }
+}
+
+/// One scale for 32, a slice: while its sums leave, tensor cores have the next.
+template <class M>
+__device__ __forceinline__ void multiply_blocks(M& memory, int groups, int step_count, const Tiles& tiles,
+                                                const Output& output) {
+    Ring<M::STAGES> ring;
+    int sum[2][64] = {};
+    for (int tile = (int)blockIdx.x; tile < tiles.count; tile += (int)gridDim.x) {
+        float acc[64] = {};
+        #pragma unroll 1
+        for (int step = 0; step < step_count; step++) {
+            const typename M::Tile& now = memory.tile[ring.stage];
+            const typename M::Scales& scales = memory.scales[ring.stage];
+            mbarrier_wait(&memory.full[ring.stage], ring.parity);
+            const uint64_t w = operand(now.w, warpgroup_row()), x = operand(now.x, 0);
+            // slices past the end are zeros, and are not added
+            const int slices = min(ROW_SLICES, groups - step * ROW_SLICES);
+            #pragma unroll
+            for (int slice = 0; slice <= ROW_SLICES; slice++) {
+                if (slice < ROW_SLICES) {
+                    wgmma_fence();
+                    wgmma_s8(sum[slice % 2], slice_of(w, slice), slice_of(x, slice), false);
+                    wgmma_commit();
+                }
+                if (slice == 0) continue;
+                const int before = slice - 1;
+                if (slice < ROW_SLICES) {
+                    wgmma_wait<1>(sum[before % 2]);
+                } else {
+                    wgmma_wait<0>(sum[before % 2]);
+                }
+                if (before < slices) leave(scales, before, 0, sum[before % 2], acc);
+            }
+            release(memory, ring.stage);
+            ring.next();
+        }
+        output.write(acc, tiles.first_token(tile, M::TOKENS), tiles.first_row(tile));
+    }
+}
+
+template <class M, int COPYING, bool WIDE>
+__device__ __forceinline__ void product_int8(const Operands& operands, const ScaleSource& scales, const Output& output) {
+    DYNAMIC_SHARED(dynamic);
+    M& memory = begin<M>(dynamic);
+    const Tiles tiles(output.rows, output.tokens, M::TOKENS);
+    if (threadIdx.x < WARPGROUP) {
+        fewer_registers<COPYING>();
+        copy_tiles(memory, operands, tiles, CopiesScales<typename M::Scales, M::TOKENS, WIDE ? 2 : 1>{scales});
+    } else {
+        more_registers<(REGISTERS - COPYING) / 2>();
+        if constexpr (WIDE) {
+            multiply_wide(memory, operands.step_count, tiles, output);
+        } else {
+            multiply_blocks(memory, scales.groups, operands.step_count, tiles, output);
+        }
+    }
+}
+
+/// Stages of rows, in whole groups of `group` bytes: past the end they are zeros.
+__device__ __forceinline__ int steps_of(uint64_t row_bytes, int group) {
+    return (int)((row_bytes + group - 1) / group) * (group / ROW_BYTES);
+}
+
+// w is bfloat16, rows `row_bytes` apart: k filled up to a multiple of 8 with zeros, at a multiple of 16, as x (x_stride
+// elements) is with numbers that are finite. `bias` may be null.
+#define PRODUCT_BF16(NAME, TOKENS, STAGES, BYTES)                                                                       \
+    typedef Memory<TOKENS, STAGES, NoScales> NAME##_memory;                                                             \
+    static_assert(SHARED_BYTES<NAME##_memory> == BYTES, "the table above");                                             \
+    KERNEL __launch_bounds__(BLOCK_THREADS, 1)                                                                          \
+        NAME(const uint8_t* w, uint64_t row_bytes, int rows, const uint16_t* x, int x_stride, int n, int k,                \
+             const float* bias, float* y, int y_stride, int add) {                                                      \
+        const Rows activations{(const unsigned char*)x, 2 * (uint64_t)x_stride, n};                                     \
+        const Operands operands{Rows{w, row_bytes, rows}, activations, steps_of(2 * (uint64_t)k, ROW_BYTES)};           \
+        product_bf16<NAME##_memory, 40>(operands, bias, Output{y, y_stride, add, n, rows});                             \
+    }                                                                                                                   \
+    REGISTER(NAME)
+
+// w[rows][k] is int8, k a multiple of 32, with scales as unpack.cu has them; x, x_scale and x_sums are those of
+// product_int8.cu. w_offset and x_sums are not looked at where there are no offsets.
+#define PRODUCT_INT8(NAME, WIDE, TOKENS, STAGES, OFFSET, COPYING, BYTES)                                                \
+    typedef Memory<TOKENS, STAGES, Scales<WIDE ? 1 : ROW_SLICES, TOKENS, OFFSET>> NAME##_memory;                        \
+    static_assert(SHARED_BYTES<NAME##_memory> == BYTES, "the table above");                                             \
+    KERNEL __launch_bounds__(BLOCK_THREADS, 1)                                                                          \
+        NAME(const int8_t* w, const float* w_scale, const float* w_offset, int rows, const int8_t* x,                      \
+             const float* x_scale, const int16_t* x_sums, int n, int k, float* y, int y_stride, int add) {              \
+        const Rows weights{(const unsigned char*)w, (uint64_t)k, rows}, activations{(const unsigned char*)x, (uint64_t)k, n}; \
+        const ScaleSource scales{w_scale, x_scale, w_offset, x_sums, rows, n, WIDE ? (k + 255) / 256 : k / 32};         \
+        const Operands operands{weights, activations, steps_of((uint64_t)k, WIDE ? 2 * ROW_BYTES : ROW_BYTES)};         \
+        product_int8<NAME##_memory, COPYING, WIDE>(operands, scales, Output{y, y_stride, add, n, rows});                \
+    }                                                                                                                   \
+    REGISTER(NAME)
+
+PRODUCT_BF16(product_bf16_256_sm90, 256, 4, 197712)
+PRODUCT_BF16(product_bf16_128_sm90, 128, 6, 197744)
+PRODUCT_INT8(product_wide_256_sm90, true, 256, 4, false, 24, 203904)
+PRODUCT_INT8(product_wide_128_sm90, true, 128, 6, false, 40, 203968)
+PRODUCT_INT8(product_blocks_sm90, false, 128, 4, false, 40, 148608)
+PRODUCT_INT8(product_blocks_offset_sm90, false, 128, 4, true, 40, 164928)

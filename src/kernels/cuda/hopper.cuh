@@ -1,0 +1,135 @@
+// What compute capability 9.0 adds: matrix products by warpgroups (wgmma), barriers in shared memory (mbarrier), and
+// registers that move between warpgroups. In PTX since ISA 8.0; numbers of sections are those of ISA 9.2.
+//
+// Tiles are rows of 128 bytes along k, with the 128-byte swizzle: piece `p` of 16 bytes of row `r` lies at piece
+// `p ^ (r % 8)`, and a tile begins at a multiple of 1024 bytes. A slice, what one wgmma multiplies, is 32 bytes of every row:
+// 16 elements in bfloat16, 32 in int8.
+#pragma once
+
+#include "device.cuh"
+
+#define ROW_BYTES 128
+#define ROW_SLICES (ROW_BYTES / 32)
+#define WARPGROUP 128
+// threads of a kernel here: a warpgroup that copies and two that multiply
+#define BLOCK_THREADS (3 * WARPGROUP)
+
+#ifdef MMADA_STANDIN
+#include "warpgroups.h"
+#else
+
+// Registers of each thread of the warpgroup, a multiple of 8: all its warps do this (section "setmaxnreg").
+template <int REGISTERS>
+__device__ __forceinline__ void more_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS>
+__device__ __forceinline__ void fewer_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+// A barrier whose phases end when `count` threads have arrived (sections of "mbarrier"). Phases are numbered from 0;
+// `mbarrier_wait` returns once the last phase of that parity is over, and right away for parity 1 on a new barrier. Arriving
+// releases what the thread wrote, waiting acquires it.
+__device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(shared_address(barrier))
+                 : "memory");
+}
+__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+    uint32_t over;
+    do {
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
+                     : "=r"(over)
+                     : "r"(shared_address(barrier)), "r"(parity)
+                     : "memory");
+    } while (!over);
+}
+
+// Starts a copy of 4 bytes to shared memory, zeros where they are not `there`, as cp_async_16.
+__device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool there) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(there ? 4 : 0)
+                 : "memory");
+}
+
+// What this thread wrote to shared memory (cp.async that it has waited for too) comes before what wgmma reads there after a
+// barrier (9.7.15.4, "Async Proxy"). The end of a wgmma needs no such fence before the next copy: it is one.
+__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Before a warpgroup's first wgmma, and before one whose accumulators were read or written since (9.7.15.7.1).
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+/// Waits until no more than `GROUPS` of the last groups are on their way. Accumulators that are read after it are given to it,
+/// so that the compiler moves nothing that reads them across; the others stay untouched, or ptxas would wait for them.
+template <int GROUPS>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
+}
+__device__ __forceinline__ void pin(float& v) { asm volatile("" : "+f"(v)::"memory"); }
+__device__ __forceinline__ void pin(int& v) { asm volatile("" : "+r"(v)::"memory"); }
+template <int GROUPS, class T, int N>
+__device__ __forceinline__ void wgmma_wait(T (&d)[N]) {
+    wgmma_wait<GROUPS>();
+    #pragma unroll
+    for (int i = 0; i < N; i++) pin(d[i]);
+}
+
+#define REGISTERS_64                                                                                                     \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "          \
+    "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "          \
+    "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define REGISTERS_128                                                                                                    \
+    REGISTERS_64 ", "                                                                                                    \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, "          \
+    "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, "          \
+    "%105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, "       \
+    "%123, %124, %125, %126, %127"
+#define EIGHT(C, d, i) C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3]), C(d[i + 4]), C(d[i + 5]), C(d[i + 6]), C(d[i + 7])
+#define ACCUMULATORS_64(C, d)                                                                                            \
+    EIGHT(C, d, 0), EIGHT(C, d, 8), EIGHT(C, d, 16), EIGHT(C, d, 24), EIGHT(C, d, 32), EIGHT(C, d, 40), EIGHT(C, d, 48),    \
+        EIGHT(C, d, 56)
+#define ACCUMULATORS_128(C, d)                                                                                           \
+    ACCUMULATORS_64(C, d), EIGHT(C, d, 64), EIGHT(C, d, 72), EIGHT(C, d, 80), EIGHT(C, d, 88), EIGHT(C, d, 96),             \
+        EIGHT(C, d, 104), EIGHT(C, d, 112), EIGHT(C, d, 120)
+
+// d, of 64 rows and as many columns as twice its length, += a b of one slice (9.7.15.5). Both operands are descriptors; b
+// is rows of k as a is: columns of what is multiplied.
+__device__ __forceinline__ void wgmma_bf16(float (&d)[128], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" REGISTERS_128 "}, %128, %129, 1, 1, 1, 0, 0;"
+                 : ACCUMULATORS_128("+f", d)
+                 : "l"(a), "l"(b));
+}
+__device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_64 "}, %64, %65, 1, 1, 1, 0, 0;"
+                 : ACCUMULATORS_64("+f", d)
+                 : "l"(a), "l"(b));
+}
+/// The same in int8; d = a b rather than += where not `add`.
+__device__ __forceinline__ void wgmma_s8(int (&d)[64], uint64_t a, uint64_t b, bool add) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %66, 0; "
+                 "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" REGISTERS_64 "}, %64, %65, p; }"
+                 : ACCUMULATORS_64("+r", d)
+                 : "l"(a), "l"(b), "r"((int)add));
+}
+#endif
+
+/// An operand of wgmma: the first slice of the tile at `tile`, a multiple of 1024, from its row `row`, a multiple of 8, on
+/// (9.7.15.5.1, the matrix descriptor). Eight rows are 1024 bytes; what is given for the other direction, 16 bytes, is not used
+/// with a swizzle of 128 bytes, and the base offset is zero since tiles are aligned.
+__device__ __forceinline__ uint64_t operand(const unsigned char* tile, int row) {
+    const uint32_t at = shared_address(tile) + (uint32_t)(row * ROW_BYTES);
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(16 >> 4) << 16 | (at & 0x3ffff) >> 4;
+}
+/// The same of another slice; the swizzle is by address, and does not mind.
+__device__ __forceinline__ uint64_t slice_of(uint64_t operand, int slice) { return operand + (uint64_t)(slice * (32 >> 4)); }
+
+/// Which result register `i` of an accumulator is: of row `fragment_row`, and column `fragment_column` (9.7.15.5.1.1).
+__device__ __forceinline__ int fragment_row(int i) {
+    const int thread = (int)threadIdx.x % WARPGROUP;
+    return thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
+}
+__device__ __forceinline__ int fragment_column(int i) { return i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2; }

@@ -1,0 +1,38 @@
+// The PTX of hopper.cuh; see warpgroups.cpp.
+#pragma once
+
+#include "language.h"
+
+inline uint32_t shared_address(const void* at) { return standin::shared_offset(at); }
+
+void set_registers(int count);
+template <int REGISTERS>
+void more_registers() {
+    set_registers(REGISTERS);
+}
+template <int REGISTERS>
+void fewer_registers() {
+    set_registers(REGISTERS);
+}
+
+void mbarrier_init(uint64_t* barrier, uint32_t count);
+void mbarrier_arrive(uint64_t* barrier);
+void mbarrier_wait(uint64_t* barrier, uint32_t parity);
+
+void cp_async_4(void* shared, const void* global, bool there);
+void fence_async_proxy();
+
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait_all_but(int groups);
+template <int GROUPS>
+void wgmma_wait() {
+    wgmma_wait_all_but(GROUPS);
+}
+template <int GROUPS, class T, int N>
+void wgmma_wait(T (&)[N]) {
+    wgmma_wait_all_but(GROUPS);
+}
+void wgmma_bf16(float (&d)[128], uint64_t a, uint64_t b);
+void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b);
+void wgmma_s8(int (&d)[64], uint64_t a, uint64_t b, bool add);
