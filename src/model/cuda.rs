@@ -1,6 +1,7 @@
 //! Forward passes on a graphics card. Nothing is computed here: kernels are queued, and whoever reads what comes of them
 //! waits. Sizes of buffers are those of the largest batch so far.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,16 +12,18 @@ use super::transformer::{SequenceRequest, Transformer, parts_of};
 use super::weights::TensorRef;
 use crate::error::{Error, Result};
 use crate::kernels::cuda::operations::{self as ops, Angles, Heads, Int8, Int8Memory, Weights};
-use crate::kernels::cuda::{Arena, Gpu, Indices, Memory, Part, Queue};
+use crate::kernels::cuda::{Arena, Gpu, Indices, Memory, Part, Queue, Unpacked};
 use crate::kernels::elementwise::Pairs;
 use crate::kernels::{Arithmetic, Epilogue, Scales};
-use crate::memory::try_resize;
+use crate::memory::{try_reserve_entry, try_resize};
 use crate::parallel::Exec;
 
 /// The weights of the last layers and the output in a card's memory, as they lie in the file.
 pub struct CudaWeights {
     gpu: Arc<Gpu>,
     arena: Arena,
+    /// what Hopper's kernels multiply, by where it begins in the file
+    unpacked: HashMap<usize, Unpacked>,
     angles: Angles,
     /// The first layer that is there.
     first: usize,
@@ -71,7 +74,29 @@ impl CudaWeights {
         let (cos, sin) = transformer.rope.angles();
         let neighbours = transformer.rope.pairs() == Pairs::Neighbours;
         let angles = Angles::new(&queue, cos, sin, transformer.config.head_dim / 2, neighbours)?;
-        Ok(CudaWeights { gpu: gpu.clone(), arena, angles, first })
+        let mut weights = CudaWeights { gpu: gpu.clone(), arena, unpacked: HashMap::new(), angles, first };
+        if gpu.has_hopper() {
+            weights.unpack(&queue, transformer)?;
+        }
+        Ok(weights)
+    }
+
+    /// Unpacks all matrices that are multiplied with, if there is memory for that and for much more.
+    fn unpack(&mut self, queue: &Queue, transformer: &Transformer) -> Result<()> {
+        let weights = &transformer.weights;
+        let layers = weights.layers[self.first..].iter().flat_map(|layer| layer.multiplied());
+        let matrices = || layers.clone().chain([&weights.output]);
+        let bytes = matrices().map(|t| Unpacked::bytes(t.dtype, t.rows, t.cols)).fold(0, usize::saturating_add);
+        if bytes.saturating_mul(2) > self.gpu.free_memory()? {
+            return Ok(());
+        }
+        for t in matrices() {
+            try_reserve_entry(&mut self.unpacked, "a list of unpacked weights")?;
+            if let Some(unpacked) = Unpacked::new(queue, self.matrix(t)?)? {
+                self.unpacked.insert(t.begin(), unpacked);
+            }
+        }
+        queue.wait()
     }
 
     pub fn gpu(&self) -> &Arc<Gpu> {
@@ -84,7 +109,8 @@ impl CudaWeights {
     }
 
     fn matrix(&self, t: &TensorRef) -> Result<Weights<'_>> {
-        Weights::new(t.dtype, t.rows, t.cols, self.arena.bytes_of(t.begin(), t.bytes())?)
+        let w = Weights::new(t.dtype, t.rows, t.cols, self.arena.bytes_of(t.begin(), t.bytes())?)?;
+        Ok(w.with_unpacked(self.unpacked.get(&t.begin())))
     }
 
     fn vector(&self, t: &TensorRef) -> Result<Part<'_, f32>> {

@@ -87,7 +87,7 @@ impl Layer {
         self.multiplied().into_iter().chain([&self.attn_norm, &self.ffn_norm])
     }
 
-    fn multiplied(&self) -> [&TensorRef; 7] {
+    pub(super) fn multiplied(&self) -> [&TensorRef; 7] {
         [&self.q, &self.k, &self.v, &self.attn_output, &self.gate, &self.up, &self.down]
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use self::steps::{Kind, Step, Steps, filled, filled_len};
-use super::{ContextOptions, Model};
+use super::{ContextOptions, LogLevel, Model};
 use crate::backend::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::kernels::cuda::sampling::{Choosing, Sampling};
@@ -89,7 +89,9 @@ impl Card {
         let gpu = Gpu::open(index)?;
         let (transformer, c) = (model.transformer(), model.config());
         CudaWeights::check(c, model.file())?;
-        self_check(&gpu)?;
+        if let (Some(sentence), Some(logger)) = (self_check(&gpu)?, &options.logger) {
+            logger.log(LogLevel::Warn, &format!("{}: {sentence}", model.file()));
+        }
         let first = match options.gpu_layers {
             Some(layers) => c.layers.saturating_sub(layers),
             None => {

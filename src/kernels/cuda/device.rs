@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytemuck::Pod;
@@ -25,6 +25,8 @@ pub struct Gpu {
     multiprocessors: usize,
     /// Whether it was found to compute right: see `self_check`.
     pub(super) is_checked: AtomicBool,
+    /// Whether it has Hopper's tensor cores, a driver that knows them, and kernels for them that were found to be right.
+    pub(super) has_hopper: AtomicBool,
     /// Translated when they are first launched.
     functions: Mutex<Functions>,
 }
@@ -76,6 +78,7 @@ impl Gpu {
             context: ptr::null_mut(),
             multiprocessors: 1,
             is_checked: AtomicBool::new(false),
+            has_hopper: AtomicBool::new(false),
             functions: Mutex::default(),
         };
         // SAFETY: `find` has listed the card, so the driver is there; the pointer outlives the call
@@ -98,6 +101,12 @@ impl Gpu {
     /// `cuda:0 (NVIDIA H100)`, for messages.
     pub fn name(&self) -> String {
         format!("cuda:{} ({})", self.card.index, self.card.name)
+    }
+
+    /// Whether weights are worth unpacking for Hopper's kernels ([`Unpacked`](super::Unpacked)); known once `self_check` has
+    /// run.
+    pub fn has_hopper(&self) -> bool {
+        self.has_hopper.load(Ordering::Relaxed)
     }
 
     /// How many blocks of threads it runs at a time, at least.

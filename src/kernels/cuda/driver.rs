@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 
 /// The oldest driver that translates the PTX of `ptx/` (ISA 7.8): that of CUDA 11.8.
 const OLDEST_DRIVER: c_int = 11080;
+/// The oldest that translates that of Hopper's kernels (ISA 8.0): that of CUDA 12.0.
+const OLDEST_FOR_HOPPER: c_int = 12000;
 /// The first processors with tensor cores for bfloat16 and with cp.async.
 const OLDEST_CAPABILITY: (i32, i32) = (8, 0);
 
@@ -120,6 +122,15 @@ fn available() -> Result<(), String> {
         CUresult::CUDA_ERROR_NO_DEVICE => Err("the CUDA driver finds no device".to_owned()),
         status => check(status).map_err(|reason| format!("the CUDA driver does not start: {reason}")),
     }
+}
+
+/// Whether Hopper's kernels can be translated for a card.
+pub(super) fn knows_hopper(card: &Card) -> bool {
+    let mut version = 0;
+    // SAFETY: the driver has listed the card, so the function is there; the pointer outlives the call
+    let status = unsafe { sys::cuDriverGetVersion(&mut version) };
+    // `sm_90a` is for this processor alone
+    card.compute_capability == (9, 0) && status == CUresult::CUDA_SUCCESS && version >= OLDEST_FOR_HOPPER
 }
 
 fn too_old(version: c_int) -> String {

@@ -11,9 +11,11 @@ mod modules;
 pub mod operations;
 pub mod sampling;
 mod self_check;
+mod unpacked;
 
 pub use arena::Arena;
 pub use device::{Gpu, Graph, Indices, Memory, Part, Pinned, Queue, Staged};
 pub use driver::{Card, cards};
 pub use modules::ptx_of;
 pub use self_check::self_check;
+pub use unpacked::Unpacked;

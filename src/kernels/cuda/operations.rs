@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::device::{Argument, Grid, Indices, Memory, Part, Queue};
+use super::unpacked::Unpacked;
 use crate::error::{Error, Result};
 use crate::kernels::activations::Scales;
 use crate::kernels::product::Epilogue;
@@ -11,18 +12,20 @@ use crate::kernels::unpack::{Arithmetic, has_int8};
 use crate::tensor::GgmlType;
 
 /// A matrix of weights in a card's memory, in the blocks of its file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Weights<'a> {
     dtype: GgmlType,
     rows: usize,
     cols: usize,
     data: Part<'a, u8>,
+    /// the same for Hopper's kernels, and which of its rows is the first here
+    unpacked: Option<(&'a Unpacked, usize)>,
 }
 
 impl<'a> Weights<'a> {
     /// `Internal` if the bytes are not those of such a matrix.
     pub fn new(dtype: GgmlType, rows: usize, cols: usize, data: Part<'a, u8>) -> Result<Self> {
-        let w = Weights { dtype, rows, cols, data };
+        let w = Weights { dtype, rows, cols, data, unpacked: None };
         let blocks = cols.is_multiple_of(dtype.block_len());
         match blocks && w.row_bytes().checked_mul(rows) == Some(data.len()) && i32::try_from(rows.max(cols)).is_ok() {
             true => Ok(w),
@@ -42,10 +45,26 @@ impl<'a> Weights<'a> {
         self.dtype
     }
 
+    /// With what was unpacked of the same matrix, if it was.
+    pub fn with_unpacked(self, unpacked: Option<&'a Unpacked>) -> Self {
+        Weights { unpacked: unpacked.map(|unpacked| (unpacked, 0)), ..self }
+    }
+
     /// Some of the rows.
     pub fn slice(&self, rows: Range<usize>) -> Self {
         let bytes = rows.start * self.row_bytes()..rows.end * self.row_bytes();
-        Weights { rows: rows.len(), data: self.data.part(bytes), ..*self }
+        let unpacked = self.unpacked.map(|(unpacked, first)| (unpacked, first + rows.start));
+        Weights { rows: rows.len(), data: self.data.part(bytes), unpacked, ..*self }
+    }
+
+    /// Where the rows are, and how many bytes apart.
+    pub(super) fn place(&self) -> [Argument; 2] {
+        [self.data.into(), (self.row_bytes() as u64).into()]
+    }
+
+    /// What Hopper's kernels multiply for so many tokens, where they are the faster ones.
+    fn unpacked(&self, tokens: usize) -> Option<(&'a Unpacked, usize)> {
+        self.unpacked.filter(|(unpacked, _)| unpacked.pays(tokens))
     }
 
     fn row_bytes(&self) -> usize {
@@ -80,6 +99,11 @@ impl Int8Memory {
             scale: Memory::new(gpu, n.saturating_mul(k / 32), WHAT)?,
             sums: Memory::new(gpu, n.saturating_mul(k / 16), WHAT)?,
         })
+    }
+
+    /// Elements, scales and sums.
+    pub(super) fn arguments(&self) -> [Argument; 3] {
+        [self.q.all().into(), self.scale.all().into(), self.sums.all().into()]
     }
 
     /// Bytes that `new` takes.
@@ -184,7 +208,7 @@ impl Tile {
     }
 }
 
-fn adds(epilogue: Epilogue) -> i32 {
+pub(super) fn adds(epilogue: Epilogue) -> i32 {
     i32::from(matches!(epilogue, Epilogue::Add))
 }
 
@@ -262,6 +286,11 @@ pub fn product_int8(queue: &Queue, w: Weights, x: Int8, y: Part<'_, f32>, epilog
     let Weights { dtype, rows, cols, .. } = w;
     let there = x.memory.q.len() >= x.n * x.k;
     check(has_int8(dtype) && there && x.k == cols && y.len() == x.n * rows, "an int8 product")?;
+    if let Some((unpacked, first)) = w.unpacked(x.n)
+        && !unpacked.is_bf16()
+    {
+        return unpacked.product_int8(queue, (first, rows), x, y, epilogue);
+    }
     let (kind, tile) = match x.scales {
         Scales::Blocks => ("blocks", LARGE),
         // larger tiles would leave multiprocessors idle
@@ -270,13 +299,14 @@ pub fn product_int8(queue: &Queue, w: Weights, x: Int8, y: Part<'_, f32>, epilog
     };
     let name = format!("product_{}_{kind}", dtype.name());
     let grid = tile.grid(x.n, rows, tile.int8_shared(dtype, x.scales));
+    let [q, scale, sums] = x.memory.arguments();
     let mut arguments: [Argument; 11] = [
         w.data.into(),
         (w.row_bytes() as u64).into(),
         (rows as i32).into(),
-        x.memory.q.all().into(),
-        x.memory.scale.all().into(),
-        x.memory.sums.all().into(),
+        q,
+        scale,
+        sums,
         (x.n as i32).into(),
         (cols as i32).into(),
         y.into(),
@@ -300,6 +330,11 @@ pub fn product_bf16(
     let Weights { dtype, rows, cols, .. } = w;
     let right = x.len() == n * x_stride && x_stride >= cols && x_stride.is_multiple_of(8) && y.len() == n * rows;
     check(right && bias.is_none_or(|bias| bias.len() == rows), "a product")?;
+    if let Some((unpacked, first)) = w.unpacked(n)
+        && unpacked.is_bf16()
+    {
+        return unpacked.product_bf16(queue, (first, rows), (x, x_stride, n), bias, y, epilogue);
+    }
     let name = format!("product_{}_bf16", dtype.name());
     let grid = LARGE.grid(n, rows, (LARGE.rows + LARGE.tokens) * STEP);
     let mut arguments: [Argument; 11] = [
