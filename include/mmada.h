@@ -102,6 +102,9 @@
 /* The length of a text that ends with NUL. */
 #define MMADA_NUL_TERMINATED SIZE_MAX
 
+/* As many of a network's blocks on a graphics card as there is memory for. */
+#define MMADA_ALL_LAYERS SIZE_MAX
+
 /* In a canvas: a position that has not been decided. */
 #define MMADA_MASKED UINT32_MAX
 
@@ -132,6 +135,8 @@ typedef enum {
   MMADA_INTERNAL_ERROR = 10,
   // The context was made before a fork and is used in the child, where its threads do not exist.
   MMADA_FORKED = 11,
+  // A graphics card failed: its driver reported an error. Contexts on it fail from then on; new ones on the CPU work.
+  MMADA_DEVICE_ERROR = 12,
   // A pointer that must not be NULL is NULL.
   MMADA_NULL_POINTER = 101,
   // A struct_size that no version of the library has, or fields that are set but unknown to this version.
@@ -249,18 +254,26 @@ typedef struct {
   size_t struct_size;
   // Bytes of memory that it works in, free or not; 0 where the system does not tell.
   uint64_t memory_bytes;
-  // The backend that runs it: "cpu". These texts are NUL-terminated UTF-8, cut where they do not fit.
+  // The backend that runs it: "cpu" or "cuda". These texts are NUL-terminated UTF-8, cut where they do not fit.
   char backend[16];
   // What its maker calls it.
   char name[128];
   // The instruction sets that there are kernels for, the slowest first, with spaces between: what
-  // `mmada_context_options.instruction_set` takes.
+  // `mmada_context_options.instruction_set` takes. Empty for a graphics card.
   char instruction_sets[96];
+  // What `mmada_context_options.device` takes: "cpu", "cuda:0".
+  char id[16];
+  // A graphics card's compute capability, such as 9 and 0; 0 and 0 for a processor.
+  uint32_t compute_capability_major;
+  uint32_t compute_capability_minor;
+  // One sentence that says why models do not run on it; empty where they do.
+  char refusal[256];
 } mmada_device_info;
 
-// Called while a model file is read into memory, by the thread that opens it, before the function that opens it
-// returns and never after: `done` of `total` bytes have been read. 0 goes on; anything else stops, and opening fails
-// with MMADA_CANCELLED. A mapped file is not read, so there is one call, when it is open.
+// Called while a model file is read into memory or its weights are copied to a graphics card, by the thread that opens
+// the model or makes the context, before the function that does so returns and never after: `done` of `total` bytes
+// have come over. 0 goes on; anything else stops, and that function fails with MMADA_CANCELLED. A mapped file is not
+// read, so there is one call, when it is open.
 typedef int (*mmada_progress_callback)(uint64_t done, uint64_t total, void *user_data);
 
 // How a model file is brought into memory. Initialize with `mmada_open_options_init`.
@@ -469,6 +482,20 @@ typedef struct {
   uint32_t pack;
   // Must be 0.
   uint32_t reserved;
+  // Where the model runs: NULL (the default) or "cpu" for the processor; "cuda" or "cuda:0" for the first graphics card
+  // of NVIDIA's, "cuda:1" for the second (mmada_device_info lists those that there are); "auto" for the first card that
+  // can, or else for the processor, which `log` is told. With `instruction_set`, `pack` or MMADA_COMPUTE_EXACT, which
+  // only the processor has, "auto" is that too. Copied.
+  const char *device;
+  // In bytes, or MMADA_NUL_TERMINATED.
+  size_t device_length;
+  // How many of the network's blocks run on the graphics card, the last ones and the output; the others run on the
+  // processor, threads and all. MMADA_ALL_LAYERS (the default): as many as there is memory for.
+  size_t gpu_layers;
+  // NULL, or told how far copying the weights to a graphics card has come, after every 16 MiB or so.
+  mmada_progress_callback progress;
+  // Given to `progress` as it is.
+  void *progress_user_data;
 } mmada_context_options;
 
 // What a context is. Set `struct_size`, or initialize with `mmada_context_info_init`.
@@ -487,6 +514,11 @@ typedef struct {
   uint32_t reserved;
   // Bytes that its weights take when they are packed, whether or not they are.
   uint64_t packed_bytes;
+  // How many of the network's blocks run on a graphics card; 0 on the processor.
+  size_t gpu_layers;
+  // What it runs on: "cpu", or a graphics card with its name, such as "cuda:0 (NVIDIA H100 80GB HBM3)". NUL-terminated,
+  // cut where it does not fit.
+  char device[160];
 } mmada_context_info;
 
 // How a score is estimated. Initialize with `mmada_score_options_init`.
@@ -587,6 +619,16 @@ mmada_status mmada_device_count(size_t *count, mmada_error **error);
 // Fills `*info` with what device `index` is, counted from 0. Threads: any.
 // Fails with MMADA_NOT_FOUND beyond the last one.
 mmada_status mmada_device_get_info(size_t index, mmada_device_info *info, mmada_error **error);
+
+// Why a backend finds no devices on this machine: one sentence for a person, such as that there is no driver; NULL if
+// it finds some. `backend` is "cpu" or "cuda"; `backend_length` may be MMADA_NUL_TERMINATED.
+//
+// Owned by the caller on success: `*reason`, a text. Threads: any.
+// Fails with MMADA_NOT_FOUND for a backend that this build of the library does not have.
+mmada_status mmada_backend_unavailable(const char *backend,
+                                       size_t backend_length,
+                                       mmada_buffer **reason,
+                                       mmada_error **error);
 
 // The status that came with the error; MMADA_INVALID_HANDLE for NULL or no error. Threads: any.
 mmada_status mmada_error_status(const mmada_error *error);
@@ -852,12 +894,14 @@ void mmada_canceller_free(mmada_canceller *canceller);
 // Threads: any. Fails with MMADA_NULL_POINTER, or MMADA_STRUCT_SIZE for a size that no version has.
 mmada_status mmada_context_options_init(mmada_context_options *options, size_t struct_size);
 
-// Makes a context, which starts its threads and packs the weights if that is asked for; buffers are made when the first
-// request needs them. `options` may be NULL for the defaults.
+// Makes a context, which starts its threads and packs the weights, or copies them to a graphics card, if that is asked
+// for; buffers are made when the first request needs them. `options` may be NULL for the defaults.
 //
 // Owned by the caller on success: `*context`, to be freed with `mmada_context_free`. Threads: any.
-// Fails with MMADA_INVALID_ARGUMENT for an instruction set that the processor does not have or more than 1024 threads,
-// MMADA_INTERNAL_ERROR if the system starts no more threads, MMADA_OUT_OF_MEMORY if packed weights do not fit.
+// Fails with MMADA_INVALID_ARGUMENT for an instruction set that the processor does not have, more than 1024 threads, or
+// a device that is not there or cannot be used; MMADA_INTERNAL_ERROR if the system starts no more threads;
+// MMADA_OUT_OF_MEMORY if weights that are packed or on a card do not fit; MMADA_UNSUPPORTED for a model that a card
+// cannot run; MMADA_DEVICE_ERROR; MMADA_CANCELLED (by the progress callback).
 mmada_status mmada_context_new(const mmada_model *model,
                                const mmada_context_options *options,
                                mmada_context **context,

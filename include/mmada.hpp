@@ -123,6 +123,7 @@ enum class status : int {
     busy = MMADA_BUSY,
     internal_error = MMADA_INTERNAL_ERROR,
     forked = MMADA_FORKED,
+    device_error = MMADA_DEVICE_ERROR,
     null_pointer = MMADA_NULL_POINTER,
     struct_size = MMADA_STRUCT_SIZE,
     invalid_utf8 = MMADA_INVALID_UTF8,
@@ -567,10 +568,14 @@ inline std::string_view build_info() noexcept { return mmada_build_info(); }
 
 /// A device that the library can run on.
 struct device_info {
-    std::string backend;           ///< "cpu"
+    std::string backend;           ///< "cpu" or "cuda"
     std::string name;              ///< What its maker calls it.
     std::string instruction_sets;  ///< Those that `context_options::instruction_set` takes, with spaces between.
     std::uint64_t memory_bytes = 0;  ///< 0 where the system does not tell.
+    std::string id;                  ///< What `context_options::device` takes: "cpu", "cuda:0".
+    std::uint32_t compute_capability_major = 0;  ///< Of a graphics card; 0 for a processor.
+    std::uint32_t compute_capability_minor = 0;
+    std::string refusal;  ///< Why models do not run on it; empty where they do.
 };
 
 /// The devices that this build of the library finds on this machine.
@@ -582,9 +587,18 @@ inline fallible<std::vector<device_info>> devices() {
         MMADA_HPP_GET(raw, detail::filled<mmada_device_info>([&](auto *info, mmada_error **failure) {
                           return mmada_device_get_info(index, info, failure);
                       }));
-        found.push_back({raw.backend, raw.name, raw.instruction_sets, raw.memory_bytes});
+        found.push_back({raw.backend, raw.name, raw.instruction_sets, raw.memory_bytes, raw.id,
+                         raw.compute_capability_major, raw.compute_capability_minor, raw.refusal});
     }
     return found;
+}
+
+/// Why a backend ("cpu", "cuda") finds no devices on this machine; nothing if it finds some. Fails with
+/// `status::not_found` for a backend that the library was built without.
+inline fallible<std::optional<std::string>> unavailable(std::string_view backend) {
+    return detail::optional_text_from([&](mmada_buffer **out, mmada_error **failure) {
+        return mmada_backend_unavailable(detail::data_of(backend), backend.size(), out, failure);
+    });
 }
 
 /// A picture of 8-bit RGB pixels that does not change once it is made.
@@ -708,6 +722,15 @@ struct context_options {
     /// times as fast where few tokens run at a time, with the same answers. Making the context then takes the time to
     /// read the whole file.
     bool pack = false;
+    /// "cpu", "cuda" or "cuda:0" for the first graphics card of NVIDIA's, "cuda:1" for the second, or "auto" for the first
+    /// card that can run the model, or else the processor.
+    std::string device = "cpu";
+    /// How many of the network's blocks run on the graphics card, the last ones and the output; by default as many as
+    /// there is memory for.
+    std::optional<std::size_t> gpu_layers = {};
+    /// Told how far copying the weights to a graphics card has come, in bytes, by the thread that makes the context. False,
+    /// or an exception, stops.
+    std::function<bool(std::uint64_t done, std::uint64_t total)> progress = {};
     /// Told what happens, in lines; nothing by default. Called by whichever thread calls the context or one of its
     /// generations, which it must not call itself. It is kept until the context and all its generations are gone.
     /// If it throws, the call ends with what was thrown, and a generation whose call it was is cancelled.
@@ -894,6 +917,8 @@ struct context_info {
     std::string instruction_set;
     mmada::compute compute = mmada::compute::fast;
     std::uint64_t packed_bytes = 0; ///< Bytes that its weights take when they are packed, whether or not they are.
+    std::size_t gpu_layers = 0;     ///< How many of the network's blocks run on a graphics card; 0 on the processor.
+    std::string device;             ///< "cpu", or a graphics card with its name: "cuda:0 (NVIDIA H100 80GB HBM3)".
 };
 
 namespace detail {
@@ -924,18 +949,20 @@ struct generation_state {
     }
 };
 
-struct open_arguments {
-    static int progress(std::uint64_t done, std::uint64_t total, void *self) noexcept {
-        bool go_on = false;
-        running::guarded([&] { go_on = static_cast<const open_options *>(self)->progress(done, total); });
-        return go_on ? 0 : 1;
-    }
+/// The progress callback of options that have a function `progress`.
+template <class Options>
+int tell_progress(std::uint64_t done, std::uint64_t total, void *options) noexcept {
+    bool go_on = false;
+    running::guarded([&] { go_on = static_cast<const Options *>(options)->progress(done, total); });
+    return go_on ? 0 : 1;
+}
 
+struct open_arguments {
     static fallible<mmada_open_options> make(const open_options &options) {
         MMADA_HPP_GET(raw, initialized(mmada_open_options_init));
         raw.use_mmap = options.use_mmap ? 1 : 0;
         if (options.progress) {
-            raw.progress = progress;
+            raw.progress = tell_progress<open_options>;
             raw.progress_user_data = const_cast<open_options *>(&options);
         }
         return raw;
@@ -1513,6 +1540,13 @@ class context {
         }
         raw.compute = static_cast<std::uint32_t>(options.compute);
         raw.pack = options.pack ? 1 : 0;
+        raw.device = options.device.data();
+        raw.device_length = options.device.size();
+        raw.gpu_layers = options.gpu_layers.value_or(MMADA_ALL_LAYERS);
+        if (options.progress) {
+            raw.progress = detail::tell_progress<context_options>;
+            raw.progress_user_data = const_cast<context_options *>(&options);
+        }
         if (options.log) {
             made.log_ = std::make_shared<detail::log_sink>(options.log);
             raw.log = detail::log_sink::receive;
@@ -1530,7 +1564,7 @@ class context {
                           return mmada_context_get_info(get(), out, failure);
                       }));
         return context_info{raw.threads, raw.memory_used, raw.instruction_set, static_cast<compute>(raw.compute),
-                            raw.packed_bytes};
+                            raw.packed_bytes, raw.gpu_layers, raw.device};
     }
 
     /// About how many seconds an estimate takes on the context's threads. Measures a product, which takes up to a

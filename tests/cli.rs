@@ -376,6 +376,34 @@ fn info_of_the_system_needs_no_model() {
 }
 
 #[test]
+fn devices_are_listed_and_chosen_by_name() {
+    let folder = Folder::new();
+    let json = folder.good(&["info", "--system", "--json"]).json();
+    let text = folder.good(&["info", "--system"]).out;
+    let devices = json["devices"].as_array().unwrap();
+    assert_eq!((devices[0]["id"].as_str(), devices[0]["refusal"].as_str()), (Some("cpu"), None));
+    for device in devices {
+        let line = format!("{:15}  {}", device["id"].as_str().unwrap(), device["name"].as_str().unwrap());
+        assert!(text.contains(&line), "{line} is not in:\n{text}");
+    }
+    let ask = ["ask", "What is 17 + 25?", "--seed", "1", "--json"];
+    let on = |device: &str| folder.run(&[&ask[..], &["--device", device]].concat());
+    let json_of_cpu = on("cpu").json();
+    assert_eq!((&json_of_cpu["device"], &json_of_cpu["answer"]), (&"cpu".into(), &"42".into()));
+    on("gpu").assert_failed(2, &["`gpu`", "auto, cpu, cuda or cuda:N"]);
+    if devices.len() > 1 {
+        return; // this machine has a card
+    }
+    let reason = json["unavailable"]["cuda"].as_str().unwrap();
+    assert!(text.contains(&format!("cuda             none: {reason}\n")), "{text}");
+    on("cuda:7").assert_failed(2, &["cuda:7", reason]);
+    let auto = on("auto");
+    assert!(auto.err.contains("warning: ") && auto.err.contains(reason), "{}", auto.err);
+    assert_eq!((&auto.json()["device"], &auto.json()["answer"]), (&"cpu".into(), &"42".into()));
+    assert_eq!(folder.run(&[&ask[..], &["--gpu-layers", "-1"]].concat()).code, Some(2));
+}
+
+#[test]
 fn the_environment_can_force_a_lower_instruction_set() {
     let folder = Folder::new();
     let run = |args: &[&str], name: &str| Ran::from(folder.command(args).env("MMADA_CPU", name).output().unwrap());

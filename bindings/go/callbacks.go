@@ -77,7 +77,7 @@ func (c *call) raise() {
 	}
 }
 
-// progress is a progress function during the call that opens a model.
+// progress is a progress function during the call that opens a model or makes a context.
 type progress struct {
 	call
 	report func(done, total uint64) error

@@ -44,6 +44,15 @@ type ContextOptions struct {
 	// times as fast where few tokens run at a time, with the same answers. Making the context then takes the time to
 	// read the whole file.
 	Pack bool
+	// Device is where the model runs: empty or "cpu" for the processor, "cuda" or "cuda:0" for the first graphics card of
+	// NVIDIA's, "cuda:1" for the second, "auto" for the first card that can, or else the processor, which Logger is told.
+	Device string
+	// GPULayers is how many of the network's blocks run on the graphics card, the last ones and the output; nil for as
+	// many as there is memory for.
+	GPULayers *int
+	// Progress, unless nil, is told how much of the weights has been copied to a graphics card, before NewContext returns
+	// and never after. An error stops, and NewContext fails with an ErrCancelled that wraps it.
+	Progress func(done, total uint64) error
 	// Logger, unless nil, is told what happens, at its own level: warnings, a few lines of information about every
 	// request, and for debugging what every step took. Its handler gets the context.Context of the call that it is about,
 	// and must not use this context or its generations: those fail with ErrBusy. As with slog, the handler's errors are
@@ -93,6 +102,10 @@ type ContextInfo struct {
 	Compute Compute
 	// PackedBytes is what its weights take when they are packed, whether or not they are.
 	PackedBytes uint64
+	// Device is what it runs on: "cpu", or a graphics card with its name, such as "cuda:0 (NVIDIA H100 80GB HBM3)".
+	Device string
+	// GPULayers is how many of the network's blocks run on a graphics card; 0 on the processor.
+	GPULayers int
 }
 
 // Info is what the context is.
@@ -114,6 +127,8 @@ func (c *Context) Info() (ContextInfo, error) {
 		InstructionSet: C.GoString(&info.instruction_set[0]),
 		Compute:        Compute(info.compute),
 		PackedBytes:    uint64(info.packed_bytes),
+		Device:         C.GoString(&info.device[0]),
+		GPULayers:      int(info.gpu_layers),
 	}, nil
 }
 

@@ -44,6 +44,8 @@ const (
 	ErrInternal Status = C.MMADA_INTERNAL_ERROR
 	// ErrForked: the context was made before a fork and is used in the child.
 	ErrForked Status = C.MMADA_FORKED
+	// ErrDevice: a graphics card failed. Contexts on it fail from then on; new ones on the CPU work.
+	ErrDevice Status = C.MMADA_DEVICE_ERROR
 	// ErrInvalidUTF8: a string is not UTF-8.
 	ErrInvalidUTF8 Status = C.MMADA_INVALID_UTF8
 	// ErrDone: a step of a generation that is complete.

@@ -521,6 +521,9 @@ func TestInformation(t *testing.T) {
 	if len(devices) == 0 || devices[0].Backend != "cpu" || !strings.Contains(devices[0].InstructionSets, "portable") {
 		t.Errorf("%+v", devices)
 	}
+	if devices[0].ID != "cpu" || devices[0].Refusal != "" || devices[0].ComputeCapability != [2]int{} {
+		t.Errorf("%+v", devices[0])
+	}
 	if !strings.Contains(mmada.BuildInfo(), mmada.Version()) {
 		t.Errorf("%q, %q", mmada.BuildInfo(), mmada.Version())
 	}
@@ -635,6 +638,40 @@ func TestBadInputIsAnErrorWithASentence(t *testing.T) {
 	is(t, err, mmada.ErrOutOfMemory)
 	_, err = model.NewContext(&mmada.ContextOptions{MemoryLimit: 1000, Pack: true})
 	is(t, err, mmada.ErrOutOfMemory)
+}
+
+func TestADeviceThatIsNotThereIsSaidToBeMissing(t *testing.T) {
+	model, _ := start(t, nil)
+	_, err := model.NewContext(&mmada.ContextOptions{Device: "gpu"})
+	is(t, err, mmada.ErrInvalidArgument)
+	layers := -1
+	_, err = model.NewContext(&mmada.ContextOptions{GPULayers: &layers})
+	is(t, err, mmada.ErrInvalidArgument)
+	_, err = mmada.Unavailable("vulkan")
+	is(t, err, mmada.ErrNotFound)
+	if reason := must[string](t)(mmada.Unavailable("cpu")); reason != "" {
+		t.Error(reason)
+	}
+	reason := must[string](t)(mmada.Unavailable("cuda"))
+	if reason == "" {
+		t.Skip("this machine has a card")
+	}
+	_, err = model.NewContext(&mmada.ContextOptions{Device: "cuda:7"})
+	is(t, err, mmada.ErrInvalidArgument)
+	if !strings.Contains(err.Error(), "cuda:7") || !strings.Contains(err.Error(), reason) {
+		t.Error(err)
+	}
+	var log strings.Builder
+	layers = 2
+	c := must[*mmada.Context](t)(model.NewContext(&mmada.ContextOptions{
+		Device: "auto", GPULayers: &layers, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		Progress: func(done, total uint64) error { t.Error("told of progress"); return nil },
+	}))
+	defer c.Close()
+	info := must[mmada.ContextInfo](t)(c.Info())
+	if info.Device != "cpu" || info.GPULayers != 0 || !strings.Contains(log.String(), "running on the cpu") {
+		t.Errorf("%+v, %q", info, log.String())
+	}
 }
 
 func TestPackedWeightsAnswerTheSame(t *testing.T) {

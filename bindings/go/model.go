@@ -27,7 +27,7 @@ func BuildInfo() string { return C.GoString(C.mmada_build_info()) }
 
 // Device is what the library can run on.
 type Device struct {
-	// Backend that runs it: "cpu".
+	// Backend that runs it: "cpu" or "cuda".
 	Backend string
 	// Name is what its maker calls it.
 	Name string
@@ -35,6 +35,12 @@ type Device struct {
 	InstructionSets string
 	// MemoryBytes that it works in, free or not; 0 where the system does not tell.
 	MemoryBytes uint64
+	// ID is what ContextOptions.Device takes: "cpu", "cuda:0".
+	ID string
+	// ComputeCapability of a graphics card, major and minor; zeros for a processor.
+	ComputeCapability [2]int
+	// Refusal says why models do not run on it; empty where they do.
+	Refusal string
 }
 
 // Devices are those that the library finds on this machine.
@@ -56,9 +62,28 @@ func Devices() ([]Device, error) {
 			Name:            C.GoString(&info.name[0]),
 			InstructionSets: C.GoString(&info.instruction_sets[0]),
 			MemoryBytes:     uint64(info.memory_bytes),
+			ID:              C.GoString(&info.id[0]),
+			Refusal:         C.GoString(&info.refusal[0]),
+			ComputeCapability: [2]int{
+				int(info.compute_capability_major), int(info.compute_capability_minor),
+			},
 		}
 	}
 	return devices, nil
+}
+
+// Unavailable is why a backend ("cpu", "cuda") finds no devices on this machine; empty if it finds some. It fails with
+// ErrNotFound for a backend that the C library was built without.
+func Unavailable(backend string) (string, error) {
+	var c converter
+	defer c.done()
+	name, length := c.text(backend)
+	var reason *C.mmada_buffer
+	var object *C.mmada_error
+	if err := failure(C.mmada_backend_unavailable(name, length, &reason, &object), &object); err != nil {
+		return "", err
+	}
+	return takeText(reason), nil
 }
 
 // Role is who says a message.
@@ -462,8 +487,9 @@ func (m *Model) estimate(call func(*converter, *C.mmada_model, *C.mmada_estimate
 // NewContext makes a context, which starts its threads; buffers are made when the first request needs them. options may
 // be nil for the defaults.
 //
-// It fails with ErrInvalidArgument for an instruction set that the processor does not have or more than 1024 threads,
-// ErrInternal if the system starts no more threads.
+// It fails with ErrInvalidArgument for an instruction set that the processor does not have, more than 1024 threads, or a
+// device that is not there or cannot be used; ErrInternal if the system starts no more threads; ErrDevice; ErrCancelled
+// (by the progress function).
 func (m *Model) NewContext(options *ContextOptions) (*Context, error) {
 	model, err := m.acquire()
 	if err != nil {
@@ -490,6 +516,12 @@ func (m *Model) NewContext(options *ContextOptions) (*Context, error) {
 	if options.InstructionSet != "" {
 		given.instruction_set, given.instruction_set_length = c.text(options.InstructionSet)
 	}
+	if options.Device != "" {
+		given.device, given.device_length = c.text(options.Device)
+	}
+	if options.GPULayers != nil {
+		given.gpu_layers = c.size("GPULayers", *options.GPULayers)
+	}
 	if c.err != nil {
 		return nil, c.err
 	}
@@ -503,6 +535,12 @@ func (m *Model) NewContext(options *ContextOptions) (*Context, error) {
 		holds = append(holds, kept)
 		C.mmada_go_set_log(&given, C.uintptr_t(handle))
 	}
+	reports := &progress{report: options.Progress}
+	if reports.report != nil {
+		handle := cgo.NewHandle(reports)
+		defer handle.Delete()
+		C.mmada_go_set_upload_progress(&given, C.uintptr_t(handle))
+	}
 	var made *C.mmada_context
 	var object *C.mmada_error
 	kept := false
@@ -514,7 +552,11 @@ func (m *Model) NewContext(options *ContextOptions) (*Context, error) {
 	log.during(context.Background(), nil, func() {
 		err = failure(C.mmada_context_new(model, &given, &made, &object), &object)
 	})
+	reports.raise()
 	if err != nil {
+		if reports.err != nil {
+			err = because(err, []error{reports.err})
+		}
 		return nil, err
 	}
 	kept = true

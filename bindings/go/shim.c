@@ -26,6 +26,11 @@ void mmada_go_set_progress(mmada_open_options *options, uintptr_t progress) {
     options->progress_user_data = (void *)progress;
 }
 
+void mmada_go_set_upload_progress(mmada_context_options *options, uintptr_t progress) {
+    options->progress = on_progress;
+    options->progress_user_data = (void *)progress;
+}
+
 void *mmada_go_allocate(size_t size) {
     void *memory = NULL;
     return posix_memalign(&memory, 64, size ? size : 1) ? NULL : memory;

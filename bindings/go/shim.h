@@ -11,6 +11,7 @@ void mmada_go_enter(uintptr_t call);
 
 void mmada_go_set_log(mmada_context_options *options, uintptr_t sink);
 void mmada_go_set_progress(mmada_open_options *options, uintptr_t progress);
+void mmada_go_set_upload_progress(mmada_context_options *options, uintptr_t progress);
 
 /* `size` bytes aligned as mmada_model_open_memory asks, for free(); NULL where there is no such memory. */
 void *mmada_go_allocate(size_t size);

@@ -13,6 +13,9 @@ use crate::memory::{try_copy, try_string};
 /// A length that says: up to the NUL. `MMADA_NUL_TERMINATED` of the header.
 pub const NUL_TERMINATED: usize = usize::MAX;
 
+/// A number of layers that says: as many as there is memory for. `MMADA_ALL_LAYERS` of the header.
+pub const ALL_LAYERS: usize = usize::MAX;
+
 /// The bytes of a text.
 ///
 /// # Safety

@@ -3,6 +3,7 @@
 use std::ffi::c_char;
 use std::ptr;
 
+use super::arguments::Out;
 use super::boundary::guard_value;
 use super::error::Failure;
 use super::handle::{self, Object};
@@ -35,6 +36,15 @@ impl Buffer {
         bytes.push(0);
         Ok(Buffer::Text(bytes))
     }
+}
+
+/// Hands a text to the caller; NULL for none.
+pub fn give_text(out: Out<*mut mmada_buffer>, text: Option<String>) -> Result<(), Failure> {
+    match text {
+        Some(text) => out.give(Buffer::text(text)?),
+        None => out.put(ptr::null_mut()),
+    }
+    Ok(())
 }
 
 /// How many elements a buffer has: bytes of a text without its final NUL, ids, or bytes. 0 for NULL. Threads: any.

@@ -12,7 +12,8 @@ use super::canceller::{canceller_or_new, mmada_canceller};
 use super::error::{Failure, mmada_error, mmada_status};
 use super::handle::{self, Object};
 use super::image::mmada_image;
-use super::model::{mmada_estimate, mmada_model, reserved};
+use super::model::{mmada_estimate, mmada_model, mmada_progress_callback, progress, reserved};
+use crate::backend::DeviceChoice;
 use crate::context::{Context, ContextOptions, Estimate, LogLevel, Logger};
 use crate::generate::ScoreRequest;
 use crate::model::{Compute, SequenceRequest};
@@ -94,6 +95,20 @@ pub struct mmada_context_options {
     pub pack: u32,
     /// Must be 0.
     pub reserved: u32,
+    /// Where the model runs: NULL (the default) or "cpu" for the processor; "cuda" or "cuda:0" for the first graphics card
+    /// of NVIDIA's, "cuda:1" for the second (mmada_device_info lists those that there are); "auto" for the first card that
+    /// can, or else for the processor, which `log` is told. With `instruction_set`, `pack` or MMADA_COMPUTE_EXACT, which
+    /// only the processor has, "auto" is that too. Copied.
+    pub device: *const c_char,
+    /// In bytes, or MMADA_NUL_TERMINATED.
+    pub device_length: usize,
+    /// How many of the network's blocks run on the graphics card, the last ones and the output; the others run on the
+    /// processor, threads and all. MMADA_ALL_LAYERS (the default): as many as there is memory for.
+    pub gpu_layers: usize,
+    /// NULL, or told how far copying the weights to a graphics card has come, after every 16 MiB or so.
+    pub progress: mmada_progress_callback,
+    /// Given to `progress` as it is.
+    pub progress_user_data: *mut c_void,
 }
 
 // SAFETY: no padding (tests/abi has the offsets), any bits are valid
@@ -116,6 +131,11 @@ impl mmada_context_options {
             compute: mmada_compute::MMADA_COMPUTE_FAST as u32,
             pack: 0,
             reserved: 0,
+            device: ptr::null(),
+            device_length: arguments::NUL_TERMINATED,
+            gpu_layers: arguments::ALL_LAYERS,
+            progress: None,
+            progress_user_data: ptr::null_mut(),
         }
     }
 }
@@ -135,12 +155,14 @@ pub unsafe extern "C" fn mmada_context_options_init(
     })
 }
 
-/// Makes a context, which starts its threads and packs the weights if that is asked for; buffers are made when the first
-/// request needs them. `options` may be NULL for the defaults.
+/// Makes a context, which starts its threads and packs the weights, or copies them to a graphics card, if that is asked
+/// for; buffers are made when the first request needs them. `options` may be NULL for the defaults.
 ///
 /// Owned by the caller on success: `*context`, to be freed with `mmada_context_free`. Threads: any.
-/// Fails with MMADA_INVALID_ARGUMENT for an instruction set that the processor does not have or more than 1024 threads,
-/// MMADA_INTERNAL_ERROR if the system starts no more threads, MMADA_OUT_OF_MEMORY if packed weights do not fit.
+/// Fails with MMADA_INVALID_ARGUMENT for an instruction set that the processor does not have, more than 1024 threads, or
+/// a device that is not there or cannot be used; MMADA_INTERNAL_ERROR if the system starts no more threads;
+/// MMADA_OUT_OF_MEMORY if weights that are packed or on a card do not fit; MMADA_UNSUPPORTED for a model that a card
+/// cannot run; MMADA_DEVICE_ERROR; MMADA_CANCELLED (by the progress callback).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmada_context_new(
     model: *const mmada_model,
@@ -185,6 +207,11 @@ pub struct mmada_context_info {
     pub reserved: u32,
     /// Bytes that its weights take when they are packed, whether or not they are.
     pub packed_bytes: u64,
+    /// How many of the network's blocks run on a graphics card; 0 on the processor.
+    pub gpu_layers: usize,
+    /// What it runs on: "cpu", or a graphics card with its name, such as "cuda:0 (NVIDIA H100 80GB HBM3)". NUL-terminated,
+    /// cut where it does not fit.
+    pub device: [c_char; 160],
 }
 
 // SAFETY: no padding (tests/abi has the offsets), any bits are valid
@@ -224,6 +251,8 @@ pub unsafe extern "C" fn mmada_context_get_info(
                 },
                 reserved: 0,
                 packed_bytes: context.packed_bytes() as u64,
+                gpu_layers: context.gpu_layers(),
+                device: characters(&context.device()),
             });
             Ok(())
         })
@@ -463,15 +492,19 @@ pub unsafe extern "C" fn mmada_context_decode_image(
 }
 
 unsafe fn context_options(from: *const mmada_context_options) -> Result<ContextOptions, Failure> {
-    // SAFETY: the header asks for NULL or a struct, and for texts that are there
-    let (given, instruction_set) = unsafe {
+    // SAFETY: the header asks for NULL or a struct, for texts that are there, and for a function that can be called until
+    // the context is made, which is as long as the options are kept
+    let (given, instruction_set, device, progress) = unsafe {
         let given = read_or(from, mmada_context_options::new())?;
-        let (name, length) = (given.instruction_set, given.instruction_set_length);
-        let name = match name.is_null() {
+        let instruction_set = match given.instruction_set.is_null() {
             true => None,
-            false => Some(string(name, length, "the instruction set")?),
+            false => Some(string(given.instruction_set, given.instruction_set_length, "the instruction set")?),
         };
-        (given, name)
+        let device = match given.device.is_null() {
+            true => DeviceChoice::Cpu,
+            false => arguments::text(given.device, given.device_length, "the device")?.parse()?,
+        };
+        (given, instruction_set, device, progress(given.progress, given.progress_user_data))
     };
     reserved(given.reserved)?;
     Ok(ContextOptions {
@@ -487,8 +520,10 @@ unsafe fn context_options(from: *const mmada_context_options) -> Result<ContextO
             limit => Some(usize::try_from(limit).unwrap_or(usize::MAX)),
         },
         pack: flag(given.pack, "pack")?,
+        device,
+        gpu_layers: (given.gpu_layers != arguments::ALL_LAYERS).then_some(given.gpu_layers),
+        progress,
         logger: logger(&given)?,
-        ..Default::default()
     })
 }
 

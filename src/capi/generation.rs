@@ -6,7 +6,7 @@ use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use super::arguments::{self, Out, StructOut, Versioned, init_zeroed, vec};
 use super::boundary::guard;
-use super::buffer::{Buffer, mmada_buffer};
+use super::buffer::{Buffer, give_text, mmada_buffer};
 use super::context::mmada_context;
 use super::error::{Failure, mmada_error, mmada_status};
 use super::handle::{self, Object};
@@ -639,12 +639,4 @@ fn canvas(slots: &[Slot]) -> Result<Buffer, Failure> {
         Slot::Token(id) => *id,
     }));
     Ok(Buffer::Ids(ids))
-}
-
-fn give_text(out: Out<*mut mmada_buffer>, text: Option<String>) -> Result<(), Failure> {
-    match text {
-        Some(text) => out.give(Buffer::text(text)?),
-        None => out.put(ptr::null_mut()),
-    }
-    Ok(())
 }

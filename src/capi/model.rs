@@ -27,9 +27,10 @@ impl Object for mmada_model {
     const NAME: &'static str = "model";
 }
 
-/// Called while a model file is read into memory, by the thread that opens it, before the function that opens it
-/// returns and never after: `done` of `total` bytes have been read. 0 goes on; anything else stops, and opening fails
-/// with MMADA_CANCELLED. A mapped file is not read, so there is one call, when it is open.
+/// Called while a model file is read into memory or its weights are copied to a graphics card, by the thread that opens
+/// the model or makes the context, before the function that does so returns and never after: `done` of `total` bytes
+/// have come over. 0 goes on; anything else stops, and that function fails with MMADA_CANCELLED. A mapped file is not
+/// read, so there is one call, when it is open.
 pub type mmada_progress_callback = Option<unsafe extern "C" fn(done: u64, total: u64, user_data: *mut c_void) -> c_int>;
 
 /// How a model file is brought into memory. Initialize with `mmada_open_options_init`.
@@ -504,12 +505,21 @@ unsafe fn open_options(from: *const mmada_open_options) -> Result<OpenOptions, F
     // SAFETY: the header asks for NULL or a struct
     let given = unsafe { read_or(from, mmada_open_options::new())? };
     reserved(given.reserved)?;
-    let user_data = UserData(given.progress_user_data);
-    let progress = given.progress.map(|call| -> Progress {
-        // SAFETY: the header asks for a function of this type that can be called until opening returns
-        Arc::new(move |done, total| unsafe { call(done, total, user_data.pointer()) } == 0)
-    });
+    // SAFETY: the header asks for a function that can be called until opening returns, which is as long as this is kept
+    let progress = unsafe { progress(given.progress, given.progress_user_data) };
     Ok(OpenOptions { mmap: flag(given.use_mmap, "use_mmap")?, progress })
+}
+
+/// The caller's progress function.
+///
+/// # Safety
+/// It can be called for as long as the result lives.
+pub unsafe fn progress(function: mmada_progress_callback, user_data: *mut c_void) -> Option<Progress> {
+    let user_data = UserData(user_data);
+    function.map(|call| -> Progress {
+        // SAFETY: by the caller's promise
+        Arc::new(move |done, total| unsafe { call(done, total, user_data.pointer()) } == 0)
+    })
 }
 
 /// An error for a reserved field that is set.

@@ -382,6 +382,85 @@ static void note(uint32_t level, const char *message, size_t length, void *user_
     log->levels |= 1u << level;
 }
 
+static int never_called(uint64_t done, uint64_t total, void *user_data) {
+    (void)done;
+    (void)total;
+    (void)user_data;
+    CHECK(!"told of progress");
+    return 1;
+}
+
+/* Devices: names that are none, and what happens to the others where there is no driver. */
+static void devices(mmada_model *model, mmada_context *context) {
+    static const char *const wrong[] = {"", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:1x", "cuda:99999999999999999999"};
+    static struct log log;
+    mmada_context *other = NULL;
+    mmada_context_options options;
+    mmada_context_info info;
+    mmada_device_info device;
+    mmada_buffer *reason = NULL;
+    size_t count = 0, i;
+
+    CHECK(mmada_context_info_init(&info, sizeof info) == MMADA_OK);
+    OK(mmada_context_get_info(context, &info, &error));
+    CHECK(strcmp(info.device, "cpu") == 0 && info.gpu_layers == 0);
+    CHECK(mmada_device_info_init(&device, sizeof device) == MMADA_OK);
+    OK(mmada_device_get_info(0, &device, &error));
+    CHECK(strcmp(device.id, "cpu") == 0 && !device.refusal[0]);
+    CHECK(device.compute_capability_major == 0 && device.compute_capability_minor == 0);
+    OK(mmada_device_count(&count, &error));
+    for (i = 1; i < count; i++) {
+        OK(mmada_device_get_info(i, &device, &error));
+        CHECK(strncmp(device.id, "cuda:", 5) == 0 && strcmp(device.backend, "cuda") == 0);
+        CHECK(device.name[0] && device.compute_capability_major > 0 && !device.instruction_sets[0]);
+    }
+
+    CHECK(mmada_context_options_init(&options, sizeof options) == MMADA_OK);
+    CHECK(options.device == NULL && options.gpu_layers == MMADA_ALL_LAYERS && options.progress == NULL);
+    for (i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        options.device = wrong[i];
+        FAILS(MMADA_INVALID_ARGUMENT, "is not one of auto, cpu, cuda or cuda:N",
+              mmada_context_new(model, &options, &other, &error));
+    }
+    options.device = "\xff";
+    FAILS(MMADA_INVALID_UTF8, "the device", mmada_context_new(model, &options, &other, &error));
+    options.device = "cpu and more";
+    options.device_length = 3;
+    options.gpu_layers = 2; /* of a card, of which there is none */
+    options.progress = never_called;
+    OK(mmada_context_new(model, &options, &other, &error));
+    OK(mmada_context_get_info(other, &info, &error));
+    CHECK(strcmp(info.device, "cpu") == 0 && info.gpu_layers == 0);
+    mmada_context_free(other);
+    other = NULL;
+    options.gpu_layers = MMADA_ALL_LAYERS;
+    options.device_length = Z;
+
+    OK(mmada_backend_unavailable("cpu", Z, &reason, &error));
+    CHECK(reason == NULL);
+    FAILS(MMADA_NOT_FOUND, "no backend `vulkan`", mmada_backend_unavailable("vulkan", Z, &reason, &error));
+    OK(mmada_backend_unavailable("cuda and more", 4, &reason, &error));
+    CHECK((reason == NULL) == (count > 1));
+    if (reason == NULL) {
+        return; /* this machine has a card */
+    }
+    CHECK(mmada_buffer_length(reason) > 10 && !strchr(mmada_buffer_text(reason), '\n'));
+    options.device = "cuda:7";
+    FAILS(MMADA_INVALID_ARGUMENT, "cuda:7", mmada_context_new(model, &options, &other, &error));
+    FAILS(MMADA_INVALID_ARGUMENT, mmada_buffer_text(reason), mmada_context_new(model, &options, &other, &error));
+    CHECK(other == NULL);
+    options.device = "auto";
+    options.log = note;
+    options.log_user_data = &log;
+    OK(mmada_context_new(model, &options, &other, &error));
+    CHECK(strstr(log.text, "running on the cpu") && strstr(log.text, mmada_buffer_text(reason)));
+    CHECK(log.levels == 1u << MMADA_LOG_WARN);
+    OK(mmada_context_get_info(other, &info, &error));
+    CHECK(strcmp(info.device, "cpu") == 0 && answers(other, "What is 17 + 25?", "42"));
+    mmada_context_free(other);
+    mmada_buffer_free(reason);
+}
+
 static void loggers(mmada_model *model, mmada_context *silent) {
     static struct log one, two;
     mmada_context *first = NULL, *second = NULL;
@@ -707,7 +786,7 @@ int main(int argc, char **argv) {
         {"ending_threads", ending_threads}, {"small_stacks", small_stacks},
         {"panics", panics},           {"loggers", loggers},         {"cancelling", cancelling},
         {"busy", busy},               {"stress", stress},           {"forking", forking},
-        {"opening", opening},         {"memory_limits", memory_limits}, {"freed_handles", freed_handles},
+        {"devices", devices},         {"opening", opening},         {"memory_limits", memory_limits}, {"freed_handles", freed_handles},
     };
     size_t i;
     CHECK(argc == 3);

@@ -50,6 +50,11 @@ fn each_context_tells_its_own_logger_and_no_other() {
 }
 
 #[test]
+fn devices_are_listed_and_chosen_by_name_and_one_that_is_not_there_is_said_to_be_missing() {
+    part("devices");
+}
+
+#[test]
 fn a_step_is_cancelled_by_a_thread_and_by_a_signal_handler_and_the_context_goes_on() {
     part("cancelling");
 }

@@ -180,6 +180,29 @@ TEST(logits_and_scores_come_as_results) {
     CHECK(!must(mmada::devices()).empty() && must(context.info()).threads > 0);
 }
 
+TEST(a_device_that_is_not_there_is_said_to_be_missing) {
+    const auto model = opened();
+    mmada::context_options options;
+    const auto cpu = must(mmada::devices()).front();
+    CHECK(cpu.id == "cpu" && cpu.refusal.empty() && cpu.compute_capability_major == 0);
+    options.device = "gpu";
+    CHECK(failure(mmada::context::create(model, options)) == status::invalid_argument);
+    CHECK(failure(mmada::unavailable("vulkan")) == status::not_found);
+    CHECK(!must(mmada::unavailable("cpu")));
+    const auto reason = must(mmada::unavailable("cuda"));
+    if (!reason) return;  // this machine has a card
+    options.device = "cuda:7";
+    CHECK(failure(mmada::context::create(model, options)) == status::invalid_argument);
+    std::string log;
+    options.device = "auto";
+    options.gpu_layers = 2;
+    options.progress = [](auto, auto) { return false; };
+    options.log = [&](auto, std::string_view message) { log += message; };
+    const auto context = must(mmada::context::create(model, options));
+    const auto info = must(context.info());
+    CHECK(info.device == "cpu" && info.gpu_layers == 0 && log.find(*reason) != std::string::npos);
+}
+
 TEST(what_is_empty_says_so) {
     mmada::image picture;
     const auto model = opened();

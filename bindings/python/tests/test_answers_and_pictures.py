@@ -259,6 +259,7 @@ def test_what_runs_is_known(model):
     assert mmada.__version__ == mmada.version() and mmada.version() in mmada.build_info()
     device = mmada.devices()[0]
     assert device.backend == "cpu" and "portable" in device.instruction_sets
+    assert (device.id, device.compute_capability, device.refusal) == ("cpu", None, None)
     with model.context(threads=1, instruction_set="portable", compute="exact", memory_limit=2**30) as context:
         info = context.info
         assert (info.threads, info.instruction_set, info.compute) == (1, "portable", "exact")

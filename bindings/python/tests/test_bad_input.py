@@ -20,6 +20,7 @@ import pytest
         (mmada.NotFoundError, LookupError),
         (mmada.ClosedError, ValueError),
         (mmada.InternalError, RuntimeError),
+        (mmada.DeviceError, RuntimeError),
     ],
 )
 def test_errors_are_what_callers_know(kind, parent):
@@ -189,3 +190,26 @@ def test_ids_that_cannot_be(context):
         context.forward([0.5])
     with pytest.raises(mmada.ContextOverflowError):
         context.forward([1] * 5000)
+
+
+def test_a_device_that_is_not_there_is_said_to_be_missing(model, caplog):
+    with pytest.raises(mmada.ArgumentError, match="cuda:N"):
+        model.context(device="gpu")
+    with pytest.raises(mmada.ArgumentError, match="gpu_layers"):
+        model.context(gpu_layers=-1)
+    with pytest.raises(mmada.NotFoundError, match="vulkan"):
+        mmada.unavailable("vulkan")
+    assert mmada.unavailable("cpu") is None
+    reason = mmada.unavailable("cuda")
+    if reason is None:
+        pytest.skip("this machine has a card")
+    with pytest.raises(mmada.ArgumentError) as caught:
+        model.context(device="cuda:7")
+    assert "cuda:7" in str(caught.value) and reason in str(caught.value)
+
+    def never(done, total):
+        raise AssertionError("told of progress")
+
+    with caplog.at_level("WARNING", "mmada"), model.context(device="auto", gpu_layers=2, progress=never) as context:
+        assert (context.info.device, context.info.gpu_layers) == ("cpu", 0)
+    assert "running on the cpu" in caplog.text and reason in caplog.text

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mmada::Compute;
+use mmada::{Compute, DeviceChoice};
 
 /// Runs MMaDA models: draws pictures, answers questions about text and pictures, thinks first when asked to.
 #[derive(Parser, Debug)]
@@ -31,6 +31,12 @@ pub struct Common {
     /// Keep the weights unpacked in memory (`info` says how much): faster where few tokens run at a time
     #[arg(long, global = true)]
     pub pack: bool,
+    /// Where the model runs: cpu, cuda (the first graphics card of NVIDIA's), cuda:N, or auto (a card, or else the cpu)
+    #[arg(long, global = true, value_name = "DEVICE", default_value_t)]
+    pub device: DeviceChoice,
+    /// How many of the network's layers run on the graphics card, the others on the cpu; otherwise as many as fit
+    #[arg(long, global = true, value_name = "N")]
+    pub gpu_layers: Option<usize>,
     /// Print the result as one JSON object: text, ids, files, seed, timings
     #[arg(long, global = true)]
     pub json: bool,

@@ -37,6 +37,7 @@ pub fn run(common: &Common, args: &AskArgs, output: &Output) -> Result<(), Failu
         let mut object = answer_json(&answer, &options, &times);
         object["model"] = json!(session.file);
         object["instruction_set"] = json!(session.context.instruction_set());
+        object["device"] = json!(session.context.device());
         object["warnings"] = json!(generation.warnings());
         object["files"] = json!(args.trace.iter().map(|p| p.display().to_string()).collect::<Vec<_>>());
         output::print_json(&object)?;

@@ -79,6 +79,7 @@ impl Chat<'_> {
             object["turn"] = json!(self.turn);
             object["model"] = json!(session.file);
             object["instruction_set"] = json!(session.context.instruction_set());
+            object["device"] = json!(session.context.device());
             object["warnings"] = json!(generation.warnings());
             output::print_json(&object)?;
         } else {

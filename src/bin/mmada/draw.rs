@@ -135,6 +135,7 @@ fn report(
         return output::print_json(&json!({
             "model": session.file,
             "instruction_set": session.context.instruction_set(),
+            "device": session.context.device(),
             "files": names,
             "traces": files.traces.iter().map(|p| p.display().to_string()).collect::<Vec<_>>(),
             "width": width,

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use mmada::{Compute, Context, ContextOptions, Estimate, Model};
+use mmada::{Estimate, Model};
 use serde_json::{Value as Json, json};
 
 use crate::args::Common;
 use crate::failure::Failure;
 use crate::info::size;
-use crate::instruction_set;
+use crate::output::Output;
+use crate::session;
 
 /// Tokens that a question or a description is taken to have.
 const PROMPT: usize = 32;
@@ -28,12 +29,9 @@ struct Need {
 
 /// Opens the model at `path` and estimates an answer and, if it can see and draw, the answer to a question about a
 /// picture and a drawing.
-pub fn of(path: &Path, common: &Common) -> Result<Needs, Failure> {
+pub fn of(path: &Path, common: &Common, output: &Output) -> Result<Needs, Failure> {
     let model = Model::open(path)?;
-    let (threads, compute, pack) = (common.threads, Compute::from(common.compute), common.pack);
-    let instruction_set = instruction_set::forced()?;
-    let options = ContextOptions { threads, compute, instruction_set, pack, ..Default::default() };
-    let context = Context::new(&model, options)?;
+    let context = session::context(&model, common, output)?;
     let mut estimates = vec![("answer", model.estimate_text(PROMPT, &model.text_options(false, false)))];
     if let (true, Some(downsampling)) = (model.has_images(), model.downsampling()) {
         let side = model.image_size();

@@ -46,7 +46,9 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match &error {
             Error::Cancelled => Failure::Interrupted,
-            Error::OutOfMemory { .. } | Error::Busy | Error::Internal(_) => Failure::Run(error.to_string()),
+            Error::OutOfMemory { .. } | Error::Busy | Error::Internal(_) | Error::Device { .. } => {
+                Failure::Run(error.to_string())
+            }
             Error::Io { file, source } => Failure::Input(format!("{file}: {}", output::reason(source))),
             _ => Failure::Input(error.to_string()),
         }

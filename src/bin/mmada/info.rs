@@ -8,6 +8,7 @@ use mmada::gguf::{Header, MetaArray, MetaValue, TensorInfo, Value};
 use mmada::kernels::Kernels;
 use mmada::mmap::Mapping;
 use mmada::parallel::Threads;
+use mmada::{Backend, Device};
 use serde_json::{Value as Json, json};
 
 use crate::args::{Common, InfoArgs};
@@ -30,7 +31,7 @@ pub fn run(common: &Common, args: &InfoArgs, output: &Output) -> Result<(), Fail
     let header = Header::parse(mapping.bytes(), &path.display().to_string())?;
     let file = File { path: &path, bytes: mapping.bytes(), header: &header };
     // A well-formed file of another architecture can still be looked into; that it cannot be run is said aside.
-    let estimate = match estimate::of(&path, common) {
+    let estimate = match estimate::of(&path, common, output) {
         Ok(estimate) => Some(estimate),
         Err(failure) => {
             output.warn(&failure.to_string());
@@ -55,17 +56,55 @@ fn system(common: &Common, output: &Output) -> Result<(), Failure> {
     let available: Vec<&str> = Kernels::available().iter().map(Kernels::name).collect();
     let threads = Threads::new(common.threads)?.count();
     let (arch, os) = (std::env::consts::ARCH, std::env::consts::OS);
+    let backends = mmada::backends();
     if output.json {
         let object = json!({
             "version": version, "instruction_set": isa, "instruction_sets": available, "threads": threads,
             "architecture": arch, "system": os,
+            "devices": backends.iter().flat_map(|b| &b.devices).map(json_device).collect::<Vec<_>>(),
+            "unavailable": backends.iter().filter_map(|b| Some((b.name, b.unavailable.as_deref()?))).collect::<BTreeMap<_, _>>(),
         });
         return output::print_json(&object);
     }
-    output::print(&format!(
+    let mut text = format!(
         "version          {version}\ninstruction set  {isa} (of {})\nthreads          {threads}\nsystem           {arch} {os}\n",
         available.join(", ")
-    ))
+    );
+    for Backend { name, devices, unavailable } in &backends {
+        for device in devices {
+            let _ = writeln!(text, "{:15}  {}", device.id, described(device));
+        }
+        if let Some(reason) = unavailable {
+            let _ = writeln!(text, "{name:15}  none: {reason}");
+        }
+    }
+    output::print(&text)
+}
+
+/// What a device is and, of a graphics card, whether models run on it.
+fn described(device: &Device) -> String {
+    let mut text = one_line(&device.name);
+    if device.memory_bytes > 0 {
+        text += &format!(", {}", size(usize::try_from(device.memory_bytes).unwrap_or(usize::MAX)));
+    }
+    if let Some((major, minor)) = device.compute_capability {
+        text += &format!(", compute capability {major}.{minor}");
+    }
+    if let Some(refusal) = &device.refusal {
+        text += &format!("; cannot be used: {refusal}");
+    }
+    text
+}
+
+fn json_device(device: &Device) -> Json {
+    json!({
+        "id": device.id,
+        "name": device.name,
+        "memory_bytes": device.memory_bytes,
+        "instruction_sets": device.instruction_sets,
+        "compute_capability": device.compute_capability.map(|(major, minor)| format!("{major}.{minor}")),
+        "refusal": device.refusal,
+    })
 }
 
 struct File<'a> {

@@ -128,10 +128,20 @@ fn is_direction_mark(c: char) -> bool {
 pub struct Bar(ProgressBar);
 
 impl Bar {
+    /// A bar that counts steps.
     pub fn new(output: &Output, what: &'static str, total: usize) -> Self {
+        Self::with_counts(output, what, total as u64, "{pos}/{len}")
+    }
+
+    /// A bar that counts bytes.
+    pub fn of_bytes(output: &Output, what: &'static str, total: u64) -> Self {
+        Self::with_counts(output, what, total, "{binary_bytes}/{binary_total_bytes}")
+    }
+
+    fn with_counts(output: &Output, what: &'static str, total: u64, counts: &str) -> Self {
         let target = if output.shows_progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(total as u64), target);
-        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {eta} left") {
+        let bar = ProgressBar::with_draw_target(Some(total), target);
+        if let Ok(style) = ProgressStyle::with_template(&format!("{{msg}} {{bar:30}} {counts}, {{eta}} left")) {
             bar.set_style(style);
         }
         bar.set_message(what);
@@ -139,8 +149,8 @@ impl Bar {
         Bar(bar)
     }
 
-    pub fn set(&self, index: usize) {
-        self.0.set_position(index as u64);
+    pub fn set(&self, done: u64) {
+        self.0.set_position(done);
     }
 }
 

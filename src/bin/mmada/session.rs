@@ -1,10 +1,12 @@
 //! What every command that runs a model does: opens it, runs a generation step by step under the eyes of a
 //! person, and reports seed and times.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mmada::tokenizer::Tokenizer;
-use mmada::{Compute, Context, ContextOptions, Generation, Model, Slot, Stage, Step};
+use mmada::{Compute, Context, ContextOptions, Generation, LogLevel, Logger, Model, Progress, Slot, Stage, Step};
 use serde_json::{Value as Json, json};
 
 use crate::args::Common;
@@ -28,11 +30,7 @@ impl Session {
         let began = Instant::now();
         let path = model_path::find(common.model.as_deref())?;
         let model = Model::open(&path)?;
-        let compute = Compute::from(common.compute);
-        let instruction_set = instruction_set::forced()?;
-        let (threads, pack) = (common.threads, common.pack);
-        let options = ContextOptions { threads, compute, instruction_set, pack, ..Default::default() };
-        let context = Context::new(&model, options)?;
+        let context = context(&model, common, output)?;
         Ok(Session { model, context, output: *output, file: path.display().to_string(), opening: began.elapsed() })
     }
 
@@ -75,6 +73,44 @@ impl Session {
             self.output.warn(warning);
         }
     }
+}
+
+/// The context that the arguments ask for. Shows how far copying weights to a graphics card has come, and warns where
+/// `--device auto` finds none that can be used.
+pub fn context(model: &Model, common: &Common, output: &Output) -> Result<Context, Failure> {
+    let making = Arc::new(AtomicBool::new(true));
+    let (told, output) = (making.clone(), *output);
+    let logger = Logger::new(move |level, message| {
+        // what the logger hears later is about generations, which have warnings of their own
+        if level <= LogLevel::Warn && told.load(Ordering::Relaxed) {
+            output.warn(message);
+        }
+    });
+    let options = ContextOptions {
+        threads: common.threads,
+        compute: Compute::from(common.compute),
+        instruction_set: instruction_set::forced()?,
+        pack: common.pack,
+        device: common.device,
+        gpu_layers: common.gpu_layers,
+        progress: output.shows_progress().then(|| uploading(output)),
+        logger: Some(logger),
+        ..Default::default()
+    };
+    let context = Context::new(model, options)?;
+    making.store(false, Ordering::Relaxed);
+    Ok(context)
+}
+
+/// A bar that appears with the first bytes and goes with the function.
+fn uploading(output: Output) -> Progress {
+    let bar: Mutex<Option<Bar>> = Mutex::new(None);
+    Arc::new(move |done, total| {
+        if let Ok(mut bar) = bar.lock() {
+            bar.get_or_insert_with(|| Bar::of_bytes(&output, "copying to the graphics card", total)).set(done);
+        }
+        true
+    })
 }
 
 /// Ctrl-C reaches `generation` until the guard is dropped.
@@ -152,7 +188,7 @@ impl<'a> View<'a> {
             Stage::Image => {
                 self.canvas = None;
                 let output = &self.output;
-                self.bar.get_or_insert_with(|| Bar::new(output, "drawing", step.total)).set(step.index);
+                self.bar.get_or_insert_with(|| Bar::new(output, "drawing", step.total)).set(step.index as u64);
             }
         }
     }

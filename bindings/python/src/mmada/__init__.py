@@ -22,6 +22,7 @@ from ._errors import (
     CancelledError,
     ClosedError,
     ContextOverflowError,
+    DeviceError,
     DoneError,
     FileError,
     ForkedError,
@@ -36,7 +37,7 @@ from ._errors import (
 )
 from ._generation import Generation, Step
 from ._image import Image, ImageLike
-from ._model import Device, Estimate, Metadata, Model, ModelInfo, devices
+from ._model import Device, Estimate, Metadata, Model, ModelInfo, devices, unavailable
 from ._native import MASKED, build_info, version
 from ._options import ImageOptions, Message, Messages, TextOptions
 
@@ -54,6 +55,7 @@ __all__ = [
     "ContextInfo",
     "ContextOverflowError",
     "Device",
+    "DeviceError",
     "DoneError",
     "Drawing",
     "Estimate",
@@ -81,6 +83,7 @@ __all__ = [
     "UnsupportedError",
     "build_info",
     "devices",
+    "unavailable",
     "version",
 ]
 

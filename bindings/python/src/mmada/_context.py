@@ -12,7 +12,7 @@ from . import _options
 from ._errors import ArgumentError
 from ._generation import Generation, Progress
 from ._image import Image, ImageLike, NativeImage, take_image
-from ._model import Estimate, Model, estimate_struct
+from ._model import Estimate, Model, OpenProgress, estimate_struct, no_progress, on_progress
 from ._native import (
     Handle, Ids, Share, assign, c_text, callback, ffi, filled, id_array, initialized, integers, interruptible, invoke, lib,
     number, produce, take_ids
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
         instruction_set: Optional[str]
         compute: str
         pack: bool
+        device: str
+        gpu_layers: Optional[int]
+        progress: Optional[OpenProgress]
         logger: Optional[Logger]
 
 
@@ -71,6 +74,10 @@ class ContextInfo:
     compute: str
     #: Bytes that its weights take when they are packed, whether or not they are.
     packed_bytes: int
+    #: What it runs on: "cpu", or a graphics card with its name, such as "cuda:0 (NVIDIA H100 80GB HBM3)".
+    device: str
+    #: How many of the network's blocks run on a graphics card; 0 on the processor.
+    gpu_layers: int
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,9 @@ class Context:
         instruction_set: Optional[str] = None,
         compute: str = "fast",
         pack: bool = False,
+        device: str = "cpu",
+        gpu_layers: Optional[int] = None,
+        progress: Optional[OpenProgress] = None,
         logger: Optional[Logger] = logger,
     ):
         """Makes a context, which starts its threads; buffers are made when the first request needs them.
@@ -164,6 +174,12 @@ class Context:
             pack: Keep the weights unpacked in memory (`ContextInfo.packed_bytes`, which count against `memory_limit`):
                 several times as fast where few tokens run at a time, with the same answers. Making the context then
                 takes the time to read the whole file.
+            device: Where the model runs: "cpu", "cuda" or "cuda:0" for the first graphics card of NVIDIA's, "cuda:1" for the
+                second, "auto" for the first card that can, or else the processor, which the logger is told.
+            gpu_layers: How many of the network's blocks run on the graphics card, the last ones and the output; None for
+                as many as there is memory for.
+            progress: Told how many bytes of weights have been copied to a graphics card, and how many there are. What it
+                raises ends the copying.
             logger: Who is told what happens: the logger "mmada" by default, None for nobody. What a handler or filter
                 of it raises cancels the generation that the message is about, and comes out of the step. Messages of
                 steps that the main thread runs are logged by a thread of this package.
@@ -177,6 +193,13 @@ class Context:
             data = instruction_set.encode()
             name = ffi.from_buffer("char[]", data)
             options.instruction_set, options.instruction_set_length = name, len(data)
+        device_data = device.encode()
+        device_name = ffi.from_buffer("char[]", device_data)
+        options.device, options.device_length = device_name, len(device_data)
+        if gpu_layers is not None:
+            assign(options, "gpu_layers", gpu_layers)
+        upload = ffi.new_handle(progress or no_progress)
+        options.progress, options.progress_user_data = on_progress, upload
         keep: Tuple[Any, ...] = ()
         if logger is not None:
             options.log = _on_log
@@ -202,7 +225,15 @@ class Context:
         with self._handle as context:
             info = filled("mmada_context_info", lib.mmada_context_get_info, context)
         compute = next(name for name, value in _options.COMPUTES.items() if value == info.compute)
-        return ContextInfo(info.threads, info.memory_used, c_text(info.instruction_set), compute, info.packed_bytes)
+        return ContextInfo(
+            threads=info.threads,
+            memory_used=info.memory_used,
+            instruction_set=c_text(info.instruction_set),
+            compute=compute,
+            packed_bytes=info.packed_bytes,
+            device=c_text(info.device),
+            gpu_layers=info.gpu_layers,
+        )
 
     def ask(
         self,

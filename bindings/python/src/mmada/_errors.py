@@ -19,6 +19,7 @@ class Status(enum.IntEnum):
     BUSY = 9
     INTERNAL_ERROR = 10
     FORKED = 11
+    DEVICE_ERROR = 12
     NULL_POINTER = 101
     STRUCT_SIZE = 102
     INVALID_UTF8 = 103
@@ -95,6 +96,12 @@ class ForkedError(MmadaError):
     status = Status.FORKED
 
 
+class DeviceError(MmadaError, RuntimeError):
+    """A graphics card failed. Contexts on it fail from then on; new ones on the CPU work."""
+
+    status = Status.DEVICE_ERROR
+
+
 class DoneError(MmadaError):
     """A step of a generation that is complete."""
 
@@ -131,6 +138,7 @@ _CLASSES: Dict[int, Type[MmadaError]] = {
     Status.BUSY: BusyError,
     Status.INTERNAL_ERROR: InternalError,
     Status.FORKED: ForkedError,
+    Status.DEVICE_ERROR: DeviceError,
     Status.NULL_POINTER: ArgumentError,
     Status.STRUCT_SIZE: ArgumentError,
     Status.INVALID_UTF8: ArgumentError,

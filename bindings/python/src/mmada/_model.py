@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ._context import Context, ContextOptions
     from ._options import ImageChanges, TextChanges
 
-#: Told how many bytes of a model file have been read, and how many there are. What it raises stops the opening.
+#: Told how many bytes have come over, and how many there are: of a model file that is read, of weights that are copied to a
+#: graphics card. What it raises ends that.
 OpenProgress = Callable[[int, int], object]
 
 
@@ -80,12 +81,18 @@ class Device:
 
     #: Bytes of memory that it works in; 0 where the system does not tell.
     memory_bytes: int
-    #: The backend that runs it: "cpu".
+    #: The backend that runs it: "cpu" or "cuda".
     backend: str
     #: What its maker calls it.
     name: str
     #: The instruction sets that there are kernels for, the slowest first.
     instruction_sets: Tuple[str, ...]
+    #: What the option `device` of a context takes: "cpu", "cuda:0".
+    id: str
+    #: A graphics card's compute capability, major and minor; None for a processor.
+    compute_capability: Optional[Tuple[int, int]]
+    #: Why models do not run on it; None where they do.
+    refusal: Optional[str]
 
 
 def devices() -> List[Device]:
@@ -94,17 +101,37 @@ def devices() -> List[Device]:
     for index in range(number("size_t", lib.mmada_device_count)):
         info = filled("mmada_device_info", lib.mmada_device_get_info, index)
         sets = tuple(c_text(info.instruction_sets).split())
-        found.append(Device(info.memory_bytes, c_text(info.backend), c_text(info.name), sets))
+        capability = (info.compute_capability_major, info.compute_capability_minor)
+        found.append(
+            Device(
+                memory_bytes=info.memory_bytes,
+                backend=c_text(info.backend),
+                name=c_text(info.name),
+                instruction_sets=sets,
+                id=c_text(info.id),
+                compute_capability=capability if any(capability) else None,
+                refusal=c_text(info.refusal) or None,
+            )
+        )
     return found
 
 
+def unavailable(backend: str) -> Optional[str]:
+    """Why a backend ("cpu", "cuda") finds no devices on this machine; None if it finds some.
+
+    `NotFoundError` for a backend that the library was built without.
+    """
+    name = backend.encode()
+    return take_text(produce("mmada_buffer", lib.mmada_backend_unavailable, name, len(name)))
+
+
 @callback("mmada_progress_callback", error=1)
-def _on_progress(done: int, total: int, user_data: Any) -> int:
+def on_progress(done: int, total: int, user_data: Any) -> int:
     ffi.from_handle(user_data)(done, total)
     return 0
 
 
-def _no_progress(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """Being called at all gives Python the opportunity to see a Ctrl-C."""
 
 
@@ -303,10 +330,10 @@ class _OpenOptions:
     """The struct of options for opening, for as long as a `with` lasts."""
 
     def __init__(self, mmap: bool, progress: Optional[OpenProgress]):
-        self._function = ffi.new_handle(progress or _no_progress)
+        self._function = ffi.new_handle(progress or no_progress)
         self._struct = initialized("mmada_open_options", lib.mmada_open_options_init)
         self._struct.use_mmap = bool(mmap)
-        self._struct.progress = _on_progress
+        self._struct.progress = on_progress
         self._struct.progress_user_data = self._function
 
     def __enter__(self) -> Any:

@@ -18,9 +18,14 @@ public final class Context: Sendable {
     ///   - model: The model; it may be closed before the context.
     ///   - options: Threads, limits, and the like.
     ///   - log: Who is told what happens; nobody by default.
-    /// - Throws: `MmadaError` with `.invalidArgument` for an instruction set that the processor does not have or more
-    ///   than 1024 threads.
-    public init(_ model: Model, options: ContextOptions = ContextOptions(), log: LogHandler? = nil) throws {
+    ///   - progress: Told how many of how many bytes of weights have been copied to a graphics card, by the thread that
+    ///     called. What it throws ends the copying and is thrown on.
+    /// - Throws: `MmadaError` with `.invalidArgument` for an instruction set that the processor does not have, more than
+    ///   1024 threads, or a device that is not there or cannot be used; `.deviceError`; what `progress` throws.
+    public init(
+        _ model: Model, options: ContextOptions = ContextOptions(), log: LogHandler? = nil,
+        progress: ((_ done: UInt64, _ total: UInt64) throws -> Void)? = nil
+    ) throws {
         let logger = log.map { Logger($0) }
         (handle, recommended) = try model.handle.use { cModel in
             try withArena { arena in
@@ -35,12 +40,21 @@ public final class Context: Sendable {
                 c.log_level = options.logLevel.rawValue
                 c.compute = options.compute.rawValue
                 c.pack = options.pack ? 1 : 0
+                c.device = arena.copy(options.device)
+                c.device_length = options.device.utf8.count
+                if let layers = options.gpuLayers {
+                    c.gpu_layers = try size(layers, "gpuLayers")
+                }
                 if let logger {
                     c.log = Logger.callback
                     c.log_user_data = Unmanaged.passUnretained(logger).toOpaque()
                 }
                 return try watching(logger) {
-                    let context = try take { mmada_context_new(cModel, &c, $0, $1) }
+                    let context = try reporting(progress) { callback, user in
+                        c.progress = callback
+                        c.progress_user_data = user
+                        return try take { mmada_context_new(cModel, &c, $0, $1) }
+                    }
                     let keeping = model.handle.keeping + (logger.map { [$0] } ?? [])
                     let handle = Handle(context, name: "context", keeping: keeping) { mmada_context_free($0) }
                     return (handle, try Recommended(cModel))
@@ -321,6 +335,10 @@ public struct ContextInfo: Sendable, Hashable {
     public let compute: Compute
     /// Bytes that its weights take when they are packed, whether or not they are.
     public let packedBytes: UInt64
+    /// What it runs on: "cpu", or a graphics card with its name, such as "cuda:0 (NVIDIA H100 80GB HBM3)".
+    public let device: String
+    /// How many of the network's blocks run on a graphics card; 0 on the processor.
+    public let gpuLayers: Int
 
     init(_ info: mmada_context_info) {
         threads = info.threads
@@ -328,6 +346,8 @@ public struct ContextInfo: Sendable, Hashable {
         instructionSet = text(ofTuple: info.instruction_set)
         compute = Compute(rawValue: info.compute) ?? .fast
         packedBytes = info.packed_bytes
+        device = text(ofTuple: info.device)
+        gpuLayers = info.gpu_layers
     }
 }
 

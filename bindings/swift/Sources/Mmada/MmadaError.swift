@@ -69,6 +69,8 @@ public struct MmadaError: Error, Equatable, Sendable, CustomStringConvertible, L
         public static let internalError = Status(MMADA_INTERNAL_ERROR)
         /// The context was made before a fork and is used in the child.
         public static let forked = Status(MMADA_FORKED)
+        /// A graphics card failed. Contexts on it fail from then on; new ones on the CPU work.
+        public static let deviceError = Status(MMADA_DEVICE_ERROR)
         /// A text is not UTF-8.
         public static let invalidUTF8 = Status(MMADA_INVALID_UTF8)
         /// An object is used after `close()`.

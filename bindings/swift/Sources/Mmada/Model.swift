@@ -274,6 +274,33 @@ private final class ProgressReceiver {
     }
 }
 
+/// Makes a call of C with a callback that reports to `progress`; what that throws is thrown instead of the call's error.
+func reporting<R>(
+    _ progress: ((UInt64, UInt64) throws -> Void)?,
+    _ call: (mmada_progress_callback?, UnsafeMutableRawPointer?) throws -> R
+) throws -> R {
+    guard let progress else { return try call(nil, nil) }
+    let receiver = ProgressReceiver(progress)
+    return try withExtendedLifetime(receiver) {
+        do {
+            return try call(
+                { done, total, user in
+                    guard let user else { return 1 }
+                    let receiver = Unmanaged<ProgressReceiver>.fromOpaque(user).takeUnretainedValue()
+                    do {
+                        try receiver.report(done, total)
+                        return 0
+                    } catch {
+                        receiver.thrown = error
+                        return 1
+                    }
+                }, Unmanaged.passUnretained(receiver).toOpaque())
+        } catch {
+            throw receiver.thrown ?? error
+        }
+    }
+}
+
 private func openModel(
     _ options: OpenOptions, _ progress: ((UInt64, UInt64) throws -> Void)?,
     _ open: (
@@ -283,26 +310,9 @@ private func openModel(
     var c = mmada_open_options()
     try initialize(&c, mmada_open_options_init)
     c.use_mmap = options.useMmap ? 1 : 0
-    let receiver = progress.map { ProgressReceiver($0) }
-    if let receiver {
-        c.progress_user_data = Unmanaged.passUnretained(receiver).toOpaque()
-        c.progress = { done, total, user in
-            guard let user else { return 1 }
-            let receiver = Unmanaged<ProgressReceiver>.fromOpaque(user).takeUnretainedValue()
-            do {
-                try receiver.report(done, total)
-                return 0
-            } catch {
-                receiver.thrown = error
-                return 1
-            }
-        }
-    }
-    return try withExtendedLifetime(receiver) {
-        do {
-            return try take { open(&c, $0, $1) }
-        } catch {
-            throw receiver?.thrown ?? error
-        }
+    return try reporting(progress) { callback, user in
+        c.progress = callback
+        c.progress_user_data = user
+        return try take { open(&c, $0, $1) }
     }
 }

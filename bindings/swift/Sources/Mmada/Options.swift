@@ -353,11 +353,17 @@ public struct ContextOptions: Sendable, Hashable {
     /// as fast where few tokens run at a time, with the same answers. Making the context then takes the time to read the
     /// whole file.
     public var pack: Bool
+    /// Where the model runs: "cpu", "cuda" or "cuda:0" for the first graphics card of NVIDIA's, "cuda:1" for the second,
+    /// "auto" for the first card that can, or else the processor, which the logger is told.
+    public var device: String
+    /// How many of the network's blocks run on the graphics card, the last ones and the output; nil for as many as there
+    /// is memory for.
+    public var gpuLayers: Int?
 
     /// Options; by default a thread per core and no limit of memory.
     public init(
         threads: Int = 0, memoryLimit: UInt64 = 0, instructionSet: String? = nil, logLevel: LogLevel = .warning,
-        compute: Compute = .fast, pack: Bool = false
+        compute: Compute = .fast, pack: Bool = false, device: String = "cpu", gpuLayers: Int? = nil
     ) {
         self.threads = threads
         self.memoryLimit = memoryLimit
@@ -365,6 +371,8 @@ public struct ContextOptions: Sendable, Hashable {
         self.logLevel = logLevel
         self.compute = compute
         self.pack = pack
+        self.device = device
+        self.gpuLayers = gpuLayers
     }
 }
 

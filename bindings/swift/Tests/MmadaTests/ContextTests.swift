@@ -35,6 +35,27 @@ final class ContextTests: XCTestCase {
         XCTAssertEqual(answer.answer, "42")
     }
 
+    func test_a_device_that_is_not_there_is_said_to_be_missing() throws {
+        let cpu = try XCTUnwrap(Library.devices().first)
+        XCTAssertEqual(cpu.id, "cpu")
+        XCTAssertNil(cpu.refusal)
+        XCTAssertNil(cpu.computeCapability)
+        XCTAssertNil(try Library.unavailable("cpu"))
+        assertFails(.notFound) { try Library.unavailable("vulkan") }
+        assertFails(.invalidArgument, saying: "cuda:N") {
+            try Context(demoModel(), options: ContextOptions(device: "gpu"))
+        }
+        guard let reason = try Library.unavailable("cuda") else { throw XCTSkip("this machine has a card") }
+        assertFails(.invalidArgument, saying: reason) {
+            try Context(demoModel(), options: ContextOptions(device: "cuda:7"))
+        }
+        let context = try Context(
+            demoModel(), options: ContextOptions(device: "auto", gpuLayers: 2),
+            progress: { _, _ in XCTFail("told of progress") })
+        XCTAssertEqual(try context.info().device, "cpu")
+        XCTAssertEqual(try context.info().gpuLayers, 0)
+    }
+
     func test_pictures_and_codes_become_each_other() throws {
         let context = try Context(demoModel())
         let side = try demoModel().info().imageSize / demoModel().info().imageDownsampling
