@@ -63,6 +63,29 @@ fn without_a_usable_card_one_sentence_says_why_and_auto_takes_the_processor() {
 }
 
 #[test]
+fn a_card_of_hopper_multiplies_weights_that_were_unpacked() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    let plain = card.context(None);
+    let (ids, rows) = (vec![9; 80], [0, 79]);
+    let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 0..200 }];
+    let expected = plain.logits(&batch).unwrap();
+    let bytes = driver.count("bytes");
+    drop(plain);
+    for (version, unpacked) in [("12.0", true), ("11.8", false)] {
+        driver.restart();
+        driver.set("CAPABILITY", "9.0");
+        driver.set("DRIVER", version);
+        let context = card.context(None);
+        let got = context.logits(&batch).unwrap();
+        // the same sums in the same order
+        let bits = |rows: &[Vec<f32>]| rows.concat().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&got), bits(&expected));
+        assert_eq!(driver.count("bytes") > bytes + (4 << 20), unpacked, "with a driver of {version}");
+    }
+}
+
+#[test]
 fn auto_takes_the_first_card() {
     let card = Card::open();
     let context = Context::new(demo(), ContextOptions { device: DeviceChoice::Auto, ..card.options() }).unwrap();
@@ -244,4 +267,9 @@ fn the_program_runs_on_a_card_by_name_and_lists_it() {
     };
     let system = program(&["info", "--system"]);
     assert!(system.contains("cuda:0") && system.contains("compute capability"), "{system}");
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/mmada-shapes.gguf");
+    let ask = ["ask", "-m", model, "--gen-length", "8", "--block-length", "8", "--steps", "4", "What is 2 + 3?"];
+    let on = |device: &[&str]| program(&[&ask[..], device].concat());
+    assert_eq!(on(&["--device", "cuda"]), on(&[]));
+    assert_eq!(on(&["--device", "cuda:0", "--gpu-layers", "2"]), on(&["--device", "cpu"]));
 }
