@@ -49,7 +49,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 # rustc tells which libraries of the system a static library needs; cargo repeats it when there is nothing to build.
-cargo rustc --release --lib --no-default-features --features capi ${target:+--target "$target"} -- \
+cargo rustc --release --lib --no-default-features --features capi,cuda ${target:+--target "$target"} -- \
     --print native-static-libs 2>&1 | tee "$scratch/log" >&2
 private=$(sed -n 's/^note: native-static-libs: //p' "$scratch/log" | tail -n 1)
 [ -n "$private" ] || fail "rustc did not say which libraries the static library needs"

@@ -620,11 +620,11 @@ mmada_status mmada_device_count(size_t *count, mmada_error **error);
 // Fails with MMADA_NOT_FOUND beyond the last one.
 mmada_status mmada_device_get_info(size_t index, mmada_device_info *info, mmada_error **error);
 
-// Why a backend finds no devices on this machine: one sentence for a person, such as that there is no driver; NULL if
-// it finds some. `backend` is "cpu" or "cuda"; `backend_length` may be MMADA_NUL_TERMINATED.
+// Why a backend finds no devices on this machine: one sentence for a person, such as that there is no driver, or that
+// the library was built without the backend; NULL if it finds some. `backend` is "cpu" or "cuda"; `backend_length` may be MMADA_NUL_TERMINATED.
 //
 // Owned by the caller on success: `*reason`, a text. Threads: any.
-// Fails with MMADA_NOT_FOUND for a backend that this build of the library does not have.
+// Fails with MMADA_NOT_FOUND for another name.
 mmada_status mmada_backend_unavailable(const char *backend,
                                        size_t backend_length,
                                        mmada_buffer **reason,

@@ -594,7 +594,7 @@ inline fallible<std::vector<device_info>> devices() {
 }
 
 /// Why a backend ("cpu", "cuda") finds no devices on this machine; nothing if it finds some. Fails with
-/// `status::not_found` for a backend that the library was built without.
+/// `status::not_found` for another name.
 inline fallible<std::optional<std::string>> unavailable(std::string_view backend) {
     return detail::optional_text_from([&](mmada_buffer **out, mmada_error **failure) {
         return mmada_backend_unavailable(detail::data_of(backend), backend.size(), out, failure);

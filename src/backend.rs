@@ -82,7 +82,7 @@ pub struct Device {
     pub refusal: Option<String>,
 }
 
-/// All backends of this build, the slowest first.
+/// All backends that there are, the slowest first; what this build lacks has no devices and says so.
 pub fn backends() -> Vec<Backend> {
     let processor = Device {
         id: "cpu".to_owned(),
@@ -92,11 +92,7 @@ pub fn backends() -> Vec<Backend> {
         compute_capability: None,
         refusal: None,
     };
-    #[allow(unused_mut)]
-    let mut backends = vec![Backend { name: "cpu", devices: vec![processor], unavailable: None }];
-    #[cfg(feature = "cuda")]
-    backends.push(cuda());
-    backends
+    vec![Backend { name: "cpu", devices: vec![processor], unavailable: None }, cuda()]
 }
 
 #[cfg(feature = "cuda")]
@@ -114,6 +110,12 @@ fn cuda() -> Backend {
         Err(reason) => (Vec::new(), Some(reason)),
     };
     Backend { name: "cuda", devices: cards.into_iter().map(device).collect(), unavailable }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Backend {
+    let unavailable = Some("this library was built without CUDA".to_owned());
+    Backend { name: "cuda", devices: Vec::new(), unavailable }
 }
 
 /// What the library was built as.

@@ -73,7 +73,7 @@ func Devices() ([]Device, error) {
 }
 
 // Unavailable is why a backend ("cpu", "cuda") finds no devices on this machine; empty if it finds some. It fails with
-// ErrNotFound for a backend that the C library was built without.
+// ErrNotFound for another name.
 func Unavailable(backend string) (string, error) {
 	var c converter
 	defer c.done()

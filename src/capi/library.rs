@@ -112,11 +112,11 @@ pub unsafe extern "C" fn mmada_device_get_info(
     }
 }
 
-/// Why a backend finds no devices on this machine: one sentence for a person, such as that there is no driver; NULL if
-/// it finds some. `backend` is "cpu" or "cuda"; `backend_length` may be MMADA_NUL_TERMINATED.
+/// Why a backend finds no devices on this machine: one sentence for a person, such as that there is no driver, or that
+/// the library was built without the backend; NULL if it finds some. `backend` is "cpu" or "cuda"; `backend_length` may be MMADA_NUL_TERMINATED.
 ///
 /// Owned by the caller on success: `*reason`, a text. Threads: any.
-/// Fails with MMADA_NOT_FOUND for a backend that this build of the library does not have.
+/// Fails with MMADA_NOT_FOUND for another name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmada_backend_unavailable(
     backend: *const c_char,
@@ -130,7 +130,7 @@ pub unsafe extern "C" fn mmada_backend_unavailable(
             let out = Out::new(reason, "the reason")?;
             let name = text(backend, backend_length, "the backend")?;
             let found = backend::backends().into_iter().find(|b| b.name == name).ok_or_else(|| {
-                let sentence = format!("this build of the library has no backend `{name}`");
+                let sentence = format!("there is no backend `{name}`");
                 Failure::new(mmada_status::MMADA_NOT_FOUND, sentence)
             })?;
             give_text(out, found.unavailable)

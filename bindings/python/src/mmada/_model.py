@@ -119,7 +119,7 @@ def devices() -> List[Device]:
 def unavailable(backend: str) -> Optional[str]:
     """Why a backend ("cpu", "cuda") finds no devices on this machine; None if it finds some.
 
-    `NotFoundError` for a backend that the library was built without.
+    `NotFoundError` for another name.
     """
     name = backend.encode()
     return take_text(produce("mmada_buffer", lib.mmada_backend_unavailable, name, len(name)))

@@ -56,7 +56,7 @@ public enum Library {
 
     /// Why a backend ("cpu", "cuda") finds no devices on this machine; nil if it finds some.
     ///
-    /// - Throws: `MmadaError` with `.notFound` for a backend that the C library was built without.
+    /// - Throws: `MmadaError` with `.notFound` for another name.
     public static func unavailable(_ backend: String) throws -> String? {
         try takeText { reason, error in
             backend.withC { mmada_backend_unavailable($0, $1, reason, error) }
