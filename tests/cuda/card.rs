@@ -37,6 +37,14 @@ impl Card {
         Card { functions: RefCell::default(), memory: RefCell::default() }
     }
 
+    pub fn compute_capability(&self) -> (i32, i32) {
+        use CUdevice_attribute::*;
+        let (mut major, mut minor) = (0, 0);
+        ok!(cuDeviceGetAttribute(&mut major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 0));
+        ok!(cuDeviceGetAttribute(&mut minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0));
+        (major, minor)
+    }
+
     /// Memory filled with bytes of ones.
     pub fn allocate(&self, bytes: usize) -> u64 {
         let mut at = 0;

@@ -38,6 +38,14 @@ impl Device {
         }
     }
 
+    /// Whether it has the tensor cores of compute capability 9.0.
+    pub fn has_hopper(&self) -> bool {
+        match self {
+            Device::Card(card) => card.compute_capability() == (9, 0),
+            Device::Processor(_) => true,
+        }
+    }
+
     /// Memory for `len` numbers, filled with bytes of ones: NaN, where they are floats.
     pub fn memory<T: Pod>(&self, len: usize) -> Memory<'_, T> {
         let bytes = len * size_of::<T>();

@@ -106,6 +106,9 @@ fn compare_int8(device: &Device, kernel: &Kernel, dtype: GgmlType, scales: Scale
 #[test]
 fn hopper_products_with_wide_scales_are_those_of_the_processor_to_the_bit() {
     let device = Device::new();
+    if !device.has_hopper() {
+        return;
+    }
     for dtype in types() {
         let some = if dtype == GgmlType::Q8_0 || dtype == GgmlType::Q4_K { usize::MAX } else { 1 };
         for shape in shapes(dtype.block_len()).into_iter().take(some) {
@@ -119,6 +122,9 @@ fn hopper_products_with_wide_scales_are_those_of_the_processor_to_the_bit() {
 #[test]
 fn hopper_products_with_the_scales_of_blocks_are_those_of_the_processor_to_the_bit() {
     let device = Device::new();
+    if !device.has_hopper() {
+        return;
+    }
     use GgmlType::*;
     let fine = |dtype: &GgmlType| matches!(dtype, Q6_K | Q3_K | Q2_K);
     for dtype in types().filter(|dtype| !fine(dtype)) {
@@ -154,6 +160,9 @@ fn compare_bf16(device: &Device, kernel: &Kernel, dtype: GgmlType, unpacked: boo
 #[test]
 fn hopper_products_in_bfloat16_are_the_sums_of_the_rounded_operands() {
     let device = Device::new();
+    if !device.has_hopper() {
+        return;
+    }
     for kernel in &BF16 {
         // as they lie in a file
         for shape in shapes(8) {

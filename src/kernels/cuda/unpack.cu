@@ -11,6 +11,7 @@
 // Launch: 256 threads, as many blocks (x) as it takes for one thread for 32 weights: rows * (k / 32, rounded up), for wide
 // rows * (k / 256, rounded up) * 8.
 
+#include "codebooks.cuh"
 #include "weights.cuh"
 
 #define WIDE 256
@@ -121,3 +122,10 @@ UNPACK_FINE(Q2_K)
 UNPACK_BF16(TQ1_0, Quantized<TQ1_0>)
 UNPACK_BF16(TQ2_0, Quantized<TQ2_0>)
 UNPACK_BF16(NVFP4, Quantized<NVFP4>)
+UNPACK_BF16(IQ2_XXS, Quantized<IQ2_XXS>)
+UNPACK_BF16(IQ2_XS, Quantized<IQ2_XS>)
+UNPACK_BF16(IQ2_S, Quantized<IQ2_S>)
+UNPACK_BF16(IQ3_XXS, Quantized<IQ3_XXS>)
+UNPACK_BF16(IQ3_S, Quantized<IQ3_S>)
+UNPACK_BF16(IQ1_S, Quantized<IQ1_S>)
+UNPACK_BF16(IQ1_M, Quantized<IQ1_M>)

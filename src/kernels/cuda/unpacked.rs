@@ -34,7 +34,7 @@ const WHAT: &str = "unpacked weights";
 const ROWS: usize = 128;
 
 impl Form {
-    /// `None` where weights of the type stay in their blocks: those with a scale for 16, and codebooks.
+    /// `None` where weights of the type stay in their blocks: those with a scale for 16.
     fn of(dtype: GgmlType) -> Option<Form> {
         use GgmlType::*;
         match (arithmetic(dtype), dtype) {
@@ -43,8 +43,7 @@ impl Form {
             (Arithmetic::Int8(Scales::Blocks), _) => {
                 Some(Form::Blocks { offset: matches!(dtype, Q4_1 | Q5_1 | Q4_K | Q5_K) })
             }
-            (_, F32 | F16 | BF16 | TQ1_0 | TQ2_0 | NVFP4) => Some(Form::Bf16),
-            _ => None,
+            _ => Some(Form::Bf16),
         }
     }
 

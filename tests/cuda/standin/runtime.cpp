@@ -22,6 +22,10 @@ void __tsan_read16(void* at);
 void __tsan_write16(void* at);
 void __tsan_read4(void* at);
 void __tsan_write4(void* at);
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
 }
 #define SANITIZER(call) call
 #else
@@ -377,6 +381,15 @@ uint32_t shared_offset(const void* at) {
 void* shared_at(uint32_t offset, size_t bytes) {
     if (offset + bytes > ARENA) fail("a read past the end of shared memory");
     return arena + offset;
+}
+
+Unseen::Unseen() {
+    SANITIZER(AnnotateIgnoreReadsBegin(__FILE__, __LINE__));
+    SANITIZER(AnnotateIgnoreWritesBegin(__FILE__, __LINE__));
+}
+Unseen::~Unseen() {
+    SANITIZER(AnnotateIgnoreWritesEnd(__FILE__, __LINE__));
+    SANITIZER(AnnotateIgnoreReadsEnd(__FILE__, __LINE__));
 }
 
 void release(void* what) {

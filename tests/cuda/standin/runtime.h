@@ -79,6 +79,13 @@ void acquire(void* what);
 /// For ThreadSanitizer: that the current CUDA thread reads 16 bytes.
 void reads_16(const void* at);
 
+/// While there is one, what the current CUDA thread does is not for ThreadSanitizer, which knows memcpy and the like wherever
+/// they are called. No other thread may get its turn meanwhile.
+struct Unseen {
+    Unseen();
+    ~Unseen();
+};
+
 /// Kernels by name. Arguments come as an array of pointers to their values, as cuLaunchKernel takes them; `sizes` checks
 /// that they are as long as the parameters.
 struct Kernel {

@@ -55,6 +55,7 @@ std::map<unsigned, int> registers;                // of threads of warpgroups
 int registers_at_start() { return int(65536 / standin::block_size().x / 8 * 8); }
 
 void begin_block() {
+    const standin::Unseen unseen;
     barriers.clear();
     threads.clear();
     products.clear();
@@ -71,7 +72,10 @@ void end_block() {
 }
 const standin::Blocks hooks(begin_block, end_block);
 
-Thread& self() { return threads[standin::number()]; }
+Thread& self() {
+    const standin::Unseen unseen;
+    return threads[standin::number()];
+}
 unsigned warpgroup() { return standin::number() / WARPGROUP; }
 
 Phases& phases(uint64_t* barrier) {
@@ -80,23 +84,28 @@ Phases& phases(uint64_t* barrier) {
     return found->second;
 }
 
-/// The matrix descriptor: address, offset from eight rows to the next, base offset, swizzle. K-major with the swizzle of 128
-/// bytes, where bits 4 to 6 of an address change with bits 7 to 9.
-std::vector<unsigned char> read(const Operand& operand) {
+/// Every 16 bytes of an operand, as the matrix descriptor has them: address, offset from eight rows to the next, base offset,
+/// swizzle. K-major with the swizzle of 128 bytes, where bits 4 to 6 of an address change with bits 7 to 9.
+template <class Piece>
+void for_pieces(const Operand& operand, const Piece& piece) {
     const uint64_t d = operand.descriptor;
     const auto start = uint32_t(d & 0x3fff) << 4, eight_rows = uint32_t(d >> 32 & 0x3fff) << 4;
     if (d >> 62 != 1) standin::fail("an operand of wgmma without the swizzle of 128 bytes, which is all that there is here");
     if (d & ~0xc0003fff3fff3fffull) standin::fail("an operand of wgmma with a base offset, or with reserved bits");
     if (start % 1024 >= 128) standin::fail("an operand of wgmma that does not begin where the swizzle does");
-    std::vector<unsigned char> bytes(size_t(operand.rows) * SLICE);
     for (int row = 0; row < operand.rows; row++) {
         for (int at = 0; at < SLICE; at += 16) {
             const uint32_t plain = start + uint32_t(row / 8) * eight_rows + uint32_t(row % 8 * 128 + at);
-            const void* from = standin::shared_at(plain ^ (plain >> 7 & 7) << 4, 16);
-            standin::reads_16(from);
-            memcpy(&bytes[size_t(row * SLICE + at)], from, 16);
+            piece(size_t(row * SLICE + at), standin::shared_at(plain ^ (plain >> 7 & 7) << 4, 16));
         }
     }
+}
+
+std::vector<unsigned char> read(const Operand& operand) {
+    for_pieces(operand, [](size_t, const void* from) { standin::reads_16(from); });
+    const standin::Unseen unseen;
+    std::vector<unsigned char> bytes(size_t(operand.rows) * SLICE);
+    for_pieces(operand, [&](size_t at, const void* from) { memcpy(&bytes[at], from, 16); });
     return bytes;
 }
 
@@ -150,6 +159,7 @@ void multiply(void* const (&all)[WARPGROUP], unsigned first) {
     Product product{{call.a, 64, {}}, {call.b, 2 * call.count, {}}, group};
     product.a.seen = read(product.a);
     product.b.seen = read(product.b);
+    const standin::Unseen unseen;
     for (int t = 0; t < WARPGROUP; t++) {
         Accumulator& to = accumulator(threads[first + unsigned(t)], *static_cast<const Call*>(all[t]));
         to.group = group;
@@ -163,7 +173,9 @@ void multiply(void* const (&all)[WARPGROUP], unsigned first) {
 }
 
 void finish(const Product& product) {
-    if (read(product.a) != product.a.seen || read(product.b) != product.b.seen) {
+    const auto a = read(product.a), b = read(product.b);
+    const standin::Unseen unseen;
+    if (a != product.a.seen || b != product.b.seen) {
         standin::fail("shared memory was written while wgmma was reading it");
     }
 }
@@ -173,10 +185,12 @@ void finish(const Product& product) {
 void set_registers(int count) {
     if (count % 8 || count < 24 || count > 256) standin::fail("setmaxnreg of a number that is not 24, 32 .. 256");
     standin::together_in_group(20, nullptr, [](void* const (&)[WARPGROUP], unsigned) {});
+    const standin::Unseen unseen;
     registers[warpgroup()] = count;
 }
 
 void mbarrier_init(uint64_t* barrier, uint32_t count) {
+    const standin::Unseen unseen;
     if (uintptr_t(barrier) % 8) standin::fail("an mbarrier at an address that is no multiple of 8");
     if (!barriers.emplace(shared_address(barrier), Phases{count, count, 0, {}}).second) {
         standin::fail("an mbarrier that is initialized twice");
@@ -210,12 +224,20 @@ void wgmma_commit() { self().groups++; }
 void wgmma_wait_all_but(int groups) {
     Thread& thread = self();
     const uint64_t until = thread.groups < uint64_t(groups) ? 0 : thread.groups - uint64_t(groups);
-    auto& on_their_way = products[warpgroup()];
-    for (auto product = on_their_way.begin(); product != on_their_way.end();) {
-        const bool ends = product->group >= thread.waited && product->group < until && --product->threads == 0;
-        if (ends) finish(*product);
-        product = ends ? on_their_way.erase(product) : std::next(product);
+    std::list<Product> ended;
+    {
+        const standin::Unseen unseen;
+        auto& on_their_way = products[warpgroup()];
+        for (auto product = on_their_way.begin(); product != on_their_way.end();) {
+            const auto next = std::next(product);
+            const bool waits_now = product->group >= thread.waited && product->group < until;
+            if (waits_now && --product->threads == 0) ended.splice(ended.end(), on_their_way, product);
+            product = next;
+        }
     }
+    for (const Product& product : ended) finish(product);
+    const standin::Unseen unseen;
+    ended.clear();
     if (until > thread.waited) thread.waited = until;
     auto& accumulators = thread.accumulators;
     for (size_t i = 0; i < accumulators.size();) {
