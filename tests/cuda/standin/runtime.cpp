@@ -230,6 +230,15 @@ void renew_arena() {
     slots.assign(size_t(slot_count), nullptr);
 }
 
+/// For ThreadSanitizer: all that threads did comes before what follows, also where they never come to their ends.
+void join_all() {
+    SANITIZER(for (Thread& thread : threads) {
+        if (!thread.fiber || !main_fiber) continue;
+        __tsan_switch_to_fiber(thread.fiber, 0);
+        __tsan_switch_to_fiber(main_fiber, 0);
+    });
+}
+
 void run_block(unsigned order) {
     const unsigned count = unsigned(threads.size());
     renew_arena();
@@ -260,7 +269,12 @@ void run_block(unsigned order) {
         current = &threads[*ready];
         SANITIZER(__tsan_switch_to_fiber(current->fiber, 1));
         standin_switch(&main_stack_pointer, current->stack_pointer);
-        if (failed) throw Failure(failure);
+        if (failed) {
+            join_all();
+            // it may have failed while there was an `Unseen`, which would stay
+            current->fiber = nullptr;
+            throw Failure(failure);
+        }
     }
     current = nullptr;
     for (const auto& [begin, end] : hooks()) end();
@@ -272,7 +286,10 @@ void fail(const std::string& message) {
     failure.message = message;
     if (current) failure.message = "thread " + text(current->index) + ": " + failure.message;
     if (kernel_now) failure.message = "kernel " + kernel_name + ", block " + text(block_now) + ", " + failure.message;
-    if (!current) throw Failure(failure);
+    if (!current) {
+        join_all();
+        throw Failure(failure);
+    }
     failed = true;
     switch_to_main();
     abort();  // nobody goes on with a thread that has failed
