@@ -353,28 +353,24 @@ impl Context {
     /// `InvalidArgument` for other sides, `Unsupported` without an image tokenizer, `OutOfMemory`. Here and in the
     /// three functions below.
     pub fn encode_image(&self, picture: &RgbImage) -> Result<Vec<u32>> {
-        let (images, bytes) = self.inner.images()?;
-        images.encode(&self.exec(), bytes, picture, self.compute() == Compute::Fast)
+        self.inner.encode(&self.exec(), picture)
     }
 
     /// [`Context::encode_image`] of pixels in [-1, 1], [height, width, 3], with the latents that the codes are the
     /// signs of.
     pub fn encode_latent(&self, pixels: &[f32], height: usize, width: usize) -> Result<Encoded> {
-        let (images, bytes) = self.inner.images()?;
-        images.encode_latent(&self.exec(), bytes, pixels, height, width, self.compute() == Compute::Fast)
+        self.inner.encode_latent(&self.exec(), pixels, height, width)
     }
 
     /// The picture of `width * height` codes, given row by row; its sides in pixels are [`Model::downsampling`] times
     /// that.
     pub fn decode_image(&self, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
-        let (images, bytes) = self.inner.images()?;
-        images.decode(&self.exec(), bytes, codes, height, width, self.compute() == Compute::Fast)
+        self.inner.decode(&self.exec(), codes, width, height)
     }
 
     /// [`Context::decode_image`] as the network leaves it: about [-1, 1], [height, width, 3] in pixels.
     pub fn decode_float(&self, codes: &[u32], width: usize, height: usize) -> Result<Vec<f32>> {
-        let (images, bytes) = self.inner.images()?;
-        images.decode_float(&self.exec(), bytes, codes, height, width, self.compute() == Compute::Fast)
+        self.inner.decode_float(&self.exec(), codes, width, height)
     }
 
     fn exec(&self) -> Exec<'_> {
@@ -470,6 +466,36 @@ impl Inner {
         }
     }
 
+    fn encode_latent(&self, exec: &Exec, pixels: &[f32], height: usize, width: usize) -> Result<Encoded> {
+        let (images, bytes) = self.images()?;
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &self.card {
+            return card.with_images(|on_card| images.encode_on(on_card, exec, bytes, pixels, (height, width)));
+        }
+        images.encode_latent(exec, bytes, pixels, height, width, self.compute == Compute::Fast)
+    }
+
+    fn encode(&self, exec: &Exec, picture: &RgbImage) -> Result<Vec<u32>> {
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        self.images()?; // before anything is made of the picture
+        Ok(self.encode_latent(exec, &image::to_unit(picture)?, height, width)?.codes)
+    }
+
+    fn decode_float(&self, exec: &Exec, codes: &[u32], width: usize, height: usize) -> Result<Vec<f32>> {
+        let (images, bytes) = self.images()?;
+        #[cfg(feature = "cuda")]
+        if let Some(card) = &self.card {
+            return card.with_images(|on_card| images.decode_on(on_card, exec, bytes, codes, (height, width)));
+        }
+        images.decode_float(exec, bytes, codes, height, width, self.compute == Compute::Fast)
+    }
+
+    fn decode(&self, exec: &Exec, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
+        let pixels = self.decode_float(exec, codes, width, height)?;
+        let factor = self.model.downsampling().unwrap_or(1);
+        image::from_unit(&pixels, width * factor, height * factor)
+    }
+
     fn images(&self) -> Result<(&ImageTokenizer, &[u8])> {
         self.ready()?;
         let images = self.model.images().ok_or_else(|| {
@@ -559,13 +585,11 @@ impl Engine for Inner {
         generate::sample_from_logits(self, cancel, batch, copies, draws, rule, room)
     }
     fn encode_image(&self, cancel: &AtomicBool, picture: &RgbImage, squash: bool) -> Result<Vec<u32>> {
-        let (images, bytes) = self.images()?;
+        self.images()?;
         let fit = if squash { Fit::Squash } else { Fit::Crop };
-        let picture = image::fit(picture, self.model.image_size(), fit)?;
-        images.encode(&Engine::exec(self, cancel), bytes, &picture, self.compute == Compute::Fast)
+        self.encode(&Engine::exec(self, cancel), &image::fit(picture, self.model.image_size(), fit)?)
     }
     fn decode_image(&self, cancel: &AtomicBool, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
-        let (images, bytes) = self.images()?;
-        images.decode(&Engine::exec(self, cancel), bytes, codes, height, width, self.compute == Compute::Fast)
+        self.decode(&Engine::exec(self, cancel), codes, width, height)
     }
 }

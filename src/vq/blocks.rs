@@ -2,8 +2,7 @@
 
 use super::attention::Attention;
 use super::cost::Tally;
-use super::features::Features;
-use super::run::Run;
+use super::run::Backend;
 use super::weights::{ConvWeights, NormWeights};
 use crate::error::Result;
 use crate::gguf::Header;
@@ -37,7 +36,7 @@ impl ResBlock {
         convs.for_each(|conv| tally.conv(conv, height, width));
     }
 
-    pub fn run(&self, run: &mut Run, x: Features) -> Result<Features> {
+    pub fn run<B: Backend>(&self, run: &mut B, x: B::Map) -> Result<B::Map> {
         let norm = run.norm(&self.norm1, &x, true)?;
         let h = run.conv(&self.conv1, &x, Some(&norm), Sampling::Same)?;
         let norm = run.norm(&self.norm2, &h, true)?;
@@ -45,12 +44,12 @@ impl ResBlock {
             None => x,
             Some(shortcut) => {
                 let y = run.conv(shortcut, &x, None, Sampling::Same)?;
-                run.scratch.recycle(x);
+                run.recycle(x);
                 y
             }
         };
         run.conv_add(&self.conv2, &h, Some(&norm), &mut y)?;
-        run.scratch.recycle(h);
+        run.recycle(h);
         Ok(y)
     }
 }
@@ -99,7 +98,7 @@ impl Middle {
         height.saturating_mul(width).saturating_mul(self.block_1.conv2.outputs as u64)
     }
 
-    pub fn run(&self, run: &mut Run, x: Features) -> Result<Features> {
+    pub fn run<B: Backend>(&self, run: &mut B, x: B::Map) -> Result<B::Map> {
         let x = self.block_1.run(run, x)?;
         let x = self.attn_1.run(run, x)?;
         self.block_2.run(run, x)
@@ -125,7 +124,7 @@ impl Head {
         tally.conv(&self.conv_out, height, width);
     }
 
-    pub fn run(&self, run: &mut Run, x: Features) -> Result<Features> {
+    pub fn run<B: Backend>(&self, run: &mut B, x: B::Map) -> Result<B::Map> {
         let norm = run.norm(&self.norm_out, &x, true)?;
         run.replace(&self.conv_out, x, Some(&norm), Sampling::Same)
     }

@@ -3,8 +3,7 @@
 use super::Config;
 use super::blocks::{Head, Middle, ResBlock, find_blocks};
 use super::cost::{Cost, Tally};
-use super::features::Features;
-use super::run::Run;
+use super::run::Backend;
 use super::weights::ConvWeights;
 use crate::error::Result;
 use crate::gguf::Header;
@@ -63,7 +62,7 @@ impl Decoder {
 
     /// Bits as -1 and 1 [height, width, z_channels] to pixels [height * downsampling, width * downsampling, 3],
     /// in about [-1, 1].
-    pub fn run(&self, run: &mut Run, bits: Features) -> Result<Features> {
+    pub fn run<B: Backend>(&self, run: &mut B, bits: B::Map) -> Result<B::Map> {
         let x = run.replace(&self.post_quant_conv, bits, None, Sampling::Same)?;
         let x = run.replace(&self.conv_in, x, None, Sampling::Same)?;
         let mut x = self.middle.run(run, x)?;

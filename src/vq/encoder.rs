@@ -3,8 +3,7 @@
 use super::Config;
 use super::blocks::{Head, Middle, ResBlock, find_blocks};
 use super::cost::{Cost, Tally};
-use super::features::Features;
-use super::run::Run;
+use super::run::Backend;
 use super::weights::ConvWeights;
 use crate::error::Result;
 use crate::gguf::Header;
@@ -62,7 +61,7 @@ impl Encoder {
     }
 
     /// Pixels [height, width, 3] in [-1, 1] to latents [height / downsampling, width / downsampling, z_channels].
-    pub fn run(&self, run: &mut Run, pixels: Features) -> Result<Features> {
+    pub fn run<B: Backend>(&self, run: &mut B, pixels: B::Map) -> Result<B::Map> {
         let mut x = run.replace(&self.conv_in, pixels, None, Sampling::Same)?;
         for (blocks, downsample) in &self.levels {
             for block in blocks {

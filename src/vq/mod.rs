@@ -12,6 +12,8 @@ mod blocks;
 mod config;
 mod conv;
 mod cost;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder;
 mod encoder;
 mod features;
@@ -24,6 +26,8 @@ mod tests;
 
 pub use config::{Config, Levels};
 pub use cost::Cost;
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::CudaImages;
 
 use decoder::Decoder;
 use encoder::Encoder;
@@ -36,6 +40,8 @@ use crate::image::{self, RgbImage};
 use crate::kernels::Bf16Rows;
 use crate::kernels::conv::Precision;
 use crate::memory::try_collect;
+#[cfg(feature = "cuda")]
+use crate::memory::try_vec;
 use crate::parallel::Exec;
 
 /// What the encoder makes of a picture; positions row by row.
@@ -92,22 +98,49 @@ impl ImageTokenizer {
         width: usize,
         fast: bool,
     ) -> Result<Encoded> {
+        self.check_pixels(pixels, height, width)?;
+        let mut run = self.run(exec, bytes)?;
+        run.scratch.precision = (fast && exec.kernels.has_convolutions()).then_some(Precision::Split);
+        let mut input = run.scratch.features(height, width, 3)?;
+        input.data.copy_from_slice(pixels);
+        let latent = self.encoder.run(&mut run, input)?;
+        self.encoded(latent.height, latent.width, latent.data)
+    }
+
+    /// [`ImageTokenizer::encode_latent`] on a graphics card.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn encode_on(
+        &self,
+        card: &mut CudaImages,
+        exec: &Exec,
+        bytes: &[u8],
+        pixels: &[f32],
+        (height, width): (usize, usize),
+    ) -> Result<Encoded> {
+        self.check_pixels(pixels, height, width)?;
+        let mut run = card.run(exec, bytes, &self.config, true)?;
+        let input = run.upload(pixels, height, width)?;
+        let latent = self.encoder.run(&mut run, input)?;
+        let (height, width) = latent.sides();
+        self.encoded(height, width, run.download(latent)?)
+    }
+
+    fn check_pixels(&self, pixels: &[f32], height: usize, width: usize) -> Result<()> {
         let factor = self.config.downsampling();
         if height == 0 || width == 0 || !height.is_multiple_of(factor) || !width.is_multiple_of(factor) {
             let reason = format!("a picture of {width}x{height} pixels: both sides must be multiples of {factor}");
             return Err(Error::invalid(reason));
         }
-        let mut run = self.run(exec, bytes)?;
-        run.scratch.precision = (fast && exec.kernels.has_convolutions()).then_some(Precision::Split);
-        let mut input = run.scratch.features(height, width, 3)?;
-        if input.data.len() != pixels.len() {
+        if height.checked_mul(width).and_then(|n| n.checked_mul(3)) != Some(pixels.len()) {
             let reason = format!("{} values are no picture of {width}x{height} pixels", pixels.len());
             return Err(Error::invalid(reason));
         }
-        input.data.copy_from_slice(pixels);
-        let latent = self.encoder.run(&mut run, input)?;
-        let codes = try_collect(latent.data.chunks_exact(self.config.z_channels).map(code), "the codes of a picture")?;
-        Ok(Encoded { height: latent.height, width: latent.width, latent: latent.data, codes })
+        Ok(())
+    }
+
+    fn encoded(&self, height: usize, width: usize, latent: Vec<f32>) -> Result<Encoded> {
+        let codes = try_collect(latent.chunks_exact(self.config.z_channels).map(code), "the codes of a picture")?;
+        Ok(Encoded { height, width, latent, codes })
     }
 
     /// The codes of a picture, row by row: one per patch of [`Config::downsampling`] pixels a side. The picture is
@@ -135,24 +168,55 @@ impl ImageTokenizer {
         width: usize,
         fast: bool,
     ) -> Result<Vec<f32>> {
-        if codes.is_empty() || height.checked_mul(width) != Some(codes.len()) {
-            return Err(Error::invalid(format!("{} codes are no picture of {width}x{height} codes", codes.len())));
-        }
-        let z = self.config.z_channels;
+        self.check_codes(codes, height, width)?;
         let mut run = self.run(exec, bytes)?;
         run.scratch.precision = (fast && exec.kernels.has_convolutions()).then_some(Precision::Bf16);
         run.scratch.bf16 = (fast && exec.kernels.prefers_bf16()).then(Bf16Rows::default);
-        let mut bits = run.scratch.features(height, width, z)?;
-        for (i, (&code, position)) in codes.iter().zip(bits.data.chunks_exact_mut(z)).enumerate() {
-            if code as usize >= self.config.codebook_size() {
-                let size = self.config.codebook_size();
-                return Err(Error::invalid(format!("code {code} at position {i} is not below the codebook's {size}")));
+        let mut bits = run.scratch.features(height, width, self.config.z_channels)?;
+        self.spread_bits(codes, &mut bits.data);
+        Ok(self.decoder.run(&mut run, bits)?.data)
+    }
+
+    /// [`ImageTokenizer::decode_float`] on a graphics card.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn decode_on(
+        &self,
+        card: &mut CudaImages,
+        exec: &Exec,
+        bytes: &[u8],
+        codes: &[u32],
+        (height, width): (usize, usize),
+    ) -> Result<Vec<f32>> {
+        self.check_codes(codes, height, width)?;
+        let mut bits = try_vec(codes.len().saturating_mul(self.config.z_channels), "the bits of a picture's codes")?;
+        self.spread_bits(codes, &mut bits);
+        let mut run = card.run(exec, bytes, &self.config, false)?;
+        let input = run.upload(&bits, height, width)?;
+        let pixels = self.decoder.run(&mut run, input)?;
+        run.download(pixels)
+    }
+
+    fn check_codes(&self, codes: &[u32], height: usize, width: usize) -> Result<()> {
+        if codes.is_empty() || height.checked_mul(width) != Some(codes.len()) {
+            return Err(Error::invalid(format!("{} codes are no picture of {width}x{height} codes", codes.len())));
+        }
+        let size = self.config.codebook_size();
+        match codes.iter().enumerate().find(|(_, code)| **code as usize >= size) {
+            None => Ok(()),
+            Some((i, code)) => {
+                Err(Error::invalid(format!("code {code} at position {i} is not below the codebook's {size}")))
             }
+        }
+    }
+
+    /// The bits of codes as -1 and 1, the most significant first.
+    fn spread_bits(&self, codes: &[u32], to: &mut [f32]) {
+        let z = self.config.z_channels;
+        for (&code, position) in codes.iter().zip(to.chunks_exact_mut(z)) {
             for (c, v) in position.iter_mut().enumerate() {
                 *v = if code >> (z - 1 - c) & 1 == 1 { 1.0 } else { -1.0 };
             }
         }
-        Ok(self.decoder.run(&mut run, bits)?.data)
     }
 
     /// The picture of `codes` [height, width].

@@ -70,6 +70,12 @@ impl ConvWeights {
     pub fn bias(&self, bytes: &[u8]) -> Result<Vec<f32>> {
         self.bias.read(bytes)
     }
+
+    /// Where the weights begin in the file.
+    #[cfg(feature = "cuda")]
+    pub fn begin(&self) -> usize {
+        self.range.start
+    }
 }
 
 /// Scale and shift of a group normalization.
@@ -84,6 +90,12 @@ impl NormWeights {
     pub fn find(header: &Header, name: &str, channels: usize) -> Result<NormWeights> {
         let weight = Floats::find(header, format!("vq.{name}.weight"), channels)?;
         Ok(NormWeights { weight, bias: Floats::find(header, format!("vq.{name}.bias"), channels)? })
+    }
+
+    /// Where the scales begin in the file.
+    #[cfg(feature = "cuda")]
+    pub fn begin(&self) -> usize {
+        self.weight.range.start
     }
 
     /// (weight, bias)

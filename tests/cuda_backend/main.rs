@@ -7,4 +7,5 @@ mod failures;
 mod generations;
 #[path = "../cuda/library.rs"]
 mod library;
+mod pictures;
 mod support;

@@ -17,6 +17,7 @@ use crate::model::{
 };
 use crate::sampler::choose::{self, Candidate};
 use crate::sampler::{Confidence, Draw, Remasking, image};
+use crate::vq::CudaImages;
 
 /// Weights and buffers on a card.
 pub(super) struct Card {
@@ -28,6 +29,8 @@ struct CardState {
     /// Dropped first: graphs work on what is below.
     steps: Steps,
     pass: CudaState,
+    /// of the image tokenizer, once a picture was encoded or decoded
+    images: Option<CudaImages>,
 }
 
 /// A pass whose output is on a card.
@@ -103,7 +106,7 @@ impl Card {
             }
         };
         let weights = model.on_card(&gpu, first, options.progress.as_ref())?;
-        let state = Mutex::new(CardState { steps: Steps::default(), pass: CudaState::new(&gpu)? });
+        let state = Mutex::new(CardState { steps: Steps::default(), pass: CudaState::new(&gpu)?, images: None });
         Ok(Card { weights, state })
     }
 
@@ -124,6 +127,16 @@ impl Card {
             // what a panic left is overwritten by the next pass
             Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
         }
+    }
+
+    /// Runs the image tokenizer.
+    pub fn with_images<R>(&self, work: impl FnOnce(&mut CudaImages) -> Result<R>) -> Result<R> {
+        let mut state = self.lock()?;
+        if state.images.is_none() {
+            state.images = Some(CudaImages::new(self.weights.gpu())?);
+        }
+        let images = state.images.as_mut();
+        work(images.ok_or_else(|| Error::Internal("an image tokenizer that was just made".to_owned()))?)
     }
 
     /// [`Transformer::forward`](crate::model::Transformer::forward), with the first layers on the processor if the card does
@@ -223,7 +236,7 @@ impl Card {
         let filled = try_collect(filled, WHAT)?;
         let step = Step::new(kind, &filled)?;
         let mut locked = self.lock()?;
-        let CardState { steps, pass } = &mut *locked;
+        let CardState { steps, pass, .. } = &mut *locked;
         let mut cuda = Cuda::new(&self.weights, pass, model.config(), exec);
         let is_whole = self.first_layer() == 0;
         let moved = cuda.stage(&filled, false)?;

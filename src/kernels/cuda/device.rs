@@ -291,6 +291,13 @@ impl<'a> Part<'a, u8> {
     }
 }
 
+impl<'a, T: Pod> Part<'a, T> {
+    /// The same numbers as bytes.
+    pub fn bytes(self) -> Part<'a, u8> {
+        Part { at: self.at, len: self.len * size_of::<T>(), owner: PhantomData }
+    }
+}
+
 impl<T: Pod> Part<'_, T> {
     pub fn len(&self) -> usize {
         self.len

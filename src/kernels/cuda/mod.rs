@@ -7,6 +7,7 @@
 mod arena;
 mod device;
 mod driver;
+pub mod images;
 mod modules;
 pub mod operations;
 pub mod sampling;

@@ -173,19 +173,19 @@ pub(super) fn rows_grid(rows: usize) -> Grid {
 }
 
 /// A multiplication by tensor cores: tokens and rows of a block of threads, and how many threads those are.
-struct Tile {
-    tokens: usize,
-    rows: usize,
+pub(super) struct Tile {
+    pub tokens: usize,
+    pub rows: usize,
     threads: usize,
 }
 
-const LARGE: Tile = Tile { tokens: 64, rows: 128, threads: 256 };
+pub(super) const LARGE: Tile = Tile { tokens: 64, rows: 128, threads: 256 };
 const FEW: Tile = Tile { tokens: 32, rows: 32, threads: 128 };
 /// Bytes of a row in shared memory: one step along the inner dimension.
-const STEP: usize = 256;
+pub(super) const STEP: usize = 256;
 
 impl Tile {
-    fn grid(&self, n: usize, rows: usize, shared: usize) -> Grid {
+    pub fn grid(&self, n: usize, rows: usize, shared: usize) -> Grid {
         Grid { blocks: [n.div_ceil(self.tokens), rows.div_ceil(self.rows), 1], threads: self.threads, shared }
     }
 

@@ -1,0 +1,64 @@
+//! The demo model's image tokenizer on a card, beside the processor.
+
+use mmada::{Context, Error, Message, TextRequest};
+
+use crate::support::{Card, close, cpu, demo, run};
+
+/// Codes of a picture in some order.
+fn codes(n: usize) -> Vec<u32> {
+    let size = demo().vocabulary().codes;
+    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 7) % size).collect()
+}
+
+#[test]
+fn pictures_are_decoded_as_on_the_processor() {
+    let card = Card::open();
+    let context = card.context(None);
+    for (width, height) in [(8, 8), (3, 5)] {
+        let codes = codes(width * height);
+        let got = context.decode_float(&codes, width, height).unwrap();
+        close(&got, &cpu().decode_float(&codes, width, height).unwrap(), 0.02);
+    }
+}
+
+#[test]
+fn pictures_are_encoded_to_the_codes_of_the_processor() {
+    let card = Card::open();
+    // only the output on the card: the image tokenizer is there all the same
+    let context = card.context(Some(0));
+    let picture = cpu().decode_image(&codes(64), 8, 8).unwrap();
+    assert_eq!(context.encode_image(&picture).unwrap(), cpu().encode_image(&picture).unwrap());
+    let pixels: Vec<f32> = (0..24 * 16 * 3).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
+    let latent = |context: &Context| context.encode_latent(&pixels, 16, 24).unwrap();
+    let (got, expected) = (latent(&context), latent(&cpu()));
+    assert_eq!((got.height, got.width, &got.codes), (expected.height, expected.width, &expected.codes));
+    close(&got.latent, &expected.latent, 0.002);
+}
+
+#[test]
+fn a_question_about_a_picture_is_answered_as_on_the_processor() {
+    let card = Card::open();
+    let picture = cpu().decode_image(&codes(64), 8, 8).unwrap();
+    let answer = |context: &Context| {
+        let options =
+            mmada::TextOptions { gen_length: 8, block_length: 8, steps: 4, ..demo().text_options(false, true) };
+        let (messages, image) = (vec![Message::user("Describe the image.")], Some(picture.clone()));
+        run(context.text(TextRequest { messages, image, squash: false, thinking: false, options }).unwrap())
+    };
+    assert_eq!(answer(&card.context(None)).text().unwrap().ids, answer(&cpu()).text().unwrap().ids);
+}
+
+#[test]
+fn a_picture_that_the_card_has_no_memory_for_is_an_error_and_smaller_ones_go_on() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    let context = card.context(None);
+    let few = codes(4);
+    context.decode_image(&few, 2, 2).unwrap();
+    driver.set("FAIL_ALLOCATION", 4);
+    let error = context.decode_image(&codes(64), 8, 8).unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { .. }) && error.to_string().contains("on cuda:0"), "{error}");
+    context.decode_image(&few, 2, 2).unwrap();
+    let bad = context.decode_image(&[u32::MAX; 4], 2, 2).unwrap_err();
+    assert!(matches!(bad, Error::InvalidArgument(_)), "{bad}");
+}
