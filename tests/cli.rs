@@ -390,7 +390,8 @@ fn devices_are_listed_and_chosen_by_name() {
     let on = |device: &str| folder.run(&[&ask[..], &["--device", device]].concat());
     let json_of_cpu = on("cpu").json();
     assert_eq!((&json_of_cpu["device"], &json_of_cpu["answer"]), (&"cpu".into(), &"42".into()));
-    on("gpu").assert_failed(2, &["`gpu`", "auto, cpu, cuda or cuda:N"]);
+    let unknown = on("gpu");
+    assert!(unknown.code == Some(2) && unknown.err.contains("`gpu` is not one of auto, cpu, cuda or cuda:N"));
     if devices.len() > 1 {
         return; // this machine has a card
     }
