@@ -62,8 +62,8 @@ struct PackBf16<'a> {
 impl Op for PackBf16<'_> {
     type Output = ();
     #[inline(always)]
-    fn call<I: Isa>(self, _: I) {
-        self.panel.bf16(self.tiles);
+    fn call<I: Isa>(self, isa: I) {
+        self.panel.bf16(isa, self.tiles);
     }
 }
 
@@ -236,6 +236,14 @@ impl Kernels {
         return false;
     }
 
+    /// Whether products with [`Scales::Mixed`] are the fastest that keep the scales of blocks.
+    fn prefers_mixed(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return !self.has_amx() && matches!(self.level, Level::Avx512(_));
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Whether attention in bfloat16 is in hardware here, and so faster than in f32.
     pub fn has_bf16_attention(&self) -> bool {
         self.has_amx()
@@ -254,7 +262,7 @@ impl Kernels {
 
     /// How weights of a type are best multiplied; `fast` allows 8- and 16-bit products of what is stored in more.
     pub fn arithmetic(&self, dtype: GgmlType, fast: bool) -> Arithmetic {
-        Arithmetic::of(dtype, fast, self.prefers_bf16(), self.has_amx())
+        Arithmetic::of(dtype, fast, self.prefers_bf16(), self.has_amx(), self.prefers_mixed())
     }
 
     /// Runs a panel's product. For activations in bfloat16 the caller has asked [`Kernels::has_bf16`].

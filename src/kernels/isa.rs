@@ -82,6 +82,10 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn zero_if_less(self, a: Self::F32, b: Self::F32, v: Self::F32) -> Self::F32;
     /// `a < b ? x : y`
     fn if_less(self, a: Self::F32, b: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32;
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::F32 {
+        self.load(&from.map(f32::from))
+    }
     /// Whole numbers in -128..=127 as bytes.
     fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]);
 
@@ -93,14 +97,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn splat_w8(self, w: [i8; 4]) -> Self::W8;
     /// Per lane `acc + sum_4 w x`.
     fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32;
-    /// Sums of every four bytes.
+    /// Sums of `group` bytes each, 16 (all of `sums`), 32 (the first eight) or 256 (the first).
     #[inline(always)]
-    fn sums_of_4(self, q: &[i8; CELLS]) -> [i32; LANES] {
-        let mut sums = [0; LANES];
-        for (sum, q) in sums.iter_mut().zip(q.as_chunks::<4>().0) {
+    fn group_sums(self, q: &[i8; 16 * LANES], group: usize, sums: &mut [i32; LANES]) {
+        for (sum, q) in sums.iter_mut().zip(q.chunks_exact(group)) {
             *sum = q.iter().map(|q| i32::from(*q)).sum();
         }
-        sums
     }
     /// Whether [`Isa::dot4`] takes activations as unsigned bytes: they are then stored with 128 added, and the caller
     /// starts from `-128 * sum w`.

@@ -376,7 +376,7 @@ impl Panel<'_> {
             let panel = match self.packed {
                 Some(packed) => packed.bf16(place.rows.start, place.k.start),
                 None => {
-                    unpack::bf16_panel(self.w, &place, &mut scratch.bf16, tiles);
+                    unpack::bf16_panel(isa, self.w, &place, &mut scratch.bf16, tiles);
                     &scratch.bf16
                 }
             };

@@ -212,7 +212,7 @@ fn bfloat16_products_are_right_for_every_shape_and_any_number_of_threads() {
     }
 }
 
-const SCALES: [Scales; 2] = [Scales::Blocks, Scales::Wide];
+const SCALES: [Scales; 3] = [Scales::Blocks, Scales::Mixed, Scales::Wide];
 
 #[test]
 fn int8_products_are_bit_identical_on_every_instruction_set_and_near_the_dequantized_product() {
