@@ -246,7 +246,7 @@ impl Kernels {
 
     /// Whether attention in bfloat16 is in hardware here, and so faster than in f32.
     pub fn has_bf16_attention(&self) -> bool {
-        self.has_amx()
+        self.prefers_bf16()
     }
 
     /// Whether [`conv::Convolution`](super::conv::Convolution) runs here.
@@ -258,6 +258,12 @@ impl Kernels {
     #[cfg(target_arch = "x86_64")]
     pub(super) fn amx(&self) -> Option<super::amx::Amx> {
         self.amx
+    }
+
+    /// The token of AVX512-BF16, where these kernels use it.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn bf16(&self) -> Option<super::avx512::Avx512Bf16> {
+        self.bf16.filter(|_| self.prefers_bf16())
     }
 
     /// How weights of a type are best multiplied; `fast` allows 8- and 16-bit products of what is stored in more.

@@ -15,11 +15,14 @@
 //! and leaves through one conversion, one product of scales and one fused multiply-add.
 
 use super::activations::{Int8Rows, STEP};
-use super::isa::{CELLS, Isa, LANES, unroll};
+use super::isa::{self, CELLS, Isa, LANES, unroll};
 use super::unpack::Shape;
 
 /// Elements of k in a panel: with 56 or 64 rows 32 KiB, so that a panel stays in the first cache.
 pub(super) const CHUNK: usize = 512;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Groups of a row of a panel, whether or not it has that many.
 pub(super) const fn groups(group: usize) -> usize {
@@ -62,6 +65,8 @@ pub struct Block<'a> {
     /// element (row i, column j) is `acc[i * acc_row + j]`
     pub acc: *mut f32,
     pub acc_row: usize,
+    /// what the next panel is, if it was made before: asked for while this one is computed
+    pub next: &'a [u8],
 }
 
 /// Where the results of a tile are from group to group.
@@ -85,8 +90,8 @@ pub unsafe fn tiles<I: Isa, const MR: usize, const NV: usize>(isa: I, p: &Block<
     // SAFETY: the caller's promise
     unsafe {
         match p.shape.mixed() {
-            true => tiles_with::<I, MR, NV, { results::MIXED }>(isa, p),
-            false => tiles_with::<I, MR, NV, { results::MEMORY }>(isa, p),
+            true => tiles_with::<I, MR, NV, { results::MIXED }>(isa, p, p.shape.group),
+            false => tiles_with::<I, MR, NV, { results::MEMORY }>(isa, p, p.shape.group),
         }
     }
 }
@@ -96,19 +101,23 @@ pub unsafe fn tiles<I: Isa, const MR: usize, const NV: usize>(isa: I, p: &Block<
 /// # Safety
 /// As [`tiles`].
 #[inline(always)]
-pub unsafe fn tiles_with<I: Isa, const MR: usize, const NV: usize, const RESULTS: u8>(isa: I, p: &Block<'_>) {
+pub unsafe fn tiles_with<I: Isa, const MR: usize, const NV: usize, const RESULTS: u8>(
+    isa: I,
+    p: &Block<'_>,
+    group: usize,
+) {
     let mut block = 0;
     // SAFETY: every tile lies inside the rows and blocks, the rest is the caller's promise
     unsafe {
         while block + NV <= p.blocks {
             for row in (0..p.rows).step_by(MR) {
-                tile::<I, MR, NV, RESULTS>(isa, p, row, block);
+                tile::<I, MR, NV, RESULTS>(isa, p, group, (row, block));
             }
             block += NV;
         }
         while block < p.blocks {
             for row in (0..p.rows).step_by(MR) {
-                tile::<I, MR, 1, RESULTS>(isa, p, row, block);
+                tile::<I, MR, 1, RESULTS>(isa, p, group, (row, block));
             }
             block += 1;
         }
@@ -121,15 +130,17 @@ pub unsafe fn tiles_with<I: Isa, const MR: usize, const NV: usize, const RESULTS
 unsafe fn tile<I: Isa, const MR: usize, const NV: usize, const RESULTS: u8>(
     isa: I,
     p: &Block<'_>,
-    row: usize,
-    block: usize,
+    group: usize,
+    (row, block): (usize, usize),
 ) {
-    let cells = p.shape.group / 4;
+    let cells = group / 4;
     let r = p.panel_rows;
     let x = p.x.cells(p.first_block + block, p.k0 / STEP);
     let x_block = p.x.block_bytes();
     // groups of weights for one of activations
-    let span = p.shape.x_group / p.shape.group;
+    let span = p.shape.x_group / group;
+    // lines of the next panel for each group of the first block's tiles
+    let lines = if block == 0 { p.next.len().div_ceil(LINE * (p.rows / MR) * p.groups) } else { 0 };
     // SAFETY: the caller's promise
     unsafe {
         let acc = p.acc.add(row * p.acc_row + block * LANES);
@@ -140,28 +151,30 @@ unsafe fn tile<I: Isa, const MR: usize, const NV: usize, const RESULTS: u8>(
             });
         }
         for g in 0..p.groups {
-            let (at, row_groups) = (row * groups(p.shape.group) + g, groups(p.shape.group));
+            let (at, row_groups) = (row * groups(group) + g, groups(group));
             let mut sum = [[isa.splat_i32(0); NV]; MR];
             if I::BIASED {
                 unroll!(m < MR, { sum[m] = [isa.splat_i32(*p.weights.start.get_unchecked(at + m * row_groups)); NV] });
             }
+            let next = p.next.as_ptr().wrapping_add((row / MR * p.groups + g) * lines * LINE);
+            (0..lines).for_each(|line| isa::prefetch(next.wrapping_add(line * LINE)));
             let mut cell = g * cells;
             while cell < ((g + 1) * cells).min(p.k / 4) {
-                // a step, or the part of one that the group has
-                let n = cells.min(LANES).min(p.k / 4 - cell);
+                // a step, or the part of one that the group has; rows are whole groups of 16 or 32
+                let n = if cells < LANES { cells } else { LANES.min(p.k / 4 - cell) };
                 let w = p.weights.q.as_ptr().add((cell / LANES * r + row) * STEP + cell % LANES * 4);
                 let x = x.add(cell * CELLS);
                 sum = isa.int8_cells(sum, &Cells { x, x_block, w, n });
                 cell += n;
             }
             if RESULTS == results::MIXED {
-                kept = scale_sums(isa, p, sum, kept, (row, g, block));
+                kept = scale_sums(isa, p, group, sum, kept, (row, g, block));
                 if (g + 1).is_multiple_of(span) || g + 1 == p.groups {
                     add_scaled(isa, p, kept, acc, (g, block));
                     kept = [[isa.splat(0.0); NV]; MR];
                 }
             } else {
-                kept = leave::<I, MR, NV, RESULTS>(isa, p, sum, kept, acc, (row, g, block));
+                kept = leave::<I, MR, NV, RESULTS>(isa, p, group, sum, kept, acc, (row, g, block));
             }
         }
         if RESULTS == results::REGISTERS {
@@ -222,6 +235,7 @@ pub unsafe fn dot_cells<I: Isa, const MR: usize, const NV: usize>(
 unsafe fn leave<I: Isa, const MR: usize, const NV: usize, const RESULTS: u8>(
     isa: I,
     p: &Block<'_>,
+    group: usize,
     sum: [[I::I32; NV]; MR],
     mut kept: [[I::F32; NV]; MR],
     acc: *mut f32,
@@ -229,7 +243,7 @@ unsafe fn leave<I: Isa, const MR: usize, const NV: usize, const RESULTS: u8>(
 ) -> [[I::F32; NV]; MR] {
     // SAFETY: the caller's promise
     unsafe {
-        let (at, row_groups) = (row * groups(p.shape.group) + g, groups(p.shape.group));
+        let (at, row_groups) = (row * groups(group) + g, groups(group));
         unroll!(v < NV, of 2 {
             let x = scale_of_x(isa, p, g, block + v);
             let x_sum = if p.shape.offset { isa.mul(x, sum_of_x(isa, p, g, block + v)) } else { x };
@@ -261,11 +275,12 @@ unsafe fn leave<I: Isa, const MR: usize, const NV: usize, const RESULTS: u8>(
 unsafe fn scale_sums<I: Isa, const MR: usize, const NV: usize>(
     isa: I,
     p: &Block<'_>,
+    group: usize,
     sum: [[I::I32; NV]; MR],
     mut kept: [[I::F32; NV]; MR],
     (row, g, block): (usize, usize, usize),
 ) -> [[I::F32; NV]; MR] {
-    let (at, row_groups) = (row * groups(p.shape.group) + g, groups(p.shape.group));
+    let (at, row_groups) = (row * groups(group) + g, groups(group));
     // SAFETY: the caller's promise
     unsafe {
         unroll!(v < NV, of 2 {

@@ -34,6 +34,18 @@ macro_rules! unroll {
 }
 pub(super) use unroll;
 
+/// Asks for the cache line at an address, which need not be one: nothing is read.
+#[inline(always)]
+pub fn prefetch(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64, and prefetching reads nothing
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 /// Work that is generic over the instruction set.
 pub trait Op {
     type Output;

@@ -171,6 +171,12 @@ impl Packed {
         &lines[at..lines.len().min(at + self.layout.chunk())]
     }
 
+    /// All of the chunk that begins with `row` and `k`.
+    #[inline]
+    pub(super) fn bytes_at(&self, row: usize, k: usize) -> &[u8] {
+        bytemuck::cast_slice(self.chunk(row, k))
+    }
+
     /// The int8 panel that begins with `row` and `k`.
     #[inline]
     pub(super) fn int8(&self, row: usize, k: usize) -> int8::Weights<'_> {

@@ -10,7 +10,6 @@ use super::activations::WIDE;
 use super::int8::{self, results, tiles_with};
 use super::isa::{CELLS, Isa, LANES, Op};
 use super::product::{F32Block, f32_columns};
-use super::unpack::Shape;
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -266,11 +265,13 @@ impl Isa for Avx512 {
         const VECTORS: usize = Avx512::INT8_VECTORS;
         // SAFETY: the caller's promise is the same
         unsafe {
-            match p.shape {
-                // half the rows: what is kept takes as many registers as the sums
-                shape if shape.mixed() => tiles_with::<Self, HALF, VECTORS, { results::MIXED }>(self, p),
-                Shape { group: ..WIDE, .. } => tiles_with::<Self, HALF, VECTORS, { results::REGISTERS }>(self, p),
-                _ => tiles_with::<Self, ROWS, VECTORS, { results::MEMORY }>(self, p),
+            // half the rows where something is kept: it takes as many registers as the sums
+            match (p.shape.group, p.shape.mixed()) {
+                (16, true) => tiles_with::<Self, HALF, VECTORS, { results::MIXED }>(self, p, 16),
+                (32, true) => tiles_with::<Self, HALF, VECTORS, { results::MIXED }>(self, p, 32),
+                (16, false) => tiles_with::<Self, HALF, VECTORS, { results::REGISTERS }>(self, p, 16),
+                (32, false) => tiles_with::<Self, HALF, VECTORS, { results::REGISTERS }>(self, p, 32),
+                _ => tiles_with::<Self, ROWS, VECTORS, { results::MEMORY }>(self, p, WIDE),
             }
         }
     }

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::activations::{BF16_STEP, STEP, Scales, WIDE};
 use super::int8;
-use super::isa::{Isa, LANES};
+use super::isa::{self, Isa, LANES};
 use super::product::Bf16Tiles;
 use crate::tensor::{self, GgmlType, Matrix};
 
@@ -106,15 +106,9 @@ const AHEAD: usize = 4;
 /// Asks for the bytes of a row that will be wanted soon.
 #[inline(always)]
 fn prefetch(w: &Matrix, place: &Place, row: usize) {
-    #[cfg(target_arch = "x86_64")]
     if row < place.rows.end {
-        for line in place.bytes(w, row).chunks(64) {
-            // SAFETY: SSE is part of x86-64, and prefetching reads nothing
-            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
-        }
+        place.bytes(w, row).chunks(64).for_each(|line| isa::prefetch(line.as_ptr()));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (w, place, row);
 }
 
 /// Part of `w` as an int8 panel in `to`. With `biased`, `start` holds `-128 * sum of q`.
