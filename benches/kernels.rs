@@ -13,7 +13,8 @@
 //! Without options: the best variant, 4096 x 4096, n = 32, 128 and 512, one thread and all (0). `--all` takes
 //! everything. Where products or attention are chosen by their options, only those run. `--quantize` counts the time
 //! for quantizing the activations too. `--pack` shows every product with packed weights as well (type and +). `--tsv` prints one line per result for programs, and no peaks. Paths are
-//! `blocks` (int8 with the scales of the blocks), `wide` (int8 with one for 256 elements), `bf16` and `f32`; `fast` and
+//! `blocks` (int8 with the scales of the blocks), `mixed` (the same, activations with one for 256 elements), `wide` (both
+//! with one for 256), `bf16` and `f32`; `fast` and
 //! `exact` stand for what the library takes by itself.
 
 mod measure;
@@ -129,7 +130,7 @@ impl Options {
 const KNOWN: [&str; 8] =
     ["--types", "--variants", "--paths", "--shapes", "--n", "--threads", "--seconds", "--attention"];
 
-const PATHS: [&str; 6] = ["blocks", "wide", "bf16", "f32", "fast", "exact"];
+const PATHS: [&str; 7] = ["blocks", "mixed", "wide", "bf16", "f32", "fast", "exact"];
 
 /// Random numbers (SplitMix64), normal enough: sums of uniform ones.
 struct Random(u64);
@@ -169,6 +170,8 @@ struct Path {
 const F32: Path = Path { name: "f32", arithmetic: Arithmetic::F32, bound: 1e-5 };
 const BF16: Path = Path { name: "bf16", arithmetic: Arithmetic::Bf16, bound: 0.005 };
 const BLOCKS: Path = Path { name: "blocks", arithmetic: Arithmetic::Int8(Scales::Blocks), bound: 0.01 };
+/// Activations with one for 256 elements, which is as much as int8 gives them; weights lose nothing.
+const MIXED: Path = Path { name: "mixed", arithmetic: Arithmetic::Int8(Scales::Mixed), bound: 0.01 };
 /// One scale for 256 elements: a little more than 1/127 of their peak over the square root of 12, in both operands.
 const WIDE: Path = Path { name: "wide", arithmetic: Arithmetic::Int8(Scales::Wide), bound: 0.02 };
 
@@ -184,7 +187,7 @@ impl Path {
     /// The variant whose instruction does the multiplying: blocks are too short for tiles.
     fn multiplies(&self, variant: &'static str) -> &'static str {
         match (variant, self.arithmetic) {
-            ("amx", Arithmetic::F32 | Arithmetic::Int8(Scales::Blocks)) => "avx512",
+            ("amx", Arithmetic::F32 | Arithmetic::Int8(Scales::Blocks | Scales::Mixed)) => "avx512",
             _ => variant,
         }
     }
@@ -192,7 +195,7 @@ impl Path {
 
 /// The ways that a type goes on an instruction set.
 fn paths(dtype: GgmlType, kernels: &Kernels) -> Vec<Path> {
-    let mut all = if has_int8(dtype) { vec![BLOCKS, WIDE] } else { vec![F32] };
+    let mut all = if has_int8(dtype) { vec![BLOCKS, MIXED, WIDE] } else { vec![F32] };
     if kernels.has_bf16() {
         all.push(BF16);
     }

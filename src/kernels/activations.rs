@@ -29,6 +29,9 @@ pub enum Scales {
     /// Those of the weights' blocks: activations have a scale every 32 elements.
     #[default]
     Blocks,
+    /// Those of the weights' blocks; activations have one for 256 elements. Sums over the scales of blocks are then
+    /// multiplied once for 256 elements, and integers leave with one operation.
+    Mixed,
     /// One for 256 elements of both: weights are quantized to int8 again on the way.
     Wide,
 }
@@ -38,7 +41,7 @@ impl Scales {
     pub const fn group(self) -> usize {
         match self {
             Scales::Blocks => 32,
-            Scales::Wide => WIDE,
+            Scales::Mixed | Scales::Wide => WIDE,
         }
     }
 }
@@ -187,7 +190,7 @@ impl Op for QuantizeBlock<'_> {
                     let at = first + g * group;
                     self.scale[at / group * LANES + t] = quantize_group(isa, x, &mut rows, t, g * group);
                 }
-                if self.scales == Scales::Blocks {
+                if self.scales != Scales::Wide {
                     self.sum(&rows, t, first, len);
                 }
             }
@@ -384,7 +387,7 @@ mod tests {
                 let threads = Threads::new(count).unwrap();
                 let exec = Exec::new(&threads, kernels, None);
                 for (rows, whole) in cases(&exec, &data, k) {
-                    for scales in [Scales::Blocks, Scales::Wide] {
+                    for scales in [Scales::Blocks, Scales::Mixed, Scales::Wide] {
                         let (mut fused, mut plain) = (Int8Rows::default(), Int8Rows::default());
                         fused.quantize_rows(&exec, rows, k, scales).unwrap();
                         plain.quantize(&exec, &whole, k, scales).unwrap();

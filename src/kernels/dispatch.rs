@@ -62,8 +62,8 @@ struct PackBf16<'a> {
 impl Op for PackBf16<'_> {
     type Output = ();
     #[inline(always)]
-    fn call<I: Isa>(self, _: I) {
-        self.panel.bf16(self.tiles);
+    fn call<I: Isa>(self, isa: I) {
+        self.panel.bf16(isa, self.tiles);
     }
 }
 
@@ -236,9 +236,17 @@ impl Kernels {
         return false;
     }
 
+    /// Whether products with [`Scales::Mixed`] are the fastest that keep the scales of blocks.
+    fn prefers_mixed(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return !self.has_amx() && matches!(self.level, Level::Avx512(_));
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Whether attention in bfloat16 is in hardware here, and so faster than in f32.
     pub fn has_bf16_attention(&self) -> bool {
-        self.has_amx()
+        self.prefers_bf16()
     }
 
     /// Whether [`conv::Convolution`](super::conv::Convolution) runs here.
@@ -252,9 +260,15 @@ impl Kernels {
         self.amx
     }
 
+    /// The token of AVX512-BF16, where these kernels use it.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn bf16(&self) -> Option<super::avx512::Avx512Bf16> {
+        self.bf16.filter(|_| self.prefers_bf16())
+    }
+
     /// How weights of a type are best multiplied; `fast` allows 8- and 16-bit products of what is stored in more.
     pub fn arithmetic(&self, dtype: GgmlType, fast: bool) -> Arithmetic {
-        Arithmetic::of(dtype, fast, self.prefers_bf16(), self.has_amx())
+        Arithmetic::of(dtype, fast, self.prefers_bf16(), self.has_amx(), self.prefers_mixed())
     }
 
     /// Runs a panel's product. For activations in bfloat16 the caller has asked [`Kernels::has_bf16`].

@@ -34,6 +34,18 @@ macro_rules! unroll {
 }
 pub(super) use unroll;
 
+/// Asks for the cache line at an address, which need not be one: nothing is read.
+#[inline(always)]
+pub fn prefetch(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64, and prefetching reads nothing
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 /// Work that is generic over the instruction set.
 pub trait Op {
     type Output;
@@ -82,6 +94,10 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn zero_if_less(self, a: Self::F32, b: Self::F32, v: Self::F32) -> Self::F32;
     /// `a < b ? x : y`
     fn if_less(self, a: Self::F32, b: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32;
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::F32 {
+        self.load(&from.map(f32::from))
+    }
     /// Whole numbers in -128..=127 as bytes.
     fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]);
 
@@ -93,14 +109,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn splat_w8(self, w: [i8; 4]) -> Self::W8;
     /// Per lane `acc + sum_4 w x`.
     fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32;
-    /// Sums of every four bytes.
+    /// Sums of `group` bytes each, 16 (all of `sums`), 32 (the first eight) or 256 (the first).
     #[inline(always)]
-    fn sums_of_4(self, q: &[i8; CELLS]) -> [i32; LANES] {
-        let mut sums = [0; LANES];
-        for (sum, q) in sums.iter_mut().zip(q.as_chunks::<4>().0) {
+    fn group_sums(self, q: &[i8; 16 * LANES], group: usize, sums: &mut [i32; LANES]) {
+        for (sum, q) in sums.iter_mut().zip(q.chunks_exact(group)) {
             *sum = q.iter().map(|q| i32::from(*q)).sum();
         }
-        sums
     }
     /// Whether [`Isa::dot4`] takes activations as unsigned bytes: they are then stored with 128 added, and the caller
     /// starts from `-128 * sum w`.

@@ -171,6 +171,12 @@ impl Packed {
         &lines[at..lines.len().min(at + self.layout.chunk())]
     }
 
+    /// All of the chunk that begins with `row` and `k`.
+    #[inline]
+    pub(super) fn bytes_at(&self, row: usize, k: usize) -> &[u8] {
+        bytemuck::cast_slice(self.chunk(row, k))
+    }
+
     /// The int8 panel that begins with `row` and `k`.
     #[inline]
     pub(super) fn int8(&self, row: usize, k: usize) -> int8::Weights<'_> {
@@ -212,11 +218,11 @@ impl PackPanel<'_> {
     /// In bfloat16.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other has products in bfloat16 here
-    pub(super) fn bf16(self, tiles: impl Bf16Tiles) {
+    pub(super) fn bf16<I: Isa>(self, isa: I, tiles: impl Bf16Tiles) {
         let PackPanel { w, layout, place, lines } = self;
         for (i, lines) in lines.chunks_mut(layout.chunk()).enumerate() {
             let k = i * BF16_CHUNK..place.k.end.min((i + 1) * BF16_CHUNK);
-            unpack::bf16_panel(w, &Place { k, ..place.clone() }, bytemuck::cast_slice_mut(lines), tiles);
+            unpack::bf16_panel(isa, w, &Place { k, ..place.clone() }, bytemuck::cast_slice_mut(lines), tiles);
         }
     }
 }

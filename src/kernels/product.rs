@@ -316,8 +316,12 @@ impl Panel<'_> {
     #[inline(always)]
     fn int8<I: Isa>(&self, isa: I, x: &Int8Rows, scratch: &mut Scratch) {
         self.clear(I::INT8_ROWS, scratch);
-        for place in self.places(int8::CHUNK, I::INT8_ROWS) {
-            let block = self.int8_block(isa, &place, x, I::BIASED, scratch);
+        let mut places = self.places(int8::CHUNK, I::INT8_ROWS).peekable();
+        while let Some(place) = places.next() {
+            let mut block = self.int8_block(isa, &place, x, I::BIASED, scratch);
+            if let (Some(packed), Some(next)) = (self.packed, places.peek()) {
+                block.next = packed.bytes_at(next.rows.start, next.k.start);
+            }
             // SAFETY: the panel holds `groups` groups of its rows, `x` the blocks, `acc` rows * columns floats
             unsafe { isa.int8_tiles(&block) };
         }
@@ -364,6 +368,7 @@ impl Panel<'_> {
             blocks: self.blocks().len(),
             acc,
             acc_row: self.acc_row(),
+            next: &[],
         }
     }
 
@@ -376,7 +381,7 @@ impl Panel<'_> {
             let panel = match self.packed {
                 Some(packed) => packed.bf16(place.rows.start, place.k.start),
                 None => {
-                    unpack::bf16_panel(self.w, &place, &mut scratch.bf16, tiles);
+                    unpack::bf16_panel(isa, self.w, &place, &mut scratch.bf16, tiles);
                     &scratch.bf16
                 }
             };

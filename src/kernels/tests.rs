@@ -212,7 +212,7 @@ fn bfloat16_products_are_right_for_every_shape_and_any_number_of_threads() {
     }
 }
 
-const SCALES: [Scales; 2] = [Scales::Blocks, Scales::Wide];
+const SCALES: [Scales; 3] = [Scales::Blocks, Scales::Mixed, Scales::Wide];
 
 #[test]
 fn int8_products_are_bit_identical_on_every_instruction_set_and_near_the_dequantized_product() {
@@ -231,7 +231,10 @@ fn int8_products_are_bit_identical_on_every_instruction_set_and_near_the_dequant
                     let error = (f64::from(specification[i]) - want[i]).abs();
                     // an outlier of 30 sigma coarsens its group to steps of about 0.1; scales of random blocks differ by
                     // orders of magnitude, which one scale for all of them cannot hold
-                    let bound = if scales == Scales::Wide { wide_bound(&w, &x, i) } else { 0.12 * size[i] };
+                    let bound = match scales {
+                        Scales::Blocks => 0.12 * size[i],
+                        Scales::Mixed | Scales::Wide => wide_bound(&w, &x, i, scales),
+                    };
                     assert!(
                         error <= bound + 1e-30,
                         "{dtype} {scales:?} {rows}x{k}x{n}: {} for {}, error {error}, bound {bound}",
@@ -251,15 +254,16 @@ fn int8_products_are_bit_identical_on_every_instruction_set_and_near_the_dequant
 
 /// What wide scales may do to output `i`: half a step of each operand against the other, and both, in every 256
 /// elements. A step is the largest magnitude over 127; the weights' is that of the largest value that their scales
-/// allow, which is at most 16 times the largest there is.
-fn wide_bound(w: &Matrix, x: &[f32], i: usize) -> f64 {
+/// allow, which is at most 16 times the largest there is, or none where they keep their own.
+fn wide_bound(w: &Matrix, x: &[f32], i: usize, scales: Scales) -> f64 {
     let k = w.cols();
     let weights = dequantized(&w.slice(i % w.rows()..i % w.rows() + 1));
     let x = &x[i / w.rows() * k..][..k];
     let peak = |v: &[f32]| v.iter().fold(0.0f64, |peak, v| peak.max(f64::from(v.abs())));
     let sum = |v: &[f32]| v.iter().map(|v| f64::from(v.abs())).sum::<f64>();
     let group = |(w, x): (&[f32], &[f32])| {
-        let (dw, dx) = (16.0 * peak(w) / 254.0, peak(x) / 254.0);
+        let dw = if scales == Scales::Wide { 16.0 * peak(w) / 254.0 } else { 0.0 };
+        let dx = peak(x) / 254.0;
         dw * sum(x) + dx * sum(w) + dw * dx * w.len() as f64
     };
     weights.chunks(256).zip(x.chunks(256)).map(group).sum::<f64>() * 1.01

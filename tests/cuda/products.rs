@@ -37,8 +37,8 @@ impl Kernel {
         let offset = matches!(dtype, Q4_1 | Q5_1 | Q4_K | Q5_K | Q2_K);
         let floats = match (self.scales, offset) {
             (Scales::Wide, _) => rows + 1 + tokens + 1,
-            (Scales::Blocks, false) => groups * rows + 1 + 8 * tokens + 1,
-            (Scales::Blocks, true) => 2 * groups * rows + 8 * tokens + groups * tokens,
+            (_, false) => groups * rows + 1 + 8 * tokens + 1,
+            (_, true) => 2 * groups * rows + 8 * tokens + groups * tokens,
         };
         (rows + tokens) * 256 + 4 * floats
     }

@@ -23,17 +23,16 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use super::pack::rounded;
-use super::{PADDED_DIMS, PADDED_KEYS as KEYS, Rows, packed_lines};
+use super::pack::{self, rounded};
+use super::{
+    Keys, PACKED_STEPS as GROUP, PADDED_DIMS, PADDED_KEYS as KEYS, PackedTask as Task, Packing, Rows, packed_lines,
+};
 use crate::kernels::amx::{Amx, TILE, Tiles};
 use crate::memory::Line;
 
 /// Queries of a unit: two tiles.
-pub const QUERIES: usize = 2 * TILE;
-/// Steps of keys in a group: their probabilities (16 KiB) stay in the nearest cache.
-pub const GROUP: usize = 8;
+const QUERIES: usize = 2 * TILE;
 /// Bytes of packed keys and values that stay in the second cache.
 const NEAR: usize = 1 << 20;
 /// 32-bit numbers of a line, and of a tile's row.
@@ -44,23 +43,6 @@ const LIMIT: f32 = (1u64 << 60) as f32;
 /// Steps of 32 dimensions in a head.
 pub fn dim_steps(head_dim: usize) -> usize {
     head_dim.div_ceil(PADDED_DIMS)
-}
-
-/// One head of one sequence, and some of its queries.
-pub struct Task<'a> {
-    pub q: Rows<'a>,
-    pub queries: Range<usize>,
-    /// how many keys are packed, at least one
-    pub keys: usize,
-    pub packed_k: &'a [Line],
-    pub packed_v: &'a [Line],
-    /// [rows, stride] as `q`
-    pub out: *mut f32,
-}
-
-/// Lines of scratch memory for a task of `units` units of queries.
-pub fn scratch_lines(units: usize, head_dim: usize) -> usize {
-    PROBABILITIES + SCORES + FRESH + units * unit_lines(dim_steps(head_dim))
 }
 
 /// Lines of a group's probabilities [step][query][cell], of two steps' scores [query][step][key], and of a group's sums
@@ -110,31 +92,38 @@ struct Group {
     last: usize,
 }
 
-impl Task<'_> {
-    /// Computes the task's part of the output.
-    ///
-    /// # Safety
-    /// `out` is writable at the queries' rows where the head lies, and used by nobody else meanwhile. The packed keys
-    /// and values are those of [`pack`] for `keys` keys and this head size.
-    pub unsafe fn run(&self, amx: Amx, scratch: &mut [Line]) {
-        let units = self.queries.len().div_ceil(QUERIES);
-        assert!(self.keys > 0 && scratch.len() >= scratch_lines(units, self.q.dim), "a task of attention");
-        let lines = packed_lines(self.keys, self.q.dim);
-        assert!(self.packed_k.len() >= lines && self.packed_v.len() >= lines, "packed keys");
-        // keys that stay near are read by one unit after the other, others by all units in turn
-        let near = 2 * lines * size_of::<Line>() <= NEAR;
-        let step = if near { QUERIES } else { self.queries.len().max(1) };
-        for first in self.queries.clone().step_by(step) {
-            let queries = first..self.queries.end.min(first + step);
-            let units = queries.len().div_ceil(QUERIES);
-            let part = Task { queries, ..*self };
-            // SAFETY: the token proves the features; sizes were checked; the rest is the caller's promise
-            unsafe { part.compute(&amx.tiles(), scratch.as_mut_ptr(), units) }
-        }
+impl Packing for Amx {
+    const QUERIES: usize = QUERIES;
+
+    fn pack(self, keys: Keys, first: usize, k: Rows, v: Rows, to_k: &mut [Line], to_v: &mut [Line]) {
+        pack::pack(self, keys, first, k, v, to_k, to_v);
     }
 
+    fn scratch_lines(units: usize, head_dim: usize) -> usize {
+        PROBABILITIES + SCORES + FRESH + units * unit_lines(dim_steps(head_dim))
+    }
+
+    unsafe fn attend(self, task: &Task, scratch: &mut [Line]) {
+        let units = task.queries.len().div_ceil(QUERIES);
+        assert!(task.keys > 0 && scratch.len() >= Self::scratch_lines(units, task.q.dim), "a task of attention");
+        let lines = packed_lines(task.keys, task.q.dim);
+        assert!(task.packed_k.len() >= lines && task.packed_v.len() >= lines, "packed keys");
+        // keys that stay near are read by one unit after the other, others by all units in turn
+        let near = 2 * lines * size_of::<Line>() <= NEAR;
+        let step = if near { QUERIES } else { task.queries.len().max(1) };
+        for first in task.queries.clone().step_by(step) {
+            let queries = first..task.queries.end.min(first + step);
+            let units = queries.len().div_ceil(QUERIES);
+            let part = Task { queries, ..*task };
+            // SAFETY: the token proves the features; sizes were checked; the rest is the caller's promise
+            unsafe { part.compute(&self.tiles(), scratch.as_mut_ptr(), units) }
+        }
+    }
+}
+
+impl Task<'_> {
     /// # Safety
-    /// As [`Task::run`], with `scratch` for `units`.
+    /// As [`Packing::attend`], with `scratch` for `units`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn compute(&self, tiles: &Tiles, scratch: *mut Line, units: usize) {
         let steps = dim_steps(self.q.dim);

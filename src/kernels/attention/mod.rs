@@ -1,13 +1,15 @@
 //! Full (bidirectional) attention, tiled over queries and keys with a running softmax (Milakov and Gimelshein 2018;
 //! Dao et al. 2022): scores of one tile exist at a time, never the whole matrix.
 //!
-//! [`float`] is the definition, on every instruction set; [`amx`] multiplies in bfloat16.
+//! [`float`] is the definition, on every instruction set; [`amx`] and [`pairs`] multiply in bfloat16.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod float;
 #[cfg(target_arch = "x86_64")]
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 #[cfg(test)]
 mod tests;
 
@@ -316,15 +318,18 @@ impl Call<'_> {
 
     fn in_bf16(&self, scratch: &mut Scratch) -> Result<()> {
         #[cfg(target_arch = "x86_64")]
-        if let Some(amx) = self.exec.kernels.amx() {
-            return self.on_amx(amx, scratch);
+        match (self.exec.kernels.amx(), self.exec.kernels.bf16()) {
+            (Some(amx), _) => return self.packed(amx, scratch),
+            (None, Some(pairs)) => return self.packed(pairs, scratch),
+            (None, None) => {}
         }
         let _ = scratch;
         unreachable!("no attention in bfloat16 on {}", self.exec.kernels.name());
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn on_amx(&self, amx: super::amx::Amx, scratch: &mut Scratch) -> Result<()> {
+    fn packed<P: Packing>(&self, packing: P, scratch: &mut Scratch) -> Result<()> {
+        const GROUP: usize = PACKED_STEPS * PADDED_KEYS;
         let (dim, kv_heads) = (self.shape.head_dim, self.shape.kv_heads);
         // packed keys and values of a sequence: [kv head][keys, values]
         let lines = |s: usize| packed_lines(self.keys(s).len(), dim);
@@ -344,26 +349,26 @@ impl Call<'_> {
         self.exec.run(|| {
             starts.par_iter().enumerate().for_each(|(s, &start)| {
                 let (keys, lines) = (self.keys(s), lines(s));
-                let groups = keys.len().div_ceil(amx::GROUP * PADDED_KEYS);
+                let groups = keys.len().div_ceil(GROUP);
                 (0..groups * kv_heads).into_par_iter().for_each(|t| {
-                    let (head, first) = (t % kv_heads, t / kv_heads * amx::GROUP * PADDED_KEYS);
+                    let (head, first) = (t % kv_heads, t / kv_heads * GROUP);
                     let at = packed_lines(first, dim);
-                    let len = packed_lines((keys.len() - first).min(amx::GROUP * PADDED_KEYS), dim);
+                    let len = packed_lines((keys.len() - first).min(GROUP), dim);
                     // SAFETY: inside the scratch memory, where each sequence, head and group has a part of its own
                     let [k, v] = [0, 1].map(|i| unsafe {
                         std::slice::from_raw_parts_mut(packed.0.add(start + (2 * head + i) * lines + at), len)
                     });
                     let rows = |data| self.rows(data, kv_heads, head);
-                    pack::pack(amx, keys, first, rows(self.k), rows(self.v), k, v);
+                    packing.pack(keys, first, rows(self.k), rows(self.v), k, v);
                 });
             });
         });
         let packed = &scratch.lines[..total];
-        self.tasks(amx::QUERIES, |s, head, queries| {
+        self.tasks(P::QUERIES, |s, head, queries| {
             let lines = lines(s);
             let at = starts[s] + 2 * self.kv_head(head) * lines;
-            let need = amx::scratch_lines(queries.len().div_ceil(amx::QUERIES), dim);
-            let task = amx::Task {
+            let need = P::scratch_lines(queries.len().div_ceil(P::QUERIES), dim);
+            let task = PackedTask {
                 q: self.q(head),
                 queries,
                 keys: self.keys(s).len(),
@@ -372,9 +377,43 @@ impl Call<'_> {
                 out: self.out.0,
             };
             // SAFETY: `run` checked that the output holds all rows; no other task has these queries and this head
-            with_scratch(need, |lines| unsafe { task.run(amx, lines) })
+            with_scratch(need, |lines| unsafe { packing.attend(&task, lines) })
         })
     }
+}
+
+/// One head of one sequence, and some of its queries.
+#[cfg(target_arch = "x86_64")]
+struct PackedTask<'a> {
+    q: Rows<'a>,
+    queries: Range<usize>,
+    /// how many keys are packed, at least one
+    keys: usize,
+    packed_k: &'a [Line],
+    packed_v: &'a [Line],
+    /// [rows, stride] as `q`
+    out: *mut f32,
+}
+
+/// Steps of keys that are packed at a time: the probabilities of as many stay in the nearest cache.
+#[cfg(target_arch = "x86_64")]
+const PACKED_STEPS: usize = 8;
+
+/// Attention with packed keys and values, [`packed_lines`] of them.
+#[cfg(target_arch = "x86_64")]
+trait Packing: Copy + Send + Sync {
+    /// Queries of a unit of work.
+    const QUERIES: usize;
+    /// Packs some of a head's keys and values: keys `first..`, up to [`PACKED_STEPS`] steps, into their parts of the two.
+    fn pack(self, keys: Keys, first: usize, k: Rows, v: Rows, to_k: &mut [Line], to_v: &mut [Line]);
+    /// Lines of scratch memory for a task of `units` units of queries.
+    fn scratch_lines(units: usize, head_dim: usize) -> usize;
+    /// Computes the task's part of the output.
+    ///
+    /// # Safety
+    /// `out` is writable at the queries' rows where the head lies, and used by nobody else meanwhile. The packed keys
+    /// and values are those of [`Packing::pack`] for `keys` keys and this head size.
+    unsafe fn attend(self, task: &PackedTask, scratch: &mut [Line]);
 }
 
 /// Calls `work` with the thread's memory, `len` lines or more.

@@ -1,4 +1,4 @@
-//! Keys and values into the layouts of [`amx`](super::amx).
+//! Keys and values into the layouts of [`amx`](super::amx), and what [`pairs`](super::pairs) packs with.
 
 use std::arch::x86_64::*;
 
@@ -22,9 +22,12 @@ pub fn rounded(row: &[f32], at: usize, scale: __m512) -> __m512i {
 }
 
 /// 16 floats from `at`, zeros past the end.
+///
+/// # Safety
+/// The processor has AVX-512.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn load_part(row: &[f32], at: usize) -> __m512 {
+pub unsafe fn load_part(row: &[f32], at: usize) -> __m512 {
     let left = row.len().saturating_sub(at).min(CELLS);
     // SAFETY: the mask has only lanes that are in the row
     unsafe { _mm512_maskz_loadu_ps(((1u32 << left) - 1) as u16, row.as_ptr().wrapping_add(at)) }
@@ -48,7 +51,7 @@ const fn exchange(size: usize) -> ([i32; 16], [i32; 16]) {
 /// Transposes 16 x 16 32-bit numbers: the off-diagonal halves change places, then those of every quarter, and so on.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(a: &mut [__m512i; 16]) {
+pub fn transpose(a: &mut [__m512i; 16]) {
     macro_rules! exchange {
         ($n:literal, $size:literal: $($i:literal)*) => {{
             // SAFETY: 64 bytes are readable in each

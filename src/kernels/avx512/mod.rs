@@ -6,7 +6,8 @@ use std::arch::x86_64::*;
 
 pub use bf16::Avx512Bf16;
 
-use super::int8;
+use super::activations::WIDE;
+use super::int8::{self, results, tiles_with};
 use super::isa::{CELLS, Isa, LANES, Op};
 use super::product::{F32Block, f32_columns};
 
@@ -145,6 +146,11 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::F32 {
+        // SAFETY: `self` proves AVX-512; 16 bytes are readable
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
     fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]) {
         // SAFETY: `self` proves AVX-512; 16 bytes are writable
         unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))) }
@@ -180,15 +186,32 @@ impl Isa for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, x, w) }
     }
     #[inline(always)]
-    fn sums_of_4(self, q: &[i8; CELLS]) -> [i32; LANES] {
-        let mut sums = [0; LANES];
-        // SAFETY: `self` proves VNNI; 64 bytes are readable and writable
+    fn group_sums(self, q: &[i8; 16 * LANES], group: usize, sums: &mut [i32; LANES]) {
+        // SAFETY: `self` proves VNNI; 256 bytes are readable and 64 writable
         unsafe {
-            let q = _mm512_loadu_si512(q.as_ptr().cast());
-            let v = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), q);
-            _mm512_storeu_si512(sums.as_mut_ptr().cast(), v);
+            let ones = _mm512_set1_epi8(1);
+            let at = |step: usize| _mm512_loadu_si512(q.as_ptr().add(step * CELLS).cast());
+            let fours = |step: usize| _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, at(step));
+            if group == 16 * LANES {
+                let all = (1..4).fold(fours(0), |sum, step| _mm512_dpbusd_epi32(sum, ones, at(step)));
+                sums[0] = _mm512_reduce_add_epi32(all);
+                return;
+            }
+            // quarter q of a step has four sums of four, which come together as number `step` of quarter q
+            let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (a, b) = (pair(fours(0), fours(1)), pair(fours(2), fours(3)));
+            let all = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let mut all = _mm512_permutexvar_epi32(order, all);
+            if group == 32 {
+                let [even, odd] = [0, 1].map(|first| {
+                    let at = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
+                    _mm512_permutexvar_epi32(_mm512_add_epi32(at, _mm512_set1_epi32(first)), all)
+                });
+                all = _mm512_add_epi32(even, odd);
+            }
+            _mm512_storeu_si512(sums.as_mut_ptr().cast(), all);
         }
-        sums
     }
     /// A table in each quarter.
     type Tables = __m512i;
@@ -237,8 +260,20 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn int8_tiles(self, p: &int8::Block<'_>) {
+        const ROWS: usize = Avx512::INT8_ROWS;
+        const HALF: usize = ROWS / 2;
+        const VECTORS: usize = Avx512::INT8_VECTORS;
         // SAFETY: the caller's promise is the same
-        unsafe { int8::tiles::<Self, { Self::INT8_ROWS }, { Self::INT8_VECTORS }>(self, p) }
+        unsafe {
+            // half the rows where something is kept: it takes as many registers as the sums
+            match (p.shape.group, p.shape.mixed()) {
+                (16, true) => tiles_with::<Self, HALF, VECTORS, { results::MIXED }>(self, p, 16),
+                (32, true) => tiles_with::<Self, HALF, VECTORS, { results::MIXED }>(self, p, 32),
+                (16, false) => tiles_with::<Self, HALF, VECTORS, { results::REGISTERS }>(self, p, 16),
+                (32, false) => tiles_with::<Self, HALF, VECTORS, { results::REGISTERS }>(self, p, 32),
+                _ => tiles_with::<Self, ROWS, VECTORS, { results::MEMORY }>(self, p, WIDE),
+            }
+        }
     }
     #[inline(always)]
     unsafe fn f32_columns(self, p: &F32Block) {

@@ -1,5 +1,9 @@
 //! Blocks as int8 with the scales that they have.
 
+use bytemuck::Pod;
+
+use crate::kernels::activations::WIDE;
+use crate::kernels::isa::{CELLS, Isa, LANES};
 use crate::tensor::GgmlType;
 use crate::tensor::block::*;
 
@@ -16,86 +20,134 @@ pub(super) const fn groups(dtype: GgmlType) -> Option<(usize, bool)> {
     })
 }
 
+/// The numbers of the codes of a type.
+pub(super) const CODES: [f32; LANES] = codes(0, 16);
+pub(super) const CODES_Q4_0: [f32; LANES] = codes(-8, 16);
+pub(super) const CODES_IQ4: [f32; LANES] = floats_of(&IQ4_VALUES);
+pub(super) const CODES_FP4: [f32; LANES] = floats_of(&FP4_VALUES);
+
+/// `count` numbers from `first` on, again and again.
+pub(super) const fn codes(first: i32, count: usize) -> [f32; LANES] {
+    let mut v = [0.0; LANES];
+    let mut i = 0;
+    while i < LANES {
+        v[i] = (first + (i % count) as i32) as f32;
+        i += 1;
+    }
+    v
+}
+
+const fn floats_of(values: &[i8; LANES]) -> [f32; LANES] {
+    let mut v = [0.0; LANES];
+    let mut i = 0;
+    while i < LANES {
+        v[i] = values[i] as f32;
+        i += 1;
+    }
+    v
+}
+
 /// Some whole blocks, up to 256 elements, as int8 with a scale (and offset) per group.
 #[inline(always)]
-pub(super) fn unpack(dtype: GgmlType, bytes: &[u8], q: &mut [i8; 256], scale: &mut [f32; 16], offset: &mut [f32; 16]) {
-    let size = match dtype {
-        GgmlType::Q4_0 | GgmlType::IQ4_NL => size_of::<BlockQ4_0>(),
-        GgmlType::Q4_1 => size_of::<BlockQ4_1>(),
-        GgmlType::Q5_0 => size_of::<BlockQ5_0>(),
-        GgmlType::Q5_1 => size_of::<BlockQ5_1>(),
-        GgmlType::Q8_0 => size_of::<BlockQ8_0>(),
-        GgmlType::MXFP4 => size_of::<BlockMXFP4>(),
-        _ => return block(dtype, bytes, q, scale, offset), // of 256
-    };
-    for (i, bytes) in bytes.chunks_exact(size).enumerate().take(8) {
-        block(dtype, bytes, &mut q[32 * i..], &mut scale[i..], &mut offset[i..]);
+pub(super) fn unpack<I: Isa>(
+    isa: I,
+    dtype: GgmlType,
+    bytes: &[u8],
+    q: &mut [i8; WIDE],
+    scale: &mut [f32; 16],
+    offset: &mut [f32; 16],
+) {
+    match dtype {
+        GgmlType::Q8_0 => {
+            for (i, bytes) in bytes.chunks_exact(size_of::<BlockQ8_0>()).enumerate().take(8) {
+                let b: &BlockQ8_0 = one(bytes);
+                scale[i] = b.d.get();
+                q[32 * i..][..32].copy_from_slice(&b.qs);
+            }
+        }
+        GgmlType::Q4_0 => {
+            let quants = quants(bytes, scale, offset, |b: &BlockQ4_0| (b.d.get(), 0.0, &b.qs));
+            look_up(isa, quants, &CODES_Q4_0, q);
+        }
+        GgmlType::Q4_1 => {
+            let quants = quants(bytes, scale, offset, |b: &BlockQ4_1| (b.d.get(), b.m.get(), &b.qs));
+            look_up(isa, quants, &CODES, q);
+        }
+        GgmlType::Q5_0 => {
+            let quants = quants(bytes, scale, offset, |b: &BlockQ5_0| (b.d.get(), 0.0, &b.qs));
+            look_up(isa, quants, &codes(-16, 16), q);
+            fifth_bits(bytes, q, |b: &BlockQ5_0| b.qh);
+        }
+        GgmlType::Q5_1 => {
+            let quants = quants(bytes, scale, offset, |b: &BlockQ5_1| (b.d.get(), b.m.get(), &b.qs));
+            look_up(isa, quants, &CODES, q);
+            fifth_bits(bytes, q, |b: &BlockQ5_1| b.qh);
+        }
+        GgmlType::IQ4_NL => {
+            let quants = quants(bytes, scale, offset, |b: &BlockIQ4_NL| (b.d.get(), 0.0, &b.qs));
+            look_up(isa, quants, &CODES_IQ4, q);
+        }
+        GgmlType::MXFP4 => {
+            let quants = quants(bytes, scale, offset, |b: &BlockMXFP4| (scale_mxfp4(b.e), 0.0, &b.qs));
+            look_up(isa, quants, &CODES_FP4, q);
+        }
+        _ => block(isa, dtype, bytes, q, scale, offset),
     }
 }
 
-/// One block.
+/// Scales, offsets and quants of up to eight blocks of 32; those that are not there have zeros.
 #[inline(always)]
-fn block(dtype: GgmlType, bytes: &[u8], q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
+pub(super) fn quants<'a, B: Block>(
+    bytes: &'a [u8],
+    scale: &mut [f32; 16],
+    offset: &mut [f32; 16],
+    parts: impl Fn(&'a B) -> (f32, f32, &'a [u8; 16]),
+) -> [&'a [u8; 16]; WIDE / 32] {
+    const NONE: [u8; 16] = [0; 16];
+    let mut quants = [&NONE; WIDE / 32];
+    for (g, bytes) in bytes.chunks_exact(size_of::<B>()).enumerate().take(WIDE / 32) {
+        (scale[g], offset[g], quants[g]) = parts(one(bytes));
+    }
+    quants
+}
+
+/// The numbers of nibbles: low nibbles of sixteen bytes are 16 elements, high ones the next.
+#[inline(always)]
+fn look_up<I: Isa>(isa: I, quants: [&[u8; 16]; WIDE / 32], codes: &[f32; LANES], q: &mut [i8; WIDE]) {
+    let tables = isa.tables([isa.load(codes); 4]);
+    for (s, q) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate() {
+        isa.look_up_two([quants[2 * s], quants[2 * s + 1]], tables, q);
+    }
+}
+
+/// A block of 256.
+#[inline(always)]
+fn block<I: Isa>(
+    isa: I,
+    dtype: GgmlType,
+    bytes: &[u8],
+    q: &mut [i8; WIDE],
+    scale: &mut [f32; 16],
+    offset: &mut [f32; 16],
+) {
     match dtype {
-        GgmlType::Q8_0 => {
-            let b: &BlockQ8_0 = one(bytes);
-            scale[0] = b.d.get();
-            q[..32].copy_from_slice(&b.qs);
-        }
-        GgmlType::Q4_0 => {
-            let b: &BlockQ4_0 = one(bytes);
-            scale[0] = b.d.get();
-            nibbles(&b.qs, q, |v| v as i8 - 8);
-        }
-        GgmlType::Q4_1 => {
-            let b: &BlockQ4_1 = one(bytes);
-            (scale[0], offset[0]) = (b.d.get(), b.m.get());
-            nibbles(&b.qs, q, |v| v as i8);
-        }
-        GgmlType::Q5_0 => {
-            let b: &BlockQ5_0 = one(bytes);
-            scale[0] = b.d.get();
-            nibbles(&b.qs, q, |v| v as i8 - 16);
-            fifth_bits(b.qh, q);
-        }
-        GgmlType::Q5_1 => {
-            let b: &BlockQ5_1 = one(bytes);
-            (scale[0], offset[0]) = (b.d.get(), b.m.get());
-            nibbles(&b.qs, q, |v| v as i8);
-            fifth_bits(b.qh, q);
-        }
-        GgmlType::IQ4_NL => {
-            let b: &BlockIQ4_NL = one(bytes);
-            scale[0] = b.d.get();
-            nibbles(&b.qs, q, |v| IQ4_VALUES[usize::from(v)]);
-        }
-        GgmlType::MXFP4 => {
-            let b: &BlockMXFP4 = one(bytes);
-            scale[0] = scale_mxfp4(b.e);
-            nibbles(&b.qs, q, |v| FP4_VALUES[usize::from(v)]);
-        }
         GgmlType::IQ4_XS => {
             let b: &BlockIQ4_XS = one(bytes);
-            let (qs, q) = (b.qs.as_chunks::<16>().0, q.as_chunks_mut::<32>().0);
-            for g in 0..8 {
-                scale[g] = b.d.get() * f32::from(scale_iq4_xs(b, g));
-                nibbles(&qs[g], &mut q[g], |v| IQ4_VALUES[usize::from(v)]);
+            for (g, scale) in scale.iter_mut().enumerate().take(8) {
+                *scale = b.d.get() * f32::from(scale_iq4_xs(b, g));
             }
+            look_up(isa, quants_of_iq4_xs(b), &CODES_IQ4, q);
         }
         GgmlType::Q4_K => {
             let b: &BlockQ4_K = one(bytes);
             k4_scales(b.d, b.dmin, &b.scales, scale, offset);
-            k4_nibbles(&b.qs, q);
+            k4_nibbles(isa, &b.qs, q);
         }
         GgmlType::Q5_K => {
             let b: &BlockQ5_K = one(bytes);
             k4_scales(b.d, b.dmin, &b.scales, scale, offset);
-            k4_nibbles(&b.qs, q);
-            for (g, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                for (q, high) in q.iter_mut().zip(&b.qh) {
-                    *q |= ((high >> g & 1) << 4) as i8;
-                }
-            }
+            k4_nibbles(isa, &b.qs, q);
+            or_planes(&b.qh, 4, q);
         }
         GgmlType::Q6_K => {
             let b: &BlockQ6_K = one(bytes);
@@ -119,11 +171,8 @@ fn block(dtype: GgmlType, bytes: &[u8], q: &mut [i8], scale: &mut [f32], offset:
                 *scale = b.d.get() * f32::from(s);
             }
             crumbs(&b.qs, q);
-            for (plane, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                for (q, mask) in q.iter_mut().zip(&b.hmask) {
-                    *q += ((mask >> plane & 1) << 2) as i8 - 4;
-                }
-            }
+            or_planes(&b.hmask, 2, q);
+            shift(q, -4);
         }
         GgmlType::Q2_K => {
             let b: &BlockQ2_K = one(bytes);
@@ -143,21 +192,27 @@ pub(super) fn one<B: Block>(bytes: &[u8]) -> &B {
     bytemuck::from_bytes(bytes)
 }
 
-/// Sixteen bytes: low nibbles are the first 16 elements, high ones the others.
+/// The quants of the groups.
 #[inline(always)]
-fn nibbles(bytes: &[u8; 16], q: &mut [i8], value: impl Fn(u8) -> i8) {
-    for (i, b) in bytes.iter().enumerate() {
-        q[i] = value(b & 15);
-        q[i + 16] = value(b >> 4);
-    }
+pub(super) fn quants_of_iq4_xs(b: &BlockIQ4_XS) -> [&[u8; 16]; WIDE / 32] {
+    let quants = b.qs.as_chunks::<16>().0;
+    std::array::from_fn(|g| &quants[g])
 }
 
-/// The fifth bits of 32 elements.
+/// Adds a constant to every element.
 #[inline(always)]
-fn fifth_bits(high: [u8; 4], q: &mut [i8]) {
-    let high = u32::from_le_bytes(high);
-    for (i, q) in q[..32].iter_mut().enumerate() {
-        *q += ((high >> i & 1) << 4) as i8;
+fn shift(q: &mut [i8; WIDE], by: i8) {
+    q.iter_mut().for_each(|q| *q += by);
+}
+
+/// The fifth bits of up to eight blocks of 32.
+#[inline(always)]
+fn fifth_bits<B: Block>(bytes: &[u8], q: &mut [i8; WIDE], high: impl Fn(&B) -> [u8; 4]) {
+    for (bytes, q) in bytes.chunks_exact(size_of::<B>()).zip(q.as_chunks_mut::<32>().0) {
+        let high = u32::from_le_bytes(high(one(bytes)));
+        for (i, q) in q.iter_mut().enumerate() {
+            *q += ((high >> i & 1) << 4) as i8;
+        }
     }
 }
 
@@ -172,23 +227,34 @@ fn k4_scales(d: Half, dmin: Half, scales: &[u8; 12], scale: &mut [f32], offset: 
 
 /// Four times 32 bytes: low nibbles are one group of 32 elements, high ones the next.
 #[inline(always)]
-fn k4_nibbles(bytes: &[u8; 128], q: &mut [i8]) {
-    for (b, q) in bytes.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<64>().0) {
-        for i in 0..32 {
-            q[i] = (b[i] & 15) as i8;
-            q[i + 32] = (b[i] >> 4) as i8;
+fn k4_nibbles<I: Isa>(isa: I, bytes: &[u8; 128], q: &mut [i8; WIDE]) {
+    let tables = isa.tables([isa.load(&CODES); 4]);
+    for (b, q) in bytes.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<CELLS>().0) {
+        isa.look_up_nibbles(b, tables, q);
+    }
+}
+
+/// Twice 32 bytes of four 2-bit planes: each plane is 32 elements. Eight bytes are shifted at a time, since no
+/// instruction set shifts bytes by a number that is not known before.
+#[inline(always)]
+pub(super) fn crumbs<T: Pod>(bytes: &[u8; 64], q: &mut [T]) {
+    const TWO: u64 = 0x0303_0303_0303_0303;
+    for (b, q) in bytes.as_chunks::<32>().0.iter().zip(bytemuck::cast_slice_mut::<T, u8>(q).as_chunks_mut::<128>().0) {
+        for (plane, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for (q, b) in q.as_chunks_mut::<8>().0.iter_mut().zip(b.as_chunks::<8>().0) {
+                *q = (u64::from_le_bytes(*b) >> (2 * plane) & TWO).to_le_bytes();
+            }
         }
     }
 }
 
-/// Twice 32 bytes of four 2-bit planes: each plane is 32 elements.
+/// Eight bit planes of 32 elements: they become bit `at` of `q`.
 #[inline(always)]
-fn crumbs(bytes: &[u8; 64], q: &mut [i8]) {
-    for (b, q) in bytes.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<128>().0) {
-        for (plane, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for i in 0..32 {
-                q[i] = (b[i] >> (2 * plane) & 3) as i8;
-            }
+pub(super) fn or_planes<T: Pod>(bytes: &[u8; 32], at: usize, q: &mut [T]) {
+    const ONE: u64 = 0x0101_0101_0101_0101;
+    for (plane, q) in bytemuck::cast_slice_mut::<T, u8>(q).as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (q, b) in q.as_chunks_mut::<8>().0.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *q = (u64::from_le_bytes(*q) | (u64::from_le_bytes(*b) >> plane & ONE) << at).to_le_bytes();
         }
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::activations::{BF16_STEP, STEP, Scales, WIDE};
 use super::int8;
-use super::isa::{Isa, LANES};
+use super::isa::{self, Isa, LANES};
 use super::product::Bf16Tiles;
 use crate::tensor::{self, GgmlType, Matrix};
 
@@ -21,6 +21,13 @@ pub struct Shape {
     pub x_group: usize,
     /// weights are `scale * q + offset` rather than `scale * q`
     pub offset: bool,
+}
+
+impl Shape {
+    /// Whether activations share a scale for more elements than sums of integers run over: see [`Scales::Mixed`].
+    pub fn mixed(&self) -> bool {
+        self.x_group == WIDE && self.group < WIDE
+    }
 }
 
 /// The fewest weights that share a scale.
@@ -46,11 +53,13 @@ impl Arithmetic {
     /// What is right for weights of a type. What a second quantization to int8 adds cannot be seen beside the error of
     /// types of up to four bits (benches/NOTES.md), so those take wide scales where `fast` allows it; others keep the
     /// scales of their blocks, or go to bfloat16 where `bf16` says that its products are fast, and that faster than
-    /// `short` groups are.
-    pub(super) const fn of(dtype: GgmlType, fast: bool, bf16: bool, short: bool) -> Self {
+    /// `short` groups are. Activations have wide scales too where `mixed` says that this is faster and the weights have
+    /// less than 8 bits.
+    pub(super) const fn of(dtype: GgmlType, fast: bool, bf16: bool, short: bool, mixed: bool) -> Self {
         use GgmlType::*;
         match dtype {
             Q4_0 | Q4_1 | Q4_K | IQ4_NL | IQ4_XS | MXFP4 | Q3_K | Q2_K if fast => Arithmetic::Int8(Scales::Wide),
+            Q5_0 | Q5_1 | Q5_K | Q6_K if fast && mixed => Arithmetic::Int8(Scales::Mixed),
             _ if has_int8(dtype) && !(fast && bf16 && short) => Arithmetic::Int8(Scales::Blocks),
             _ if fast && bf16 => Arithmetic::Bf16,
             _ => Arithmetic::F32,
@@ -62,7 +71,7 @@ impl Arithmetic {
 pub(super) fn shape(dtype: GgmlType, scales: Scales) -> Shape {
     let (group, offset) = blocks::groups(dtype).expect("a type with an int8 form, checked by matmul's caller");
     match scales {
-        Scales::Blocks => Shape { group, x_group: scales.group(), offset },
+        Scales::Blocks | Scales::Mixed => Shape { group, x_group: scales.group(), offset },
         Scales::Wide => Shape { group: WIDE, x_group: WIDE, offset: false },
     }
 }
@@ -97,15 +106,9 @@ const AHEAD: usize = 4;
 /// Asks for the bytes of a row that will be wanted soon.
 #[inline(always)]
 fn prefetch(w: &Matrix, place: &Place, row: usize) {
-    #[cfg(target_arch = "x86_64")]
     if row < place.rows.end {
-        for line in place.bytes(w, row).chunks(64) {
-            // SAFETY: SSE is part of x86-64, and prefetching reads nothing
-            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
-        }
+        place.bytes(w, row).chunks(64).for_each(|line| isa::prefetch(line.as_ptr()));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (w, place, row);
 }
 
 /// Part of `w` as an int8 panel in `to`. With `biased`, `start` holds `-128 * sum of q`.
@@ -146,7 +149,7 @@ pub(super) fn int8_panel<I: Isa>(
             }
             if biased {
                 let start = &mut to.start[at..at + groups];
-                part.starts(isa, n, shape.group, start);
+                part.starts(isa, shape.group, start);
             }
         }
     }
@@ -166,38 +169,33 @@ impl Default for Part {
 }
 
 impl Part {
-    /// -128 times the sum of each group of the first `n` elements.
+    /// -128 times the sum of each group.
     #[inline(always)]
-    fn starts<I: Isa>(&self, isa: I, n: usize, group: usize, starts: &mut [i32]) {
-        starts.fill(0);
-        for (s, q) in self.q.as_chunks::<STEP>().0.iter().enumerate().take(n.div_ceil(STEP)) {
-            let sums = isa.sums_of_4(q);
-            for (i, four) in sums.as_chunks::<4>().0.iter().enumerate() {
-                // what lies behind `n` is zero, but has no group where it fills up a step
-                if let Some(start) = starts.get_mut((s * STEP + i * 16) / group) {
-                    *start -= 128 * (four[0] + four[1] + (four[2] + four[3]));
-                }
-            }
+    fn starts<I: Isa>(&self, isa: I, group: usize, starts: &mut [i32]) {
+        let mut sums = [0; LANES];
+        isa.group_sums(&self.q, group, &mut sums);
+        for (start, sum) in starts.iter_mut().zip(sums) {
+            *start = -128 * sum;
         }
     }
 
-    /// The `n` elements of `bytes`; what lies behind `n` in the last step becomes zeros.
+    /// The `n` elements of `bytes`; what lies behind `n` becomes zeros.
     #[inline(always)]
     fn unpack<I: Isa>(&mut self, isa: I, dtype: GgmlType, bytes: &[u8], n: usize, scales: Scales) {
         match scales {
             Scales::Wide => self.scale[0] = wide::unpack(isa, dtype, bytes, n, &mut self.q),
-            Scales::Blocks => blocks::unpack(dtype, bytes, &mut self.q, &mut self.scale, &mut self.offset),
+            Scales::Blocks | Scales::Mixed => {
+                blocks::unpack(isa, dtype, bytes, &mut self.q, &mut self.scale, &mut self.offset)
+            }
         }
-        if !n.is_multiple_of(STEP) {
-            self.q[n..n.next_multiple_of(STEP)].fill(0);
-        }
+        self.q[n..].fill(0);
     }
 }
 
 /// Part of `w` as a bfloat16 panel, [step of 32][R][32]: BF16 as it is, other types rounded.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other has products in bfloat16 here
-pub(super) fn bf16_panel(w: &Matrix, place: &Place, panel: &mut [u16], tiles: impl Bf16Tiles) {
+pub(super) fn bf16_panel<I: Isa>(isa: I, w: &Matrix, place: &Place, panel: &mut [u16], tiles: impl Bf16Tiles) {
     let (r, len) = (place.panel_rows, place.k.len());
     let panel = panel.as_chunks_mut::<BF16_STEP>().0;
     let mut row = [0.0f32; WIDE];
@@ -219,7 +217,7 @@ pub(super) fn bf16_panel(w: &Matrix, place: &Place, panel: &mut [u16], tiles: im
             let n = WIDE.min(len - first);
             let bytes = &bytes[first / block * size..][..n / block * size];
             match blocks::groups(w.dtype()) {
-                Some((group, offset)) => scaled(w.dtype(), bytes, group, offset, &mut row),
+                Some((group, offset)) => scaled(isa, w.dtype(), bytes, group, offset, &mut row),
                 None => floats(w.dtype(), bytes, &mut row[..n]),
             }
             row[n..n.next_multiple_of(BF16_STEP)].fill(0.0);
@@ -248,9 +246,9 @@ fn copy_step(from: &[u8], to: &mut [u16; BF16_STEP]) {
 
 /// Up to 256 elements of a type that has an int8 form as floats: quicker than decoding them, and the same up to rounding.
 #[inline(always)]
-fn scaled(dtype: GgmlType, bytes: &[u8], group: usize, offset: bool, row: &mut [f32; WIDE]) {
+fn scaled<I: Isa>(isa: I, dtype: GgmlType, bytes: &[u8], group: usize, offset: bool, row: &mut [f32; WIDE]) {
     let mut part = Part::default();
-    blocks::unpack(dtype, bytes, &mut part.q, &mut part.scale, &mut part.offset);
+    blocks::unpack(isa, dtype, bytes, &mut part.q, &mut part.scale, &mut part.offset);
     for (i, (to, q)) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(part.q.as_chunks::<LANES>().0).enumerate() {
         let g = i * LANES / group;
         let (scale, offset) = (part.scale[g], if offset { part.offset[g] } else { 0.0 });

@@ -4,7 +4,7 @@
 //! weights: every group gets a table of 16 bytes, and a weight is looked up in it. The scale fits the largest value that
 //! the group could hold. Products and sums are not fused here, so that all instruction sets make the same bytes.
 
-use super::blocks;
+use super::blocks::{self, CODES, CODES_FP4, CODES_IQ4, CODES_Q4_0, codes};
 use crate::kernels::activations::WIDE;
 use crate::kernels::isa::{CELLS, Isa, LANES};
 use crate::tensor::GgmlType;
@@ -45,38 +45,8 @@ fn scale_of(peak: f32) -> (f32, f32) {
     (if d.is_normal() || !d.is_finite() { d } else { 0.0 }, if inverse.is_finite() { inverse } else { 0.0 })
 }
 
-/// The numbers of the codes.
-const CODES: [f32; LANES] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
-const fn codes(first: i32, count: usize) -> [f32; LANES] {
-    let mut v = [0.0; LANES];
-    let mut i = 0;
-    while i < LANES {
-        v[i] = (first + (i % count) as i32) as f32;
-        i += 1;
-    }
-    v
-}
-const CODES_Q4_0: [f32; LANES] = codes(-8, 16);
 const CODES_Q3: [f32; LANES] = codes(-4, 8);
 const CODES_Q2: [f32; LANES] = codes(0, 4);
-const CODES_IQ4: [f32; LANES] = {
-    let mut v = [0.0; LANES];
-    let mut i = 0;
-    while i < LANES {
-        v[i] = IQ4_VALUES[i] as f32;
-        i += 1;
-    }
-    v
-};
-const CODES_FP4: [f32; LANES] = {
-    let mut v = [0.0; LANES];
-    let mut i = 0;
-    while i < LANES {
-        v[i] = FP4_VALUES[i] as f32;
-        i += 1;
-    }
-    v
-};
 
 /// The values that the groups of up to 256 elements may have: `a * codes + b` in each. Groups beyond the end have none but
 /// zero.
@@ -126,27 +96,29 @@ impl Values {
         }
         isa.tables([v[0], v[0], v[1], v[1]])
     }
+
+    /// Groups of 32, each in 16 bytes.
+    #[inline(always)]
+    fn look_up<I: Isa>(&self, isa: I, quants: [&[u8; 16]; WIDE / 32], inverse: I::F32, q: &mut [i8; WIDE]) {
+        for (s, q) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate() {
+            isa.look_up_two([quants[2 * s], quants[2 * s + 1]], self.pair(isa, s, inverse), q);
+        }
+    }
 }
 
 /// Up to eight blocks of 32: sixteen bytes whose low nibbles are the first 16 elements, high ones the others.
 #[inline(always)]
-fn simple<I: Isa, B: Block>(
+fn simple<'a, I: Isa, B: Block>(
     isa: I,
-    bytes: &[u8],
+    bytes: &'a [u8],
     mut values: Values,
     (least, greatest): (f32, f32),
     q: &mut [i8; WIDE],
-    parts: impl Fn(&B) -> (f32, f32, &[u8; 16]),
+    parts: impl Fn(&'a B) -> (f32, f32, &'a [u8; 16]),
 ) -> f32 {
-    const NONE: [u8; 16] = [0; 16];
-    let mut quants = [&NONE; WIDE / 32];
-    for (g, bytes) in bytes.chunks_exact(size_of::<B>()).enumerate().take(WIDE / 32) {
-        (values.a[g], values.b[g], quants[g]) = parts(blocks::one(bytes));
-    }
+    let quants = blocks::quants(bytes, &mut values.a, &mut values.b, parts);
     let (scale, inverse) = values.scale(isa, least, greatest);
-    for (s, q) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate() {
-        isa.look_up_two([quants[2 * s], quants[2 * s + 1]], values.pair(isa, s, inverse), q);
-    }
+    values.look_up(isa, quants, inverse, q);
     scale
 }
 
@@ -157,10 +129,7 @@ fn iq4_xs<I: Isa>(isa: I, b: &BlockIQ4_XS, q: &mut [i8; WIDE]) -> f32 {
         values.a[g] = d * f32::from(scale_iq4_xs(b, g));
     }
     let (scale, inverse) = values.scale(isa, CODES_IQ4[0], CODES_IQ4[15]);
-    let quants = b.qs.as_chunks::<16>().0;
-    for (s, q) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate() {
-        isa.look_up_two([&quants[2 * s], &quants[2 * s + 1]], values.pair(isa, s, inverse), q);
-    }
+    values.look_up(isa, blocks::quants_of_iq4_xs(b), inverse, q);
     scale
 }
 
@@ -185,12 +154,9 @@ fn q3_k<I: Isa>(isa: I, b: &BlockQ3_K, q: &mut [i8; WIDE]) -> f32 {
     for (a, s) in values.a.iter_mut().zip(scales_q3_k(&b.scales)) {
         *a = d * f32::from(s);
     }
-    let mut indices = crumbs(&b.qs);
-    for (plane, q) in indices.as_flattened_mut().as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for (q, mask) in q.iter_mut().zip(&b.hmask) {
-            *q |= (mask >> plane & 1) << 2;
-        }
-    }
+    let mut indices = [[0; CELLS]; 4];
+    blocks::crumbs(&b.qs, indices.as_flattened_mut());
+    blocks::or_planes(&b.hmask, 2, indices.as_flattened_mut());
     sixteens(isa, &values, (-4.0, 3.0), &indices, q)
 }
 
@@ -201,21 +167,9 @@ fn q2_k<I: Isa>(isa: I, b: &BlockQ2_K, q: &mut [i8; WIDE]) -> f32 {
         values.a[g] = d * f32::from(b.scales[g] & 15);
         values.b[g] = -(dmin * f32::from(b.scales[g] >> 4));
     }
-    sixteens(isa, &values, (0.0, 3.0), &crumbs(&b.qs), q)
-}
-
-/// Twice 32 bytes of four 2-bit planes: each plane is 32 elements.
-#[inline(always)]
-fn crumbs(bytes: &[u8; 64]) -> [[u8; CELLS]; 4] {
     let mut indices = [[0; CELLS]; 4];
-    for (b, q) in bytes.as_chunks::<32>().0.iter().zip(indices.as_chunks_mut::<2>().0) {
-        for (plane, q) in q.as_flattened_mut().as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for i in 0..32 {
-                q[i] = b[i] >> (2 * plane) & 3;
-            }
-        }
-    }
-    indices
+    blocks::crumbs(&b.qs, indices.as_flattened_mut());
+    sixteens(isa, &values, (0.0, 3.0), &indices, q)
 }
 
 /// Groups of 16 elements.
@@ -239,16 +193,13 @@ fn sixteens<I: Isa>(
 #[inline(always)]
 fn scaled<I: Isa>(isa: I, dtype: GgmlType, bytes: &[u8], n: usize, q: &mut [i8; WIDE]) -> f32 {
     let (mut scales, mut offsets) = ([0.0; 16], [0.0; 16]);
-    blocks::unpack(dtype, bytes, q, &mut scales, &mut offsets);
+    blocks::unpack(isa, dtype, bytes, q, &mut scales, &mut offsets);
     let (width, offset) = blocks::groups(dtype).unwrap_or((32, false));
     let mut values = [[0.0f32; LANES]; WIDE / LANES];
     let mut peak = isa.splat(0.0);
     for (i, (values, q)) in values.iter_mut().zip(q.as_chunks::<LANES>().0).enumerate().take(n / LANES) {
-        for (v, q) in values.iter_mut().zip(q) {
-            *v = f32::from(*q);
-        }
         let g = i * LANES / width;
-        let mut v = isa.mul(isa.splat(scales[g]), isa.load(values));
+        let mut v = isa.mul(isa.splat(scales[g]), isa.load_i8(q));
         if offset {
             v = isa.add(v, isa.splat(offsets[g]));
         }
