@@ -64,7 +64,7 @@ fn unpack<'a>(device: &'a Device, w: &Matrix, bytes: &[u8], scales: Scales) -> U
             let arguments = arguments![&from, row_bytes, r, k, &to.q, &to.scale];
             device.launch(&format!("unpack_{name}_wide"), blocks(groups * 8), 256, 0, arguments);
         }
-        Scales::Blocks => {
+        Scales::Blocks | Scales::Mixed => {
             let arguments = arguments![&from, row_bytes, r, k, &to.q, &to.scale, &to.offset];
             device.launch(&format!("unpack_{name}_blocks"), blocks(groups), 256, 0, arguments);
         }

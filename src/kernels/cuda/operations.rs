@@ -201,8 +201,8 @@ impl Tile {
         let (rows, tokens) = (self.rows, self.tokens);
         let floats = match (scales, offset) {
             (Scales::Wide, _) => rows + 1 + tokens + 1,
-            (Scales::Blocks, false) => groups * rows + 1 + STEP / 32 * tokens + 1,
-            (Scales::Blocks, true) => 2 * groups * rows + STEP / 32 * tokens + groups * tokens,
+            (_, false) => groups * rows + 1 + STEP / 32 * tokens + 1,
+            (_, true) => 2 * groups * rows + STEP / 32 * tokens + groups * tokens,
         };
         (rows + tokens) * STEP + floats * size_of::<f32>()
     }
@@ -214,7 +214,7 @@ pub(super) fn adds(epilogue: Epilogue) -> i32 {
 
 /// How weights of a type are multiplied on a card: as on a processor without bfloat16, but floats in bfloat16.
 pub fn arithmetic(dtype: GgmlType) -> Arithmetic {
-    match Arithmetic::of(dtype, true, false, false) {
+    match Arithmetic::of(dtype, true, false, false, false) {
         Arithmetic::F32 => Arithmetic::Bf16,
         int8 => int8,
     }
@@ -285,17 +285,19 @@ pub fn round(queue: &Queue, from: Source, n: usize, k: usize, to: Part<'_, u16>)
 pub fn product_int8(queue: &Queue, w: Weights, x: Int8, y: Part<'_, f32>, epilogue: Epilogue) -> Result<()> {
     let Weights { dtype, rows, cols, .. } = w;
     let there = x.memory.q.len() >= x.n * x.k;
-    check(has_int8(dtype) && there && x.k == cols && y.len() == x.n * rows, "an int8 product")?;
+    // there are no kernels for mixed scales, which `arithmetic` does not give
+    let has_kernel = has_int8(dtype) && x.scales != Scales::Mixed;
+    check(has_kernel && there && x.k == cols && y.len() == x.n * rows, "an int8 product")?;
     if let Some((unpacked, first)) = w.unpacked(x.n)
         && !unpacked.is_bf16()
     {
         return unpacked.product_int8(queue, (first, rows), x, y, epilogue);
     }
     let (kind, tile) = match x.scales {
-        Scales::Blocks => ("blocks", LARGE),
         // larger tiles would leave multiprocessors idle
         Scales::Wide if LARGE.blocks(x.n, rows) < queue.gpu().multiprocessors() => ("few", FEW),
         Scales::Wide => ("wide", LARGE),
+        Scales::Blocks | Scales::Mixed => ("blocks", LARGE),
     };
     let name = format!("product_{}_{kind}", dtype.name());
     let grid = tile.grid(x.n, rows, tile.int8_shared(dtype, x.scales));

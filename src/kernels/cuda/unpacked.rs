@@ -39,10 +39,8 @@ impl Form {
         use GgmlType::*;
         match (arithmetic(dtype), dtype) {
             (Arithmetic::Int8(Scales::Wide), _) => Some(Form::Wide),
-            (Arithmetic::Int8(Scales::Blocks), Q6_K | Q3_K | Q2_K) => None,
-            (Arithmetic::Int8(Scales::Blocks), _) => {
-                Some(Form::Blocks { offset: matches!(dtype, Q4_1 | Q5_1 | Q4_K | Q5_K) })
-            }
+            (Arithmetic::Int8(_), Q6_K | Q3_K | Q2_K) => None,
+            (Arithmetic::Int8(_), _) => Some(Form::Blocks { offset: matches!(dtype, Q4_1 | Q5_1 | Q4_K | Q5_K) }),
             _ => Some(Form::Bf16),
         }
     }
