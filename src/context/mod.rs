@@ -350,8 +350,8 @@ impl Context {
     /// The codes of a picture, row by row. Its sides are multiples of [`Model::downsampling`].
     ///
     /// # Errors
-    /// `InvalidArgument` for other sides, `Unsupported` without an image tokenizer, `OutOfMemory`. Here and in the
-    /// three functions below.
+    /// `InvalidArgument` for other sides, `Unsupported` without an image tokenizer, `OutOfMemory`; on a graphics card also
+    /// `Device`, and `Busy` while another call uses it. Here and in the three functions below.
     pub fn encode_image(&self, picture: &RgbImage) -> Result<Vec<u32>> {
         self.inner.encode(&self.exec(), picture)
     }

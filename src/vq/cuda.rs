@@ -108,6 +108,19 @@ impl CudaImages {
         Ok(CudaImages { queue: Queue::new(gpu)?, convs: HashMap::new(), norms: HashMap::new() })
     }
 
+    /// An error where the kernels do not have the sizes of an image tokenizer.
+    pub fn check(config: &Config, file: &str) -> Result<()> {
+        let channels = config.encoder.channels.iter().chain(&config.decoder.channels).chain([&config.channels]);
+        match channels.copied().find(|channels| !channels.is_multiple_of(8)) {
+            None => Ok(()),
+            Some(channels) => {
+                let reason =
+                    format!("the CUDA kernels are not for image tokenizers of {channels} channels; run it on the cpu");
+                Err(Error::unsupported(file, reason))
+            }
+        }
+    }
+
     pub(super) fn run<'a>(
         &'a mut self,
         exec: &'a Exec<'a>,

@@ -124,12 +124,12 @@ fn a_model_larger_than_the_card_keeps_its_first_layers_on_the_processor() {
     let mut last = all;
     let mut between = 0;
     // around what is spared for others and the buffers of a batch
-    for mebibytes in (300..=340).rev().step_by(2) {
+    for mebibytes in (300..=400).rev().step_by(2) {
         driver.restart();
         driver.set("MEMORY", mebibytes << 20);
         let context = card.context(None);
         let layers = context.gpu_layers();
-        assert!(layers <= last && (mebibytes < 340 || layers == all), "{layers} layers in {mebibytes} MiB");
+        assert!(layers <= last && (mebibytes < 400 || layers == all), "{layers} layers in {mebibytes} MiB");
         last = layers;
         if (1..all).contains(&layers) {
             between += 1;

@@ -5,7 +5,11 @@
 
 mod failures;
 mod generations;
+mod golden;
 #[path = "../cuda/library.rs"]
 mod library;
 mod pictures;
 mod support;
+#[allow(dead_code)] // the golden tests read more
+#[path = "../golden_support/tensors.rs"]
+mod tensors;

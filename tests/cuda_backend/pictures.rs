@@ -1,6 +1,6 @@
 //! The demo model's image tokenizer on a card, beside the processor.
 
-use mmada::{Context, Error, Message, TextRequest};
+use mmada::{Canceller, Context, Error, Message, TextRequest};
 
 use crate::support::{Card, close, cpu, demo, run};
 
@@ -61,4 +61,21 @@ fn a_picture_that_the_card_has_no_memory_for_is_an_error_and_smaller_ones_go_on(
     context.decode_image(&few, 2, 2).unwrap();
     let bad = context.decode_image(&[u32::MAX; 4], 2, 2).unwrap_err();
     assert!(matches!(bad, Error::InvalidArgument(_)), "{bad}");
+}
+
+#[test]
+fn a_cancelled_picture_can_be_followed_by_another_and_all_memory_is_given_back() {
+    let card = Card::open();
+    let context = card.context(None);
+    let canceller = Canceller::default();
+    canceller.cancel();
+    let error = context.clone().with_canceller(canceller).decode_image(&codes(4), 2, 2).unwrap_err();
+    assert!(matches!(error, Error::Cancelled));
+    context.decode_image(&codes(4), 2, 2).unwrap();
+    drop(context);
+    if let Some(driver) = card.driver() {
+        for what in ["allocations", "pinned", "objects", "contexts"] {
+            assert_eq!(driver.count(what), 0, "{what} are left");
+        }
+    }
 }

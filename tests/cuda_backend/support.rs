@@ -38,7 +38,7 @@ fn is_card() -> bool {
 }
 
 /// A file of the repository, or of the folder that `MMADA_TEST_DATA` names.
-fn data(path: &str) -> PathBuf {
+pub fn data(path: &str) -> PathBuf {
     let root = std::env::var_os("MMADA_TEST_DATA").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     PathBuf::from(root).join(path)
 }

@@ -92,6 +92,9 @@ impl Card {
         let gpu = Gpu::open(index)?;
         let (transformer, c) = (model.transformer(), model.config());
         CudaWeights::check(c, model.file())?;
+        if let Some(images) = model.images() {
+            CudaImages::check(images.config(), model.file())?;
+        }
         if let (Some(sentence), Some(logger)) = (self_check(&gpu)?, &options.logger) {
             logger.log(LogLevel::Warn, &format!("{}: {sentence}", model.file()));
         }
@@ -99,7 +102,8 @@ impl Card {
             Some(layers) => c.layers.saturating_sub(layers),
             None => {
                 let room = gpu.free_memory()?.saturating_sub(SPARE);
-                let buffers = CudaState::bytes(c, TOKENS.min(transformer.max_positions()));
+                let tokens = TOKENS.min(transformer.max_positions());
+                let buffers = CudaState::bytes(c, tokens).saturating_add(image_bytes(model));
                 let fits = |&first: &usize| CudaWeights::bytes(transformer, first).saturating_add(buffers) <= room;
                 // where nothing fits the attempt says what was missing
                 (0..c.layers).find(fits).unwrap_or(c.layers)
@@ -159,6 +163,17 @@ impl Card {
         let cpu = Cpu::new(run, state, transformer);
         exec.run(|| transformer.forward_on(&mut Offload::new(cpu, cuda), batch, logits, observers))
     }
+}
+
+/// What the image tokenizer takes on a card, at most, for a picture of the model's own size.
+fn image_bytes(model: &Model) -> usize {
+    let (Some(images), Some(side)) = (model.images(), model.downsampling()) else { return 0 };
+    let codes = model.image_size() / side;
+    let scratch = [images.encode_cost(codes, codes), images.decode_cost(codes, codes)].map(|cost| cost.scratch_bytes);
+    let maps = usize::try_from(scratch.into_iter().fold(0, u64::max)).unwrap_or(usize::MAX);
+    let weights = model.header().tensors.iter().filter(|t| t.name.starts_with("vq.")).map(|t| t.range.len());
+    // of 16 bits in the file, as a rule, and two terms of those on the card
+    maps.saturating_add(weights.sum::<usize>().saturating_mul(2))
 }
 
 /// A batch to sample from, by whom it is asked for.
