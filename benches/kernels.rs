@@ -12,10 +12,10 @@
 //!
 //! Without options: the best variant, 4096 x 4096, n = 32, 128 and 512, one thread and all (0). `--all` takes
 //! everything. Where products or attention are chosen by their options, only those run. `--quantize` counts the time
-//! for quantizing the activations too. `--pack` shows every product with packed weights as well (type and +). `--tsv` prints one line per result for programs, and no peaks. Paths are
-//! `blocks` (int8 with the scales of the blocks), `mixed` (the same, activations with one for 256 elements), `wide` (both
-//! with one for 256), `bf16` and `f32`; `fast` and
-//! `exact` stand for what the library takes by itself.
+//! for quantizing the activations too. `--pack` shows every product with packed weights as well (type and +). `--tsv`
+//! prints one line per result for programs, and no peaks. Paths are `blocks` (int8 with the scales of the blocks),
+//! `mixed` (the same, activations with one for 256 elements), `wide` (both with one for 256), `bf16` and `f32`; `fast`
+//! and `exact` stand for what the library takes by itself.
 
 mod measure;
 
