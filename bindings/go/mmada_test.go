@@ -9,6 +9,7 @@ import (
 	"image/color"
 	"image/png"
 	"io/fs"
+	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
