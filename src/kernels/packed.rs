@@ -211,6 +211,7 @@ pub(super) struct PackPanel<'a> {
 }
 
 impl PackPanel<'_> {
+    #[cfg(target_arch = "x86_64")] // elsewhere there is nothing to choose
     pub(super) fn arithmetic(&self) -> Arithmetic {
         self.layout.arithmetic
     }
