@@ -362,7 +362,7 @@ impl Bench<'_> {
             let all = 0..n;
             let sequences = std::slice::from_ref(&all);
             let shape = Attention { heads, kv_heads: heads, head_dim: dim, sequences, mask: None };
-            let precision = if kernels.has_bf16_attention() { Precision::Bf16 } else { Precision::F32 };
+            let precision = if kernels.prefers_bf16() { Precision::Bf16 } else { Precision::F32 };
             let mut scratch = Scratch::default();
             shape.run(&exec, precision, &mut scratch, &q, &k, &v, &mut out)?;
             let error = accepted(attention_error(heads, dim, n, [&q, &k, &v, &out]), ATTENTION_BOUND)

@@ -233,7 +233,7 @@ fn parts(o: &Options, machine: &Machine, context: &Context, n: usize) -> Outcome
     let (heads, kv_heads, head_dim) = (c.heads, c.kv_heads, c.head_dim);
     let all = 0..n;
     let shape = Attention { heads, kv_heads, head_dim, sequences: std::slice::from_ref(&all), mask: None };
-    let precision = if exec.kernels.has_bf16_attention() { Precision::Bf16 } else { Precision::F32 };
+    let precision = if exec.kernels.prefers_bf16() { Precision::Bf16 } else { Precision::F32 };
     let (mut scratch, mut done) = (Scratch::default(), Ok(()));
     let attended = best(context.threads(), o.seconds, || {
         done = shape.run(&exec, precision, &mut scratch, &q, &k, &x[..kv], &mut h);

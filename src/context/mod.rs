@@ -58,7 +58,8 @@ pub struct ContextOptions {
     /// something that only it has, or where no card can be used, which the logger is told.
     pub device: DeviceChoice,
     /// How many of the network's blocks run on the graphics card, the last ones and the output; the others run on the
-    /// processor, threads and all. `None`: as many as there is memory for.
+    /// processor, threads and all. `None`: as many as there is memory for. Not looked at where everything runs on the
+    /// processor.
     pub gpu_layers: Option<usize>,
     /// Told how much of the weights has been copied to a graphics card, in bytes, and how much there is; after every 16 MiB
     /// or so. If it returns false, making the context fails with [`Error::Cancelled`].
@@ -87,7 +88,8 @@ impl fmt::Debug for ContextOptions {
 /// by step.
 ///
 /// A context belongs to the process that made it. In a process forked from that, everything that would run fails with
-/// [`Error::Forked`] and dropping it is harmless; a new context of the same model works.
+/// [`Error::Forked`] and dropping it is harmless; a new context of the same model works. On the processor, that is: NVIDIA's
+/// driver does not start in a child of a process that has used it.
 #[derive(Clone)]
 pub struct Context {
     inner: Arc<Inner>,
@@ -169,7 +171,8 @@ impl Context {
     }
 
     /// Lets `canceller` stop whatever is done through this handle, also what takes no canceller of its own: a call that
-    /// is running fails with [`Error::Cancelled`] within one layer of the network, and every later one does too.
+    /// is running fails with [`Error::Cancelled`] within one layer of the network (on a graphics card, one pass through all
+    /// of them), and every later one does too.
     /// Generations that are begun here have this canceller instead of one each.
     pub fn with_canceller(self, canceller: Canceller) -> Self {
         Context { canceller: Some(canceller), ..self }
@@ -491,9 +494,8 @@ impl Inner {
     }
 
     fn decode(&self, exec: &Exec, codes: &[u32], width: usize, height: usize) -> Result<RgbImage> {
-        let pixels = self.decode_float(exec, codes, width, height)?;
-        let factor = self.model.downsampling().unwrap_or(1);
-        image::from_unit(&pixels, width * factor, height * factor)
+        let (images, _) = self.images()?;
+        images.picture(&self.decode_float(exec, codes, width, height)?, height, width)
     }
 
     fn images(&self) -> Result<(&ImageTokenizer, &[u8])> {

@@ -274,6 +274,13 @@ impl Model {
         })
     }
 
+    /// The first layer of those that contexts have on a card, if any has.
+    #[cfg(feature = "cuda")]
+    pub(super) fn first_on_card(&self, gpu: &Arc<Gpu>) -> Option<usize> {
+        let card = Arc::as_ptr(gpu) as usize;
+        self.inner.on_cards.keys(|keys| keys.filter(|key| key.0 == card).map(|key| key.1).min())
+    }
+
     fn text(&self) -> Result<&Text> {
         if let Some(text) = self.inner.text.get() {
             return Ok(text);

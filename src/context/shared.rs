@@ -34,6 +34,13 @@ impl<K: PartialEq, T> Shared<K, T> {
         Ok(value)
     }
 
+    /// Looks at the keys of values that are there.
+    #[cfg(feature = "cuda")]
+    pub fn keys<R>(&self, look: impl FnOnce(&mut dyn Iterator<Item = &K>) -> R) -> R {
+        let list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        look(&mut list.iter().filter(|(_, value)| value.strong_count() > 0).map(|(key, _)| key))
+    }
+
     #[allow(clippy::type_complexity)]
     fn find(&self, key: &K) -> (MutexGuard<'_, Vec<(K, Weak<T>)>>, Option<Arc<T>>) {
         let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);

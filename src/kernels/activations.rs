@@ -5,7 +5,7 @@
 //! ```text
 //! cells  [block][step][16 cells][16 rows]     a vector holds the same cell of 16 rows
 //! scale  [block][group][16 rows] f32          int8: group = 32 or 256 elements with one scale
-//! sums   [block][16 elements][16 rows] f32    int8 with groups of 32
+//! sums   [block][16 elements][16 rows] f32    int8, unless scales are wide
 //! ```
 //!
 //! The last block is filled up with rows of zeros, the last step with cells of zeros.

@@ -228,7 +228,7 @@ impl Kernels {
         return false;
     }
 
-    /// Whether they are faster than products in f32.
+    /// Whether they are faster than products in f32, and attention too.
     pub fn prefers_bf16(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.amx.is_some() || self.bf16.is_some_and(|isa| isa.pays());
@@ -244,9 +244,9 @@ impl Kernels {
         false
     }
 
-    /// Whether attention in bfloat16 is in hardware here, and so faster than in f32.
+    /// Whether attention in bfloat16 is in hardware here.
     pub fn has_bf16_attention(&self) -> bool {
-        self.prefers_bf16()
+        self.has_bf16()
     }
 
     /// Whether [`conv::Convolution`](super::conv::Convolution) runs here.
@@ -260,10 +260,10 @@ impl Kernels {
         self.amx
     }
 
-    /// The token of AVX512-BF16, where these kernels use it.
+    /// The token of AVX512-BF16, where there is one.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn bf16(&self) -> Option<super::avx512::Avx512Bf16> {
-        self.bf16.filter(|_| self.prefers_bf16())
+        self.bf16
     }
 
     /// How weights of a type are best multiplied; `fast` allows 8- and 16-bit products of what is stored in more.

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! 16 rows of activations stand in the lanes of a vector; a cell of weights is broadcast. An int32 sum runs over a group
-//! and leaves through one conversion, one product of scales and one fused multiply-add.
+//! and leaves through one conversion, one product of scales and one fused multiply-add (mixed scales: none of scales, and one
+//! more for 256 elements).
 
 use super::activations::{Int8Rows, STEP};
 use super::isa::{self, CELLS, Isa, LANES, unroll};
@@ -80,7 +81,7 @@ pub mod results {
     pub const MIXED: u8 = 2;
 }
 
-/// All tiles of a block, of MR rows x NV vectors, then one vector; results are in memory.
+/// All tiles of a block, of MR rows x NV vectors, then one vector; results are in memory from group to group.
 ///
 /// # Safety
 /// The slices hold `groups` groups of `panel_rows` rows, `rows <= panel_rows` is a multiple of MR, `x` has all of the
@@ -96,16 +97,18 @@ pub unsafe fn tiles<I: Isa, const MR: usize, const NV: usize>(isa: I, p: &Block<
     }
 }
 
-/// [`tiles`] with RESULTS, one of [`results`]: `MIXED` where, and only where, the shape is.
+/// [`tiles`] with RESULTS, one of [`results`].
 ///
 /// # Safety
-/// As [`tiles`].
+/// As [`tiles`]; `group` is that of the shape (a constant, where the caller knows it), and RESULTS is `MIXED` where, and only
+/// where, the shape is.
 #[inline(always)]
 pub unsafe fn tiles_with<I: Isa, const MR: usize, const NV: usize, const RESULTS: u8>(
     isa: I,
     p: &Block<'_>,
     group: usize,
 ) {
+    debug_assert!(group == p.shape.group && (RESULTS == results::MIXED) == p.shape.mixed());
     let mut block = 0;
     // SAFETY: every tile lies inside the rows and blocks, the rest is the caller's promise
     unsafe {
@@ -170,7 +173,7 @@ unsafe fn tile<I: Isa, const MR: usize, const NV: usize, const RESULTS: u8>(
             if RESULTS == results::MIXED {
                 kept = scale_sums(isa, p, group, sum, kept, (row, g, block));
                 if (g + 1).is_multiple_of(span) || g + 1 == p.groups {
-                    add_scaled(isa, p, kept, acc, (g, block));
+                    add_scaled(isa, p, group, kept, acc, (g, block));
                     kept = [[isa.splat(0.0); NV]; MR];
                 }
             } else {
@@ -245,8 +248,8 @@ unsafe fn leave<I: Isa, const MR: usize, const NV: usize, const RESULTS: u8>(
     unsafe {
         let (at, row_groups) = (row * groups(group) + g, groups(group));
         unroll!(v < NV, of 2 {
-            let x = scale_of_x(isa, p, g, block + v);
-            let x_sum = if p.shape.offset { isa.mul(x, sum_of_x(isa, p, g, block + v)) } else { x };
+            let x = scale_of_x(isa, p, group, (g, block + v));
+            let x_sum = if p.shape.offset { isa.mul(x, sum_of_x(isa, p, group, (g, block + v))) } else { x };
             unroll!(m < MR, {
                 let to = &mut *acc.add(m * p.acc_row + v * LANES).cast::<[f32; LANES]>();
                 let scale = isa.mul(isa.splat(*p.weights.scale.get_unchecked(at + m * row_groups)), x);
@@ -284,7 +287,7 @@ unsafe fn scale_sums<I: Isa, const MR: usize, const NV: usize>(
     // SAFETY: the caller's promise
     unsafe {
         unroll!(v < NV, of 2 {
-            let x_sum = if p.shape.offset { sum_of_x(isa, p, g, block + v) } else { isa.splat(0.0) };
+            let x_sum = if p.shape.offset { sum_of_x(isa, p, group, (g, block + v)) } else { isa.splat(0.0) };
             unroll!(m < MR, {
                 let scale = isa.splat(*p.weights.scale.get_unchecked(at + m * row_groups));
                 kept[m][v] = isa.fused(isa.to_f32(sum[m][v]), scale, kept[m][v]);
@@ -306,6 +309,7 @@ unsafe fn scale_sums<I: Isa, const MR: usize, const NV: usize>(
 unsafe fn add_scaled<I: Isa, const MR: usize, const NV: usize>(
     isa: I,
     p: &Block<'_>,
+    group: usize,
     kept: [[I::F32; NV]; MR],
     acc: *mut f32,
     (g, block): (usize, usize),
@@ -313,7 +317,7 @@ unsafe fn add_scaled<I: Isa, const MR: usize, const NV: usize>(
     // SAFETY: the caller's promise
     unsafe {
         unroll!(v < NV, of 2 {
-            let x = scale_of_x(isa, p, g, block + v);
+            let x = scale_of_x(isa, p, group, (g, block + v));
             unroll!(m < MR, {
                 let to = &mut *acc.add(m * p.acc_row + v * LANES).cast::<[f32; LANES]>();
                 isa.store(isa.fused(kept[m][v], x, isa.load(to)), to);
@@ -325,11 +329,11 @@ unsafe fn add_scaled<I: Isa, const MR: usize, const NV: usize>(
 /// # Safety
 /// `x` has the block and the group.
 #[inline(always)]
-pub(super) unsafe fn scale_of_x<I: Isa>(isa: I, p: &Block<'_>, g: usize, block: usize) -> I::F32 {
+pub(super) unsafe fn scale_of_x<I: Isa>(isa: I, p: &Block<'_>, group: usize, (g, block): (usize, usize)) -> I::F32 {
     let (scale, len) = p.x.scale();
-    let group = (p.k0 + g * p.shape.group) / p.shape.x_group;
+    let x_group = (p.k0 + g * group) / p.shape.x_group;
     // SAFETY: the caller's promise
-    unsafe { isa.load(&*scale.as_ptr().add((p.first_block + block) * len + group * LANES).cast()) }
+    unsafe { isa.load(&*scale.as_ptr().add((p.first_block + block) * len + x_group * LANES).cast()) }
 }
 
 /// Sums of the activations' bytes over a group of 16 or 32 elements.
@@ -337,13 +341,13 @@ pub(super) unsafe fn scale_of_x<I: Isa>(isa: I, p: &Block<'_>, g: usize, block: 
 /// # Safety
 /// `x` has the block and the group.
 #[inline(always)]
-unsafe fn sum_of_x<I: Isa>(isa: I, p: &Block<'_>, g: usize, block: usize) -> I::F32 {
+unsafe fn sum_of_x<I: Isa>(isa: I, p: &Block<'_>, group: usize, (g, block): (usize, usize)) -> I::F32 {
     let (sums, len) = p.x.sums();
-    let first = (p.first_block + block) * len + p.k0 + g * p.shape.group;
+    let first = (p.first_block + block) * len + p.k0 + g * group;
     // SAFETY: the caller's promise: [16 elements][16 rows], so the first element's index is that of its sum
     unsafe {
         let at = sums.as_ptr().add(first).cast::<[f32; LANES]>();
         let sum = isa.load(&*at);
-        if p.shape.group == 32 { isa.add(sum, isa.load(&*at.add(1))) } else { sum }
+        if group == 32 { isa.add(sum, isa.load(&*at.add(1))) } else { sum }
     }
 }

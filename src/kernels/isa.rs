@@ -94,6 +94,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn zero_if_less(self, a: Self::F32, b: Self::F32, v: Self::F32) -> Self::F32;
     /// `a < b ? x : y`
     fn if_less(self, a: Self::F32, b: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32;
+    /// 16 bytes as numbers.
     #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> Self::F32 {
         self.load(&from.map(f32::from))

@@ -284,6 +284,7 @@ mod tests {
         for (dtype, arithmetic, (weight, group, offset)) in [
             (GgmlType::Q4_1, Arithmetic::Int8(Scales::Blocks), (1, 32, true)),
             (GgmlType::Q6_K, Arithmetic::Int8(Scales::Blocks), (1, 16, false)),
+            (GgmlType::Q6_K, Arithmetic::Int8(Scales::Mixed), (1, 16, false)),
             (GgmlType::Q4_K, Arithmetic::Int8(Scales::Wide), (1, 256, false)),
             (GgmlType::BF16, Arithmetic::Bf16, (2, usize::MAX, false)),
         ] {

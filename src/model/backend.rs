@@ -8,7 +8,7 @@ use super::layout::Layout;
 use super::transformer::SequenceRequest;
 use super::weights::TensorRef;
 use crate::error::Result;
-use crate::kernels::Epilogue;
+use crate::kernels::{Epilogue, Scales};
 
 /// Rows of numbers in f32, of all tokens of a batch or of those that are wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,14 +27,37 @@ pub enum Buffer {
     Up,
 }
 
-/// What a product's input is.
+/// What a product's input is; `N` is how weights of a norm are given.
 #[derive(Clone, Copy)]
-pub enum Source<'a> {
+pub enum Source<N> {
     Plain(Buffer),
     /// RMSNorm of `X` with these weights.
-    Normed(&'a TensorRef),
+    Normed(N),
     /// SiLU of `Gate` times `Up`.
     Gated,
+}
+
+/// The input of some projections, as backends keep it: quantized or rounded once for all of them, when the first needs it.
+#[derive(Clone, Copy)]
+pub struct Input<N> {
+    pub from: Source<N>,
+    pub rows: usize,
+    pub width: usize,
+    pub has_int8: Option<Scales>,
+    pub has_bf16: bool,
+}
+
+impl<N> Input<N> {
+    pub fn new(from: Source<N>, rows: usize, width: usize) -> Self {
+        Input { from, rows, width, has_int8: None, has_bf16: false }
+    }
+}
+
+impl<N> Default for Input<N> {
+    /// Nothing.
+    fn default() -> Self {
+        Input::new(Source::Plain(Buffer::X), 0, 0)
+    }
 }
 
 /// Computes forward passes. Numbers of rows are those of the [`Layout`]: all, or from [`Backend::keep_wanted`] on the wanted
@@ -51,7 +74,13 @@ pub trait Backend {
     fn embed(&mut self, table: &TensorRef, batch: &[SequenceRequest]) -> Result<()>;
     /// Decides on the input of the products that follow, with `matrices`: rows of `width` numbers. With `seen` they will be
     /// in a buffer in f32, which is returned.
-    fn input(&mut self, from: Source, rows: usize, matrices: &[&TensorRef], seen: bool) -> Result<Option<Buffer>>;
+    fn input(
+        &mut self,
+        from: Source<&TensorRef>,
+        rows: usize,
+        matrices: &[&TensorRef],
+        seen: bool,
+    ) -> Result<Option<Buffer>>;
     /// `to (=|+=) w input`
     fn project(&mut self, w: &TensorRef, to: Buffer, epilogue: Epilogue) -> Result<()>;
     /// Rotary positions of the first `rows` rows of `Q` or `K`, in place.

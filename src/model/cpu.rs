@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::backend::{Backend, Buffer, Source};
+use super::backend::{Backend, Buffer, Input, Source};
 use super::config::Config;
 use super::layout::Layout;
 use super::state::State;
@@ -11,7 +11,7 @@ use super::weights::TensorRef;
 use crate::error::{Error, Result};
 use crate::kernels::attention::Attention;
 use crate::kernels::elementwise::{Rope, Rows, rms_norm, silu_mul};
-use crate::kernels::{Activations, Arithmetic, Epilogue, Operand, Scales, matmul};
+use crate::kernels::{Activations, Arithmetic, Epilogue, Operand, matmul};
 use crate::tensor;
 
 /// A context's threads and buffers, for one pass.
@@ -20,31 +20,13 @@ pub struct Cpu<'a> {
     state: &'a mut State,
     config: &'a Config,
     rope: &'a Rope,
-    input: Input<'a>,
-}
-
-/// The input of some projections: quantized or rounded once for all of them, when the first needs it.
-#[derive(Clone, Copy)]
-struct Input<'a> {
-    from: From<'a>,
-    rows: usize,
-    width: usize,
-    has_int8: Option<Scales>,
-    has_bf16: bool,
-}
-
-#[derive(Clone, Copy)]
-enum From<'a> {
-    Plain(Buffer),
-    Normed(&'a [f32]),
-    Gated,
+    input: Input<&'a [f32]>,
 }
 
 impl<'a> Cpu<'a> {
     pub fn new(run: &'a Run<'a>, state: &'a mut State, transformer: &'a Transformer) -> Self {
         let Transformer { config, rope, .. } = transformer;
-        let input = Input { from: From::Plain(Buffer::X), rows: 0, width: 0, has_int8: None, has_bf16: false };
-        Cpu { run, state, config, rope, input }
+        Cpu { run, state, config, rope, input: Input::default() }
     }
 
     /// `y (=|+=) w input`, in the arithmetic that the weights' type and the context ask for.
@@ -53,7 +35,7 @@ impl<'a> Cpu<'a> {
         let (exec, len, eps) = (self.run.exec, rows * width, self.config.rms_eps);
         let State { x, h, q, k, v, gate, up, int8, bf16, .. } = &mut *self.state;
         let rows = match from {
-            From::Plain(buffer) => Rows::Plain(
+            Source::Plain(buffer) => Rows::Plain(
                 &match buffer {
                     Buffer::X => x,
                     Buffer::H => h,
@@ -64,8 +46,8 @@ impl<'a> Cpu<'a> {
                     Buffer::Up => up,
                 }[..len],
             ),
-            From::Normed(weight) => Rows::Normed { x: &x[..len], weight, eps },
-            From::Gated => Rows::Gated { gate: &gate[..len], up: &up[..len] },
+            Source::Normed(weight) => Rows::Normed { x: &x[..len], weight, eps },
+            Source::Gated => Rows::Gated { gate: &gate[..len], up: &up[..len] },
         };
         let (dtype, y_rows) = (w.matrix().dtype(), w.matrix().rows());
         let activations = match exec.kernels.arithmetic(dtype, self.run.fast) {
@@ -118,27 +100,33 @@ impl Backend for Cpu<'_> {
         Ok(())
     }
 
-    fn input(&mut self, from: Source, rows: usize, matrices: &[&TensorRef], seen: bool) -> Result<Option<Buffer>> {
+    fn input(
+        &mut self,
+        from: Source<&TensorRef>,
+        rows: usize,
+        matrices: &[&TensorRef],
+        seen: bool,
+    ) -> Result<Option<Buffer>> {
         let (exec, width) = (self.run.exec, matrices.first().map_or(0, |w| w.cols));
         let len = rows * width;
         let floats = seen || matrices.iter().any(|w| self.run.arithmetic(w) == Arithmetic::F32);
         let State { x, h, gate, up, .. } = &mut *self.state;
         let from = match from {
-            Source::Plain(buffer) => From::Plain(buffer),
+            Source::Plain(buffer) => Source::Plain(buffer),
             Source::Normed(weight) if floats => {
                 rms_norm(exec, &x[..len], weight.floats(self.run.file), self.config.rms_eps, &mut h[..len]);
-                From::Plain(Buffer::H)
+                Source::Plain(Buffer::H)
             }
-            Source::Normed(weight) => From::Normed(weight.floats(self.run.file)),
+            Source::Normed(weight) => Source::Normed(weight.floats(self.run.file)),
             Source::Gated if floats => {
                 silu_mul(exec, &mut gate[..len], &up[..len]);
-                From::Plain(Buffer::Gate)
+                Source::Plain(Buffer::Gate)
             }
-            Source::Gated => From::Gated,
+            Source::Gated => Source::Gated,
         };
-        self.input = Input { from, rows, width, has_int8: None, has_bf16: false };
+        self.input = Input::new(from, rows, width);
         Ok(match from {
-            From::Plain(buffer) => Some(buffer),
+            Source::Plain(buffer) => Some(buffer),
             _ => None,
         })
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::backend::{Backend, Buffer, Source};
+use super::backend::{Backend, Buffer, Input, Source};
 use super::config::Config;
 use super::layout::Layout;
 use super::transformer::{SequenceRequest, Transformer, parts_of};
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::kernels::cuda::operations::{self as ops, Angles, Heads, Int8, Int8Memory, Weights};
 use crate::kernels::cuda::{Arena, Gpu, Indices, Memory, Part, Queue, Unpacked};
 use crate::kernels::elementwise::Pairs;
-use crate::kernels::{Arithmetic, Epilogue, Scales};
+use crate::kernels::{Arithmetic, Epilogue};
 use crate::memory::{try_reserve_entry, try_resize};
 use crate::parallel::Exec;
 
@@ -92,8 +92,16 @@ impl CudaWeights {
         }
         for t in matrices() {
             try_reserve_entry(&mut self.unpacked, "a list of unpacked weights")?;
-            if let Some(unpacked) = Unpacked::new(queue, self.matrix(t)?)? {
-                self.unpacked.insert(t.begin(), unpacked);
+            match Unpacked::new(queue, self.matrix(t)?) {
+                Ok(None) => {}
+                Ok(Some(unpacked)) => drop(self.unpacked.insert(t.begin(), unpacked)),
+                Err(Error::OutOfMemory { .. }) => {
+                    // others took what was free a moment ago: products do without
+                    queue.wait()?;
+                    self.unpacked.clear();
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
         }
         queue.wait()
@@ -123,8 +131,9 @@ pub struct CudaState {
     queue: Arc<Queue>,
     tokens: usize,
     buffers: Option<Buffers>,
-    /// what is laid out before anything was begun
-    nothing: Layout,
+    /// how often memory has moved
+    moves: u64,
+    layout: Layout,
 }
 
 struct Buffers {
@@ -149,7 +158,8 @@ struct Buffers {
     wanted: Indices,
     /// which of the wanted rows those of the output are
     places: Indices,
-    layout: Layout,
+    /// on their way to the host, and there
+    logits: Option<Memory<f32>>,
     host: Vec<f32>,
 }
 
@@ -157,7 +167,8 @@ const WHAT: &str = "the buffers of a batch";
 
 impl CudaState {
     pub fn new(gpu: &Arc<Gpu>) -> Result<Self> {
-        Ok(CudaState { queue: Arc::new(Queue::new(gpu)?), tokens: 0, buffers: None, nothing: Layout::default() })
+        let queue = Arc::new(Queue::new(gpu)?);
+        Ok(CudaState { queue, tokens: 0, buffers: None, moves: 0, layout: Layout::default() })
     }
 
     /// Bytes on the card that a batch of `tokens` tokens takes.
@@ -171,13 +182,14 @@ impl CudaState {
             .saturating_add(Indices::bytes(8 * tokens + 3))
     }
 
-    /// Room for `tokens` tokens. Returns whether memory has moved.
-    fn reserve(&mut self, c: &Config, tokens: usize) -> Result<bool> {
+    /// Room for `tokens` tokens, at positions below `positions`.
+    fn reserve(&mut self, c: &Config, tokens: usize, positions: usize) -> Result<()> {
         if tokens <= self.tokens && self.buffers.is_some() {
-            return Ok(false);
+            return Ok(());
         }
         // give back before asking again: the peak is one set of buffers
         (self.buffers, self.tokens) = (None, 0);
+        self.moves += 1;
         let (gpu, widest) = (self.queue.gpu(), c.d_model.max(c.d_ff));
         let floats = |width: usize| Memory::new(gpu, tokens.saturating_mul(width), WHAT);
         let halves = |width: usize| Memory::new(gpu, tokens.saturating_mul(width), WHAT);
@@ -196,15 +208,16 @@ impl CudaState {
             int8: Int8Memory::new(&self.queue, tokens, widest)?,
             bf16: halves(widest)?,
             ids: indices(tokens, c.vocab)?,
-            positions: indices(2 * tokens, c.context.max(tokens))?,
+            positions: indices(2 * tokens, positions)?,
             starts: indices(3 * (tokens + 1), tokens + 1)?,
             wanted: indices(tokens, tokens)?,
             places: indices(tokens, tokens)?,
-            layout: Layout::with_capacity(tokens)?,
+            logits: None,
             host: Vec::new(),
         });
+        self.layout = Layout::with_capacity(tokens)?;
         self.tokens = tokens;
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -215,26 +228,9 @@ pub struct Cuda<'a> {
     config: &'a Config,
     /// whose cancel flag is looked at
     exec: &'a Exec<'a>,
-    input: Input<'a>,
+    input: Input<Part<'a, f32>>,
     /// whether the batch was staged before: see [`Cuda::stage`]
     staged: bool,
-}
-
-/// The input of some projections: quantized or rounded once for all of them, when the first needs it.
-#[derive(Clone, Copy)]
-struct Input<'a> {
-    from: From<'a>,
-    rows: usize,
-    width: usize,
-    has_int8: Option<Scales>,
-    has_bf16: bool,
-}
-
-#[derive(Clone, Copy)]
-enum From<'a> {
-    Plain(Buffer),
-    Normed(Part<'a, f32>),
-    Gated,
 }
 
 impl Buffers {
@@ -256,9 +252,8 @@ impl Buffers {
     }
 
     /// Puts a batch where copies take it from.
-    fn set(&mut self, batch: &[SequenceRequest], all: bool) -> Result<()> {
-        let Buffers { layout, ids, positions, starts, wanted, places, .. } = self;
-        layout.set(batch, all)?;
+    fn set(&mut self, batch: &[SequenceRequest], layout: &Layout) -> Result<()> {
+        let Buffers { ids, positions, starts, wanted, places, .. } = self;
         ids.set(0, batch.iter().flat_map(|s| s.ids).map(|id| *id as usize))?;
         let position = |row: usize| layout.positions[row] as usize;
         let tokens = layout.tokens();
@@ -273,8 +268,8 @@ impl Buffers {
     }
 
     /// Queues the copies of what [`Buffers::set`] has put there.
-    fn send(&self, queue: &Queue, batch: &[SequenceRequest]) -> Result<()> {
-        let (tokens, wanted) = (self.layout.tokens(), self.layout.wanted.len());
+    fn send(&self, queue: &Queue, batch: &[SequenceRequest], layout: &Layout) -> Result<()> {
+        let (tokens, wanted) = (layout.tokens(), layout.wanted.len());
         self.ids.send(queue, tokens)?;
         self.positions.send(queue, tokens + wanted)?;
         self.starts.send(queue, 3 * (batch.len() + 1))?;
@@ -283,33 +278,38 @@ impl Buffers {
     }
 
     /// Rows of the input as the kernels take them.
-    fn source<'b>(&'b self, input: &Input<'b>, eps: f32) -> ops::Source<'b> {
+    fn source<'b>(&'b self, input: &Input<Part<'b, f32>>, eps: f32) -> ops::Source<'b> {
         let len = input.rows * input.width;
         match input.from {
-            From::Plain(buffer) => ops::Source::Plain(self.part(buffer, len)),
-            From::Normed(weight) => ops::Source::Normed { x: self.part(Buffer::X, len), weight, eps },
-            From::Gated => ops::Source::Gated { gate: self.part(Buffer::Gate, len), up: self.part(Buffer::Up, len) },
+            Source::Plain(buffer) => ops::Source::Plain(self.part(buffer, len)),
+            Source::Normed(weight) => ops::Source::Normed { x: self.part(Buffer::X, len), weight, eps },
+            Source::Gated => ops::Source::Gated { gate: self.part(Buffer::Gate, len), up: self.part(Buffer::Up, len) },
         }
     }
 }
 
 impl<'a> Cuda<'a> {
     pub fn new(weights: &'a CudaWeights, state: &'a mut CudaState, config: &'a Config, exec: &'a Exec<'a>) -> Self {
-        let input = Input { from: From::Plain(Buffer::X), rows: 0, width: 0, has_int8: None, has_bf16: false };
-        Cuda { weights, state, config, exec, input, staged: false }
+        Cuda { weights, state, config, exec, input: Input::default(), staged: false }
     }
 
-    /// Makes room for a batch and puts it where copies take it from, so that a pass over it can be recorded, or a recorded
-    /// one be repeated with it. Returns whether memory has moved, and with it what recorded passes work on.
-    pub fn stage(&mut self, batch: &[SequenceRequest], all: bool) -> Result<bool> {
-        self.state.queue.enter()?;
+    /// Makes room for a batch, which was checked, and puts it where copies take it from, so that a pass over it can be
+    /// recorded, or a recorded one be repeated with it.
+    pub fn stage(&mut self, batch: &[SequenceRequest], all: bool) -> Result<()> {
         self.state.queue.wait()?; // copies of the pass before have been made
         let tokens: usize = batch.iter().map(|s| s.ids.len()).sum();
         let rows: usize = batch.iter().map(|s| s.rows.len()).sum();
-        let moved = self.state.reserve(self.config, tokens.max(rows).max(1))?;
-        self.buffers_mut()?.set(batch, all)?;
+        self.state.reserve(self.config, tokens.max(rows).max(1), self.weights.angles.positions())?;
+        let CudaState { layout, buffers, .. } = &mut *self.state;
+        layout.set(batch, all)?;
+        buffers.as_mut().ok_or_else(nothing_begun)?.set(batch, layout)?;
         self.staged = true;
-        Ok(moved)
+        Ok(())
+    }
+
+    /// A number that is another one once memory has moved: what was recorded before works on memory that is gone.
+    pub fn moves(&self) -> u64 {
+        self.state.moves
     }
 
     /// Where its work is queued.
@@ -397,15 +397,11 @@ impl Backend for Cuda<'_> {
             self.stage(batch, all)?;
             self.staged = false;
         }
-        self.state.queue.enter()?; // it may have been staged in another thread
-        self.buffers()?.send(&self.state.queue, batch)
+        self.buffers()?.send(&self.state.queue, batch, &self.state.layout)
     }
 
     fn layout(&self) -> &Layout {
-        match &self.state.buffers {
-            Some(buffers) => &buffers.layout,
-            None => &self.state.nothing,
-        }
+        &self.state.layout
     }
 
     fn check(&self) -> Result<()> {
@@ -418,29 +414,35 @@ impl Backend for Cuda<'_> {
 
     fn embed(&mut self, table: &TensorRef, _: &[SequenceRequest]) -> Result<()> {
         let buffers = self.buffers()?;
-        let tokens = buffers.layout.tokens();
+        let tokens = self.state.layout.tokens();
         let out = buffers.part(Buffer::X, tokens * self.config.d_model);
         ops::embed(&self.state.queue, self.weights.matrix(table)?, &buffers.ids, tokens, out)
     }
 
-    fn input(&mut self, from: Source, rows: usize, matrices: &[&TensorRef], seen: bool) -> Result<Option<Buffer>> {
+    fn input(
+        &mut self,
+        from: Source<&TensorRef>,
+        rows: usize,
+        matrices: &[&TensorRef],
+        seen: bool,
+    ) -> Result<Option<Buffer>> {
         let width = matrices.first().map_or(0, |w| w.cols);
         let from = match from {
-            Source::Plain(buffer) => From::Plain(buffer),
-            Source::Normed(weight) => From::Normed(self.weights.vector(weight)?),
-            Source::Gated => From::Gated,
+            Source::Plain(buffer) => Source::Plain(buffer),
+            Source::Normed(weight) => Source::Normed(self.weights.vector(weight)?),
+            Source::Gated => Source::Gated,
         };
-        self.input = Input { from, rows, width, has_int8: None, has_bf16: false };
+        self.input = Input::new(from, rows, width);
         let to = match from {
-            From::Plain(buffer) => return Ok(Some(buffer)),
+            Source::Plain(buffer) => return Ok(Some(buffer)),
             _ if !seen => return Ok(None),
-            From::Normed(_) => Buffer::H,
-            From::Gated => Buffer::Gate,
+            Source::Normed(_) => Buffer::H,
+            Source::Gated => Buffer::Gate,
         };
         let buffers = self.buffers()?;
         let source = buffers.source(&self.input, self.config.rms_eps);
         ops::floats(&self.state.queue, source, rows, width, buffers.part(to, rows * width))?;
-        self.input.from = From::Plain(to);
+        self.input.from = Source::Plain(to);
         Ok(Some(to))
     }
 
@@ -455,7 +457,7 @@ impl Backend for Cuda<'_> {
             Buffer::K => (self.config.kv_dim(), &buffers.k16),
             _ => (self.config.d_model, &buffers.q16),
         };
-        let tokens = buffers.layout.tokens();
+        let tokens = self.state.layout.tokens();
         // those of the wanted rows stand behind those of all
         let positions = if rows < tokens { tokens..tokens + rows } else { 0..rows };
         let (x, to, len) = (buffers.part(buffer, rows * width), to.part(0..rows * width), positions);
@@ -464,7 +466,7 @@ impl Backend for Cuda<'_> {
 
     fn keep_wanted(&mut self) -> Result<()> {
         let (d, buffers) = (self.config.d_model, self.buffers()?);
-        let wanted = buffers.layout.wanted.len();
+        let wanted = self.state.layout.wanted.len();
         let (x, h) = (buffers.x.all(), buffers.part(Buffer::H, wanted * d));
         ops::gather(&self.state.queue, x, (&buffers.wanted, 0..wanted), d, h)?;
         self.state.queue.copy(buffers.part(Buffer::X, wanted * d), h)
@@ -472,7 +474,7 @@ impl Backend for Cuda<'_> {
 
     fn attention(&mut self, cut: bool) -> Result<()> {
         let (c, buffers, queue) = (self.config, self.buffers()?, &self.state.queue);
-        let layout = &buffers.layout;
+        let layout = &self.state.layout;
         let kv = layout.tokens() * c.kv_dim();
         let v16 = buffers.v16.part(0..kv);
         ops::round(queue, ops::Source::Plain(buffers.part(Buffer::V, kv)), layout.tokens(), c.kv_dim(), v16)?;
@@ -504,20 +506,30 @@ impl Backend for Cuda<'_> {
     fn logits(&mut self, w: &TensorRef, ids: Range<u32>, out: &mut [f32]) -> Result<()> {
         let (rows, width) = (self.input.rows, ids.len());
         let most = (LOGITS / rows.max(1)).max(1).min(width);
-        let buffer = Memory::<f32>::new(self.state.queue.gpu(), rows * most, "logits")?;
-        let mut host = std::mem::take(&mut self.buffers_mut()?.host);
+        let queue = self.state.queue.clone();
+        let buffers = self.buffers_mut()?;
+        let (mut buffer, mut host) = (buffers.logits.take(), std::mem::take(&mut buffers.host));
+        if buffer.as_ref().is_none_or(|buffer| buffer.len() < rows * most) {
+            drop(buffer.take()); // give back before asking again
+            buffer = Some(Memory::new(queue.gpu(), rows * most, "logits")?);
+        }
         try_resize(&mut host, rows * most, "logits")?;
         for part in parts_of(ids.clone(), most) {
             self.check()?;
             let (len, first) = (part.len(), (part.start - ids.start) as usize);
-            let (y, host) = (buffer.part(0..rows * len), &mut host[..rows * len]);
+            let y = buffer.as_ref().ok_or_else(nothing_begun)?.part(0..rows * len);
             self.logits_to(w, part, y)?;
-            self.state.queue.read(y, host)?;
+            if len == width {
+                queue.read(y, &mut out[..rows * len])?;
+                continue;
+            }
+            queue.read(y, &mut host[..rows * len])?;
             for (from, to) in host.chunks_exact(len).zip(out.chunks_exact_mut(width)) {
                 to[first..first + len].copy_from_slice(from);
             }
         }
-        self.buffers_mut()?.host = host;
+        let buffers = self.buffers_mut()?;
+        (buffers.logits, buffers.host) = (buffer, host);
         Ok(())
     }
 

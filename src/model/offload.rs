@@ -65,7 +65,13 @@ impl Backend for Offload<'_> {
         self.now().embed(table, batch)
     }
 
-    fn input(&mut self, from: Source, rows: usize, matrices: &[&TensorRef], seen: bool) -> Result<Option<Buffer>> {
+    fn input(
+        &mut self,
+        from: Source<&TensorRef>,
+        rows: usize,
+        matrices: &[&TensorRef],
+        seen: bool,
+    ) -> Result<Option<Buffer>> {
         self.now().input(from, rows, matrices, seen)
     }
 

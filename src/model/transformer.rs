@@ -219,10 +219,9 @@ impl Transformer {
         observers.layer(b, layers, Buffer::H, rows * d)
     }
 
-    /// Validates a batch; returns its number of tokens.
-    fn check(&self, batch: &[SequenceRequest]) -> Result<usize> {
+    /// An error for a batch that cannot be run: see [`Transformer::forward`].
+    pub fn check(&self, batch: &[SequenceRequest]) -> Result<()> {
         let c = &self.config;
-        let mut tokens = 0usize;
         for s in batch {
             let n = s.ids.len();
             if n == 0 {
@@ -241,9 +240,8 @@ impl Transformer {
             if s.vocab.start > s.vocab.end || s.vocab.end as usize > c.vocab {
                 return Err(Error::invalid(format!("logits of ids {:?} of a vocabulary of {}", s.vocab, c.vocab)));
             }
-            tokens += n;
         }
-        Ok(tokens)
+        Ok(())
     }
 
     /// `x += attn_output(attention(norm(x)))`; returns how many rows `x` has then: in the last layer only those that
@@ -375,6 +373,6 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn attention_precision(&self) -> Precision {
-        if self.fast && self.exec.kernels.has_bf16_attention() { Precision::Bf16 } else { Precision::F32 }
+        if self.fast && self.exec.kernels.prefers_bf16() { Precision::Bf16 } else { Precision::F32 }
     }
 }

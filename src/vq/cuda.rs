@@ -22,7 +22,7 @@ pub(crate) struct CudaImages {
     queue: Queue,
     /// by where they begin in the file
     convs: HashMap<usize, Conv>,
-    norms: HashMap<usize, (Memory<f32>, Memory<f32>)>,
+    norms: HashMap<usize, GroupNorm>,
 }
 
 /// A convolution's weights [outputs, kernel * kernel * padded inputs], and its bias.
@@ -80,9 +80,10 @@ impl Map {
     }
 }
 
-/// A normalization, and whether swish follows it.
+/// A normalization: where its weights begin in the file, and whether swish follows it. It was measured, and stays so until
+/// the next one of these weights.
 pub(super) struct Norm {
-    norm: GroupNorm,
+    begin: usize,
     swish: bool,
 }
 
@@ -98,6 +99,8 @@ pub(super) struct CudaRun<'a> {
     free: Vec<Memory<f32>>,
     /// the input of a convolution
     input: Option<TermsMemory>,
+    /// sums of a group normalization
+    sums: Option<Memory<f64>>,
 }
 
 const WHAT: &str = "a feature map of the image tokenizer";
@@ -128,8 +131,7 @@ impl CudaImages {
         config: &'a Config,
         split: bool,
     ) -> Result<CudaRun<'a>> {
-        self.queue.enter()?;
-        Ok(CudaRun { images: self, exec, bytes, config, split, free: Vec::new(), input: None })
+        Ok(CudaRun { images: self, exec, bytes, config, split, free: Vec::new(), input: None, sums: None })
     }
 
     /// Brings a convolution's weights to the card, unless they are there.
@@ -149,29 +151,26 @@ impl CudaImages {
             }
         }
         // rounded on the card, as everything else is
-        let there = Memory::new(gpu, floats.len(), WEIGHTS)?;
-        self.queue.write(there.all(), &floats)?;
+        let there = self.queue.upload(&floats, WEIGHTS)?;
         let terms = TermsMemory::new(gpu, floats.len(), split, WEIGHTS)?;
         pad(&self.queue, there.all(), padded, padded, terms.all())?;
-        let conv = Conv { terms, cols: cells * padded, bias: Memory::new(gpu, bias.len(), WEIGHTS)? };
-        self.queue.write(conv.bias.all(), &bias)?;
+        let conv = Conv { terms, cols: cells * padded, bias: self.queue.upload(&bias, WEIGHTS)? };
         try_reserve_entry(&mut self.convs, WEIGHTS)?;
         self.convs.insert(weights.begin(), conv);
         Ok(())
     }
 
     fn load_norm(&mut self, weights: &NormWeights, bytes: &[u8]) -> Result<()> {
-        if self.norms.contains_key(&weights.begin()) {
-            return Ok(());
+        if !self.norms.contains_key(&weights.begin()) {
+            let (weight, bias) = weights.read(bytes)?;
+            try_reserve_entry(&mut self.norms, WEIGHTS)?;
+            self.norms.insert(weights.begin(), GroupNorm::new(&self.queue, &weight, &bias)?);
         }
-        let (scale, shift) = weights.read(bytes)?;
-        let gpu = self.queue.gpu();
-        let there = (Memory::new(gpu, scale.len(), WEIGHTS)?, Memory::new(gpu, shift.len(), WEIGHTS)?);
-        self.queue.write(there.0.all(), &scale)?;
-        self.queue.write(there.1.all(), &shift)?;
-        try_reserve_entry(&mut self.norms, WEIGHTS)?;
-        self.norms.insert(weights.begin(), there);
         Ok(())
+    }
+
+    fn norm(&self, begin: usize) -> Result<&GroupNorm> {
+        self.norms.get(&begin).ok_or_else(not_loaded)
     }
 
     fn conv(&self, weights: &ConvWeights) -> Result<(Matrix<'_>, Part<'_, f32>)> {
@@ -206,7 +205,10 @@ impl CudaRun<'_> {
         let memory = match fits.min_by_key(|&i| self.free[i].len()) {
             Some(i) => self.free.swap_remove(i),
             None => {
-                self.free.pop(); // too small for this one: others will find it so too
+                // the largest is too small: it is given up for a new one
+                if let Some(i) = (0..self.free.len()).max_by_key(|&i| self.free[i].len()) {
+                    self.free.swap_remove(i);
+                }
                 Memory::new(self.images.queue.gpu(), len, WHAT)?
             }
         };
@@ -220,7 +222,9 @@ impl CudaRun<'_> {
         let len = x.positions() * padded;
         let input = grown(&mut self.input, self.images.queue.gpu(), len, self.split)?.terms(len);
         match norm {
-            Some(norm) if padded == x.channels => norm.norm.apply(&self.images.queue, x.part(), norm.swish, input)?,
+            Some(norm) if padded == x.channels => {
+                self.images.norm(norm.begin)?.apply(&self.images.queue, x.part(), norm.swish, input)?;
+            }
             Some(_) => return Err(Error::Internal(format!("a normalization of {} channels", x.channels))),
             None => pad(&self.images.queue, x.part(), x.channels, padded, input)?,
         }
@@ -286,10 +290,15 @@ impl Backend for CudaRun<'_> {
 
     fn norm(&mut self, weights: &NormWeights, x: &Map, swish: bool) -> Result<Norm> {
         self.images.load_norm(weights, self.bytes)?;
-        let (scale, shift) = self.images.norms.get(&weights.begin()).ok_or_else(not_loaded)?;
-        let weights = (scale.all(), shift.all());
+        let (begin, len) = (weights.begin(), GroupNorm::sums(x.positions(), x.channels));
+        if self.sums.as_ref().is_none_or(|sums| sums.len() < len) {
+            self.sums = None; // give back before asking again
+            self.sums = Some(Memory::new(self.images.queue.gpu(), len, WHAT)?);
+        }
+        let sums = self.sums.as_ref().ok_or_else(not_loaded)?.all();
         let (groups, epsilon) = (self.config.groups, self.config.epsilon);
-        Ok(Norm { norm: GroupNorm::new(&self.images.queue, x.part(), weights, groups, epsilon)?, swish })
+        self.images.norm(begin)?.measure(&self.images.queue, x.part(), sums, groups, epsilon)?;
+        Ok(Norm { begin, swish })
     }
 
     /// The scores of all positions are in memory at a time: there are a few thousand at the coarsest resolution.

@@ -143,16 +143,6 @@ impl ImageTokenizer {
         Ok(Encoded { height, width, latent, codes })
     }
 
-    /// The codes of a picture, row by row: one per patch of [`Config::downsampling`] pixels a side. The picture is
-    /// taken as it is; [`image::fit`] brings one to a square.
-    ///
-    /// # Errors
-    /// As [`ImageTokenizer::encode_latent`].
-    pub fn encode(&self, exec: &Exec, bytes: &[u8], picture: &RgbImage, fast: bool) -> Result<Vec<u32>> {
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
-        Ok(self.encode_latent(exec, bytes, &image::to_unit(picture)?, height, width, fast)?.codes)
-    }
-
     /// The picture of `codes` [height, width] as the network leaves it: [height * downsampling, width *
     /// downsampling, 3], in about [-1, 1]. With `fast`, convolutions may multiply in bfloat16.
     ///
@@ -232,9 +222,13 @@ impl ImageTokenizer {
         width: usize,
         fast: bool,
     ) -> Result<RgbImage> {
-        let pixels = self.decode_float(exec, bytes, codes, height, width, fast)?;
+        self.picture(&self.decode_float(exec, bytes, codes, height, width, fast)?, height, width)
+    }
+
+    /// What [`ImageTokenizer::decode_float`] has made of `height` x `width` codes, as a picture.
+    pub fn picture(&self, pixels: &[f32], height: usize, width: usize) -> Result<RgbImage> {
         let factor = self.config.downsampling();
-        image::from_unit(&pixels, width * factor, height * factor)
+        image::from_unit(pixels, width * factor, height * factor)
     }
 
     /// What encoding a picture of `height` x `width` codes takes.

@@ -5,10 +5,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mmada::{Canceller, Context, ContextOptions, DeviceChoice, Error, SequenceRequest};
+use mmada::{Canceller, Context, ContextOptions, DeviceChoice, Error, Model, SequenceRequest};
+use mmada_quantize::{Recipe, Shape, SynthOptions, synth};
 
 use crate::library;
-use crate::support::{Card, cpu, demo};
+use crate::support::{Card, close, cpu, demo};
 
 /// Runs a pass over a few tokens.
 fn pass(context: &Context, tokens: usize) -> mmada::Result<()> {
@@ -68,7 +69,7 @@ fn a_card_of_hopper_multiplies_weights_that_were_unpacked() {
     let Some(driver) = card.driver() else { return };
     let plain = card.context(None);
     let (ids, rows) = (vec![9; 80], [0, 79]);
-    let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 0..200 }];
+    let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 5..200 }];
     let expected = plain.logits(&batch).unwrap();
     let bytes = driver.count("bytes");
     drop(plain);
@@ -238,6 +239,69 @@ fn steps_that_come_again_are_repeated_as_graphs() {
         // the first step runs as it is, the second is recorded, and from then on it is repeated
         assert_eq!(driver.count("graph_launches"), steps - 1);
     }
+}
+
+#[test]
+fn steps_go_on_right_after_other_work_has_moved_the_memory_that_they_were_recorded_with() {
+    let card = Card::open();
+    let context = card.context(None);
+    let options = mmada::TextOptions { gen_length: 12, block_length: 12, steps: 12, ..Default::default() };
+    let mut generation = context.text_from_ids(vec![3, 4, 5], options.clone()).unwrap();
+    let mut expected = cpu().text_from_ids(vec![3, 4, 5], options).unwrap();
+    let mut length = 40;
+    loop {
+        let (got, expected) = (generation.step().unwrap(), expected.step().unwrap());
+        assert_eq!(got.done, expected.done);
+        if got.done {
+            break;
+        }
+        if got.index % 4 == 3 {
+            // longer each time, with more logits
+            let (ids, rows) = (vec![7; length], (0..length).collect::<Vec<_>>());
+            context.logits(&[SequenceRequest { ids: &ids, rows: &rows, vocab: 0..demo().vocabulary().rows }]).unwrap();
+            length *= 2;
+        }
+    }
+    assert_eq!(generation.text().unwrap().ids, expected.text().unwrap().ids);
+}
+
+#[test]
+fn a_batch_may_have_more_tokens_than_the_longest_sequence() {
+    let card = Card::open();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("short.gguf");
+    let sizes =
+        Shape { layers: 1, d_model: 64, heads: 1, kv_heads: 1, d_ff: 64, context: 32, vq: None, ..Shape::tiny() };
+    synth(&SynthOptions::new(sizes, &file, Recipe::from_name("q8_0").unwrap()), &mut |_| ()).unwrap();
+    let model = Model::open(&file).unwrap();
+    let (on_card, on_cpu) =
+        [card.options(), ContextOptions::default()].map(|o| Context::new(&model, o).unwrap()).into();
+    let ids: Vec<u32> = (0..32).map(|i| i * 5 % 700).collect();
+    for count in [3, 1] {
+        let batch = vec![SequenceRequest { ids: &ids, rows: &[0, 31], vocab: 0..300 }; count];
+        for (got, expected) in on_card.logits(&batch).unwrap().iter().zip(&on_cpu.logits(&batch).unwrap()) {
+            close(got, expected, 0.02);
+        }
+    }
+}
+
+#[test]
+fn a_second_context_has_the_layers_of_the_first_where_the_card_has_room_for_one_copy() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    let all = demo().config().layers;
+    let has_all = |mebibytes: &u64| {
+        driver.restart();
+        driver.set("MEMORY", mebibytes << 20);
+        card.context(None).gpu_layers() == all
+    };
+    let least = (300..500).find(has_all).expect("enough for all layers");
+    driver.restart();
+    driver.set("MEMORY", least << 20);
+    let (first, second) = (card.context(None), card.context(None));
+    assert_eq!((first.gpu_layers(), second.gpu_layers()), (all, all));
+    pass(&first, 3).unwrap();
+    pass(&second, 3).unwrap();
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn hidden_states_and_inputs_of_matrices_are_those_of_the_processor() {
     let card = Card::open();
     let ids = ids(21);
     let (got, expected) = (card.context(None).hidden_states(&ids).unwrap(), cpu().hidden_states(&ids).unwrap());
-    assert_eq!(got.len(), demo().config().layers + 1);
+    assert_eq!((got.len(), expected.len()), (demo().config().layers + 1, got.len()));
     for (got, expected) in got.iter().zip(&expected) {
         close(got, expected, 0.02);
     }
@@ -46,7 +46,9 @@ fn hidden_states_and_inputs_of_matrices_are_those_of_the_processor() {
         context.observe_inputs(&batch, &mut see).unwrap();
         seen
     };
-    for ((layer, matrices, got), (_, same, expected)) in inputs(&card.context(None)).iter().zip(&inputs(&cpu())) {
+    let (got, expected) = (inputs(&card.context(None)), inputs(&cpu()));
+    assert!(got.len() > demo().config().layers && got.len() == expected.len());
+    for ((layer, matrices, got), (_, same, expected)) in got.iter().zip(&expected) {
         assert_eq!(matrices, same, "layer {layer:?}");
         close(got, expected, 0.04);
     }
@@ -82,13 +84,14 @@ fn tokens_that_are_forbidden_are_not_chosen_on_a_card() {
     let expected = run(text(&cpu(), few_steps())).text().unwrap().ids;
     let forbid = vec![expected[0]];
     let options = TextOptions { forbid: forbid.clone(), ..few_steps() };
-    let got = run(text(&card.context(None), options)).text().unwrap().ids;
-    assert!(!got.is_empty() && !got.contains(&forbid[0]));
+    let got = run(text(&card.context(None), options.clone())).text().unwrap().ids;
+    assert!(!got.contains(&forbid[0]));
+    assert_eq!(got, run(text(&cpu(), options)).text().unwrap().ids);
 }
 
-fn draw(context: &Context, count: usize, steps: usize) -> Generation {
+fn draw(context: &Context, side: usize, count: usize, steps: usize) -> Generation {
     let (text, image) = demo().draw_options(false);
-    let (width, height) = (demo().image_size(), demo().image_size());
+    let (width, height) = (side, side);
     let image = mmada::ImageOptions { steps, ..image };
     let prompt = "a red circle left of a blue square on a white background".into();
     context.draw(DrawRequest { prompt, think: false, width, height, count, text, image }).unwrap()
@@ -99,7 +102,7 @@ fn codes_are_sampled_with_the_random_numbers_of_the_processor() {
     let card = Card::open();
     // the first step is decided by the same logits; later ones follow what it decided
     let first = |context: &Context| {
-        let mut generation = draw(context, 2, 6);
+        let mut generation = draw(context, demo().image_size(), 2, 6);
         let step = generation.step().unwrap();
         step.changed.iter().map(|change| (change.sequence, change.position, change.id)).collect::<Vec<_>>()
     };
@@ -107,6 +110,25 @@ fn codes_are_sampled_with_the_random_numbers_of_the_processor() {
     let same = got.iter().filter(|change| expected.contains(change)).count();
     // a code whose share of the sum ends within rounding of the uniform may be its neighbour, and so who is kept
     assert!(same * 10 >= expected.len() * 9 && got.len().abs_diff(expected.len()) <= 1, "{got:?}\n{expected:?}");
+}
+
+#[test]
+fn guided_drawings_of_any_size_come_out_alike_whether_steps_are_repeated_as_graphs_or_not() {
+    let card = Card::open();
+    let context = card.context(None);
+    assert!(demo().draw_options(false).1.guidance > 0.0);
+    let side = demo().downsampling().unwrap();
+    for codes in [7, 10] {
+        let drawn = || run(draw(&context, codes * side, 1, 4)).codes(0).unwrap().to_vec();
+        let before = card.driver().map(|driver| driver.count("graph_launches"));
+        let first = drawn();
+        assert_eq!(first.len(), codes * codes);
+        assert!([drawn(), drawn()].iter().all(|again| *again == first));
+        if let (Some(driver), Some(before)) = (card.driver(), before) {
+            // every step ran once as it was, then once while it was recorded, then as a graph
+            assert!(driver.count("graph_launches") >= before + 8, "{}", driver.count("graph_launches") - before);
+        }
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod steps;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use self::steps::{Kind, Step, Steps, filled, filled_len};
+use self::steps::{Kind, Pass, Step, Steps, filled, filled_len};
 use super::{ContextOptions, LogLevel, Model};
 use crate::backend::DeviceChoice;
 use crate::error::{Error, Result};
@@ -31,6 +31,12 @@ struct CardState {
     pass: CudaState,
     /// of the image tokenizer, once a picture was encoded or decoded
     images: Option<CudaImages>,
+}
+
+impl CardState {
+    fn new(gpu: &Arc<Gpu>) -> Result<Self> {
+        Ok(CardState { steps: Steps::default(), pass: CudaState::new(gpu)?, images: None })
+    }
 }
 
 /// A pass whose output is on a card.
@@ -78,6 +84,9 @@ impl Card {
                 let mut reason = "there is no graphics card".to_owned();
                 for card in cards().map_err(|why| reason = why).unwrap_or_default() {
                     match Card::open(card.index, model, options) {
+                        Ok(card) if options.gpu_layers.is_none() && card.first_layer() == model.config().layers => {
+                            reason = format!("{} has no memory for any of the layers", card.name());
+                        }
                         Ok(card) => return Ok((Some(card), None)),
                         Err(Error::Cancelled) => return Err(Error::Cancelled),
                         Err(error) => reason = error.to_string(),
@@ -105,13 +114,14 @@ impl Card {
                 let tokens = TOKENS.min(transformer.max_positions());
                 let buffers = CudaState::bytes(c, tokens).saturating_add(image_bytes(model));
                 let fits = |&first: &usize| CudaWeights::bytes(transformer, first).saturating_add(buffers) <= room;
-                // where nothing fits the attempt says what was missing
-                (0..c.layers).find(fits).unwrap_or(c.layers)
+                // another context may have brought some: nothing of those is missing; where nothing fits the attempt says
+                // what was missing
+                let there = model.first_on_card(&gpu).filter(|_| buffers <= room);
+                there.or_else(|| (0..c.layers).find(fits)).unwrap_or(c.layers)
             }
         };
         let weights = model.on_card(&gpu, first, options.progress.as_ref())?;
-        let state = Mutex::new(CardState { steps: Steps::default(), pass: CudaState::new(&gpu)?, images: None });
-        Ok(Card { weights, state })
+        Ok(Card { weights, state: Mutex::new(CardState::new(&gpu)?) })
     }
 
     /// `cuda:0 (NVIDIA H100)`
@@ -128,8 +138,12 @@ impl Card {
         match self.state.try_lock() {
             Ok(state) => Ok(state),
             Err(TryLockError::WouldBlock) => Err(Error::Busy),
-            // what a panic left is overwritten by the next pass
-            Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
+            Err(TryLockError::Poisoned(state)) => {
+                // a panic left half of it, perhaps while work was recorded
+                let mut state = state.into_inner();
+                *state = CardState::new(self.weights.gpu())?;
+                Ok(state)
+            }
         }
     }
 
@@ -199,7 +213,7 @@ impl Card {
         let forbidden = rule.forbidden.ranges();
         let kind = Kind::Choose { rule: on_card, ranges: forbidden.len() };
         let draws = request.draws;
-        let state = self.step(request, kind, forbidden)?;
+        let (state, _) = self.step(request, kind, forbidden)?;
         candidates.clear();
         for ((id, probability), draw) in state.steps.candidates().zip(draws) {
             candidates.push(Candidate::from_card(id, probability, *draw, rule)?);
@@ -218,63 +232,65 @@ impl Card {
         let (draws, batch) = (request.draws, request.batch);
         let margin = rule.confidence == Confidence::Margin;
         let kind = Kind::Sample { rule: Sampling { guidance: rule.guidance, margin }, copies };
-        let state = self.step(request, kind, &[])?;
+        let (state, step) = self.step(request, kind, &[])?;
         sampled.clear();
-        // of every copy and picture, the rows that were asked for come before those that fill up
-        let own = if rule.guidance > 0.0 { batch.len() / 2 } else { batch.len() };
-        let mut codes = state.steps.codes();
-        let mut draws = draws.iter();
-        for _ in 0..copies {
-            for s in &batch[..own] {
-                let all = filled_len(s.rows.len(), s.ids.len());
-                for (i, (code, confidence)) in codes.by_ref().take(all).enumerate() {
-                    if i < s.rows.len()
-                        && let Some(draw) = draws.next()
-                    {
-                        sampled.push(image::Sampled::from_card(code, confidence, *draw)?);
-                    }
-                }
+        let draws = places(&step, batch, draws);
+        for ((code, confidence), draw) in state.steps.codes().zip(draws) {
+            if let Some(draw) = draw {
+                sampled.push(image::Sampled::from_card(code, confidence, draw)?);
             }
         }
         Ok(())
     }
 
     /// Runs a step and waits for what comes of it.
-    fn step(&self, request: Request, kind: Kind, forbidden: &[Range<u32>]) -> Result<MutexGuard<'_, CardState>> {
+    fn step(
+        &self,
+        request: Request,
+        kind: Kind,
+        forbidden: &[Range<u32>],
+    ) -> Result<(MutexGuard<'_, CardState>, Step)> {
         let Request { model, run, state, batch, draws, seed } = request;
         let (transformer, exec) = (model.transformer(), run.exec());
         let mut rows = try_with_capacity(batch.len(), WHAT)?;
+        let shortest = batch.iter().map(|s| s.ids.len()).min().unwrap_or(0);
         for s in batch {
-            rows.push(filled(s.rows, s.ids.len())?);
+            rows.push(filled(s.rows, filled_len(s.rows.len(), shortest))?);
         }
         let filled = batch.iter().zip(&rows).map(|(s, rows)| SequenceRequest { rows, ..s.clone() });
         let filled = try_collect(filled, WHAT)?;
         let step = Step::new(kind, &filled)?;
+        transformer.check(&filled)?;
         let mut locked = self.lock()?;
         let CardState { steps, pass, .. } = &mut *locked;
         let mut cuda = Cuda::new(&self.weights, pass, model.config(), exec);
-        let is_whole = self.first_layer() == 0;
-        let moved = cuda.stage(&filled, false)?;
-        steps.reserve(self.weights.gpu(), &step, moved)?;
+        cuda.stage(&filled, false)?;
+        steps.reserve(self.weights.gpu(), &step, cuda.moves())?;
         steps.set_draws(seed, places(&step, batch, draws))?;
         steps.set_forbidden(forbidden)?;
-        if is_whole {
-            steps.run(&mut cuda, transformer, &step, &filled)?;
+        let pass = Pass { transformer, step: &step, batch: &filled };
+        if self.first_layer() == 0 {
+            steps.run(&mut cuda, pass, true)?;
         } else {
             let mut both = Offload::new(Cpu::new(run, state, transformer), cuda);
-            exec.run(|| steps.run_once(&mut both, transformer, &step, &filled))?;
+            exec.run(|| steps.run(&mut both, pass, false))?;
         }
-        Ok(locked)
+        Ok((locked, step))
     }
 }
 
-/// The draw of every row of a step, and none for those that fill up.
-fn places<'a>(step: &Step, batch: &'a [SequenceRequest], draws: &'a [Draw]) -> impl Iterator<Item = Option<Draw>> + 'a {
+/// The draw of every row of a step, and none for those that fill up: of every copy and sequence, the rows that were asked for
+/// come first.
+fn places<'a>(
+    step: &'a Step,
+    batch: &'a [SequenceRequest],
+    draws: &'a [Draw],
+) -> impl Iterator<Item = Option<Draw>> + 'a {
     let (own, copies) = step.own();
     let mut draws = draws.iter().copied();
-    let rows = (0..copies).flat_map(move |_| &batch[..own]);
-    rows.flat_map(|s| (0..filled_len(s.rows.len(), s.ids.len())).map(|i| i < s.rows.len()))
-        .map(move |is_drawn| if is_drawn { draws.next() } else { None })
+    let sequences = (0..copies).flat_map(move |_| batch[..own].iter().zip(&step.sequences));
+    let is_drawn = sequences.flat_map(|(s, (_, all))| (0..*all).map(|i| i < s.rows.len()));
+    is_drawn.map(move |is_drawn| if is_drawn { draws.next() } else { None })
 }
 
 const WHAT: &str = "a step on a graphics card";

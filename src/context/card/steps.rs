@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernels::cuda::sampling::{
     CHOICE, Choosing, PLACE, Sampling, choose_begin, choose_end, choose_update, sample_codes,
 };
-use crate::kernels::cuda::{Gpu, Graph, Memory, Staged};
+use crate::kernels::cuda::{Gpu, Graph, Memory, Part, Staged};
 use crate::memory::{try_collect, try_push, try_with_capacity};
 use crate::model::{Buffer, Observers, SequenceRequest, Source, Transformer, parts_of};
 use crate::sampler::Draw;
@@ -72,22 +72,55 @@ impl Step {
     /// Ids whose logits are there at a time.
     fn width(&self) -> usize {
         match self.kind {
-            Kind::Choose { .. } => WIDTH.min(self.vocab.len()),
+            Kind::Choose { .. } => WIDTH.min(self.vocab.len()).max(1),
             Kind::Sample { .. } => self.vocab.len(),
         }
     }
 }
 
+/// A step with what it runs on.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub transformer: &'a Transformer,
+    pub step: &'a Step,
+    /// It was staged.
+    pub batch: &'a [SequenceRequest<'a>],
+}
+
 /// Memory of steps, and what was recorded with it.
 #[derive(Default)]
 pub(super) struct Steps {
+    /// before `room`, which they work on
+    graphs: Vec<(Step, Graph)>,
     room: Option<Room>,
+    /// [`Cuda::moves`](crate::model::Cuda::moves) of the passes that are in `seen` and `graphs`
+    moves: u64,
     /// that have run once since memory last moved
     seen: Vec<Step>,
-    graphs: Vec<(Step, Graph)>,
+}
+
+/// Numbers of logits, probabilities, choices, draws and forbidden ranges that a step needs room for.
+#[derive(Clone, Copy, Default)]
+struct Sizes([usize; 5]);
+
+impl Sizes {
+    fn of(step: &Step) -> Self {
+        let (rows, own) = step.rows();
+        let (logits, draws) = (rows * step.width(), step.draws());
+        Sizes(match step.kind {
+            Kind::Choose { ranges, .. } => [logits, 0, draws, draws, ranges],
+            // what is drawn once takes the place of its logits
+            Kind::Sample { copies, .. } => [logits, if copies > 1 { own * step.width() } else { 0 }, 0, draws, 0],
+        })
+    }
+
+    fn most(self, other: Sizes) -> Self {
+        Sizes(std::array::from_fn(|i| self.0[i].max(other.0[i])))
+    }
 }
 
 struct Room {
+    sizes: Sizes,
     logits: Memory<f32>,
     probabilities: Memory<f32>,
     choices: Memory<u8>,
@@ -100,41 +133,22 @@ struct Room {
 }
 
 impl Steps {
-    /// Makes room for a step. What was recorded with memory that moves is forgotten, as it is where `moved` says that other
-    /// memory has.
-    pub fn reserve(&mut self, gpu: &Arc<Gpu>, step: &Step, moved: bool) -> Result<()> {
-        let (rows, _) = step.rows();
-        let (logits, draws) = (rows * step.width(), step.draws());
-        let (choices, ranges) = match step.kind {
-            Kind::Choose { ranges, .. } => (draws, ranges),
-            Kind::Sample { .. } => (0, 0),
-        };
-        let probabilities = if choices > 0 { 0 } else { step.rows().1 * step.width() };
-        let fits = self.room.as_ref().is_some_and(|room| {
-            room.logits.len() >= logits
-                && room.probabilities.len() >= probabilities
-                && room.choices.len() >= choices * CHOICE
-                && room.places.len() >= draws * PLACE
-                && room.forbidden.len() >= 2 * ranges
-        });
-        if !fits || moved {
-            (self.seen, self.graphs) = (Vec::new(), Vec::new());
+    /// Makes room for a step. What was recorded with memory that has moved is forgotten, be it this or that of passes, which
+    /// have `moves` by now.
+    pub fn reserve(&mut self, gpu: &Arc<Gpu>, step: &Step, moves: u64) -> Result<()> {
+        let had = self.room.as_ref().map_or(Sizes::default(), |room| room.sizes);
+        let sizes = had.most(Sizes::of(step));
+        let fits = self.room.is_some() && sizes.0 == had.0;
+        if !fits || moves != self.moves {
+            (self.seen, self.graphs, self.moves) = (Vec::new(), Vec::new(), moves);
         }
         if fits {
             return Ok(());
         }
-        // give back before asking again; grow only
-        let before = self.room.take();
-        let most = |len: usize, had: &dyn Fn(&Room) -> usize| len.max(before.as_ref().map_or(0, had));
-        let [logits, probabilities, choices, draws, ranges] = [
-            most(logits, &|r| r.logits.len()),
-            most(probabilities, &|r| r.probabilities.len()),
-            most(choices, &|r| r.choices.len() / CHOICE),
-            most(draws, &|r| r.places.len() / PLACE),
-            most(ranges, &|r| r.forbidden.len() / 2),
-        ];
-        drop(before);
+        self.room = None; // give back before asking again
+        let [logits, probabilities, choices, draws, ranges] = sizes.0;
         self.room = Some(Room {
+            sizes,
             logits: Memory::new(gpu, logits, WHAT)?,
             probabilities: Memory::new(gpu, probabilities, WHAT)?,
             choices: Memory::new(gpu, choices.saturating_mul(CHOICE), WHAT)?,
@@ -166,47 +180,26 @@ impl Steps {
         self.room()?.forbidden.set(ranges.iter().flat_map(|range| [range.start, range.end]))
     }
 
-    /// Runs a step of a model that is on the card as a whole, and waits for it. The batch was staged.
-    pub fn run<'a>(
-        &mut self,
-        backend: &mut impl OnCard<'a>,
-        transformer: &Transformer,
-        step: &Step,
-        batch: &[SequenceRequest],
-    ) -> Result<()> {
-        let Steps { room: Some(room), seen, graphs } = self else { return self.room().map(drop) };
+    /// Runs a step and waits for it. Where a model is on the card as a whole it may be `recorded`.
+    pub fn run<'a>(&mut self, backend: &mut impl OnCard<'a>, pass: Pass, recorded: bool) -> Result<()> {
+        let Steps { room: Some(room), seen, graphs, .. } = self else { return self.room().map(drop) };
+        let step = pass.step;
         if let Some((_, graph)) = graphs.iter().find(|(other, _)| other == step) {
             backend.cuda().queue().repeat(graph)?;
         } else if seen.contains(step) {
             // kernels are there and memory stays: nothing but queueing is left to do
             let queue = backend.cuda().shared_queue();
-            let graph = queue.record(|| room.queue(backend, transformer, step, batch))?;
+            let graph = queue.record(|| room.queue(backend, pass))?;
             queue.repeat(&graph)?;
-            if graphs.len() == GRAPHS {
-                graphs.remove(0);
-            }
-            try_push(graphs, (step.clone(), graph), WHAT)?;
+            keep(graphs, (step.clone(), graph))?;
         } else {
-            room.queue(backend, transformer, step, batch)?;
-            if seen.len() == GRAPHS {
-                seen.remove(0);
+            room.queue(backend, pass)?;
+            if recorded {
+                keep(seen, step.clone())?;
             }
-            try_push(seen, step.clone(), WHAT)?;
         }
-        backend.check()?;
-        backend.cuda().queue().wait()
-    }
-
-    /// Runs a step once, and waits for it.
-    pub fn run_once<'a>(
-        &mut self,
-        backend: &mut impl OnCard<'a>,
-        transformer: &Transformer,
-        step: &Step,
-        batch: &[SequenceRequest],
-    ) -> Result<()> {
-        self.room()?.queue(backend, transformer, step, batch)?;
-        backend.cuda().queue().wait()
+        backend.cuda().queue().wait()?;
+        backend.check()
     }
 
     /// The candidates of the last step: ids with probabilities, see [`choose_end`].
@@ -223,13 +216,9 @@ impl Steps {
 }
 
 impl Room {
-    fn queue<'a>(
-        &mut self,
-        backend: &mut impl OnCard<'a>,
-        transformer: &Transformer,
-        step: &Step,
-        batch: &[SequenceRequest],
-    ) -> Result<()> {
+    /// Queues a pass and what follows it.
+    fn queue<'a>(&mut self, backend: &mut impl OnCard<'a>, pass: Pass) -> Result<()> {
+        let Pass { transformer, step, batch } = pass;
         transformer.hidden(backend, batch, &mut Observers::default())?;
         let rows = backend.gather(batch, 0..batch.len())?;
         let output = &transformer.weights.output;
@@ -258,7 +247,7 @@ impl Room {
                 let logits = self.logits.part(0..rows * step.width());
                 backend.cuda().logits_to(output, step.vocab.clone(), logits)?;
                 let (split, queue) = (halves(logits, own * step.width()), backend.cuda().queue());
-                let probabilities = self.probabilities.part(0..own * step.width());
+                let probabilities = if copies > 1 { self.probabilities.part(0..own * step.width()) } else { split.0 };
                 for copy in 0..copies {
                     let at = copy * own..(copy + 1) * own;
                     let places = self.places.part(at.start * PLACE..at.end * PLACE);
@@ -272,37 +261,37 @@ impl Room {
     }
 }
 
-type Logits<'a> = crate::kernels::cuda::Part<'a, f32>;
+/// Puts an item behind the others, and forgets the first where there are many.
+fn keep<T>(list: &mut Vec<T>, item: T) -> Result<()> {
+    if list.len() == GRAPHS {
+        list.remove(0);
+    }
+    try_push(list, item, WHAT)
+}
+
+/// Logits of rows.
+type Rows<'a> = Part<'a, f32>;
 
 /// The logits of rows that are drawn, and the unconditional ones behind them if there are any.
-fn halves(logits: Logits<'_>, own: usize) -> (Logits<'_>, Option<Logits<'_>>) {
+fn halves(logits: Rows<'_>, own: usize) -> (Rows<'_>, Option<Rows<'_>>) {
     let free = logits.part(own..logits.len());
     (logits.part(0..own), (!free.is_empty()).then_some(free))
 }
 
-/// How many rows [`filled`] makes of so many.
-pub(super) fn filled_len(rows: usize, len: usize) -> usize {
+/// How many rows are made of the wanted ones of a sequence, so that steps which differ by a few are the same to a graph. There
+/// are no more than `shortest`, the tokens of the shortest sequence: those that guide each other have as many.
+pub(super) fn filled_len(rows: usize, shortest: usize) -> usize {
     let unit = if rows < 256 { 16 } else { 64 };
-    rows.next_multiple_of(unit).min(len).max(rows)
+    rows.next_multiple_of(unit).min(shortest).max(rows)
 }
 
-/// The wanted rows of a sequence of `len` tokens, and others to fill them up, so that steps which differ by a few rows are
-/// the same to a graph.
-pub(super) fn filled(rows: &[usize], len: usize) -> Result<Vec<usize>> {
-    let target = filled_len(rows.len(), len);
+/// The wanted rows of a sequence, and others to fill them up to `target`.
+pub(super) fn filled(rows: &[usize], target: usize) -> Result<Vec<usize>> {
     let mut all = try_with_capacity(target, WHAT)?;
     all.extend_from_slice(rows);
     let mut wanted = rows.iter().peekable();
-    for row in 0..len {
-        if all.len() >= target {
-            break;
-        }
-        if wanted.peek() == Some(&&row) {
-            wanted.next();
-        } else {
-            all.push(row);
-        }
-    }
+    let others = (0..).filter(|row| wanted.next_if(|next| *next == row).is_none());
+    all.extend(others.take(target - rows.len())); // there is room
     Ok(all)
 }
 
@@ -312,16 +301,16 @@ mod tests {
 
     #[test]
     fn wanted_rows_are_filled_up_with_others() {
-        assert_eq!(filled(&[2, 5], 40).unwrap()[..6], [2, 5, 0, 1, 3, 4]);
-        for (rows, len) in
-            [(vec![0], 3), (vec![1, 2], 3), ((0..17).collect(), 20), ((0..300).collect(), 400), (vec![], 9)]
-        {
-            let all = filled(&rows, len).unwrap();
+        assert_eq!(filled(&[2, 5], 6).unwrap(), [2, 5, 0, 1, 3, 4]);
+        let cases = [(vec![0], 3), (vec![1, 2], 3), ((0..17).collect(), 20), ((0..300).collect(), 400), (vec![], 9)];
+        for (rows, len) in cases {
+            let target = filled_len(rows.len(), len);
+            let all = filled(&rows, target).unwrap();
             let mut sorted = all.clone();
             sorted.sort_unstable();
             sorted.dedup();
-            assert_eq!((sorted.len(), &all[..rows.len()]), (all.len(), &rows[..]));
-            assert!(sorted.iter().all(|&row| row < len) && (all.len().is_multiple_of(16) || all.len() == len));
+            assert_eq!((all.len(), sorted.len(), &all[..rows.len()]), (target, target, &rows[..]));
+            assert!(sorted.iter().all(|&row| row < len) && (target.is_multiple_of(16) || target == len));
         }
     }
 }

@@ -138,7 +138,7 @@ unsafe fn leave<const ROWS: usize, const COLUMNS: usize>(
     unsafe {
         let acc = p.acc.add(row * p.acc_row + block * LANES);
         for v in 0..COLUMNS {
-            let x_scale = int8::scale_of_x(isa, p, g, block + v);
+            let x_scale = int8::scale_of_x(isa, p, p.shape.group, (g, block + v));
             for m in 0..ROWS * TILE {
                 let to = &mut *acc.add(m * p.acc_row + v * LANES).cast::<[f32; LANES]>();
                 let sum = isa.load_i32(&*sums.0.as_ptr().add((m * COLUMNS + v) * TILE).cast());

@@ -24,7 +24,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::pack::{self, rounded};
+use super::pack::{pack_keys, pack_values, rounded};
 use super::{
     Keys, PACKED_STEPS as GROUP, PADDED_DIMS, PADDED_KEYS as KEYS, PackedTask as Task, Packing, Rows, packed_lines,
 };
@@ -96,7 +96,11 @@ impl Packing for Amx {
     const QUERIES: usize = QUERIES;
 
     fn pack(self, keys: Keys, first: usize, k: Rows, v: Rows, to_k: &mut [Line], to_v: &mut [Line]) {
-        pack::pack(self, keys, first, k, v, to_k, to_v);
+        // SAFETY: the token proves the features
+        unsafe {
+            pack_keys(keys, first, k, to_k);
+            pack_values(keys, first, v, to_v);
+        }
     }
 
     fn scratch_lines(units: usize, head_dim: usize) -> usize {
@@ -128,7 +132,7 @@ impl Task<'_> {
     unsafe fn compute(&self, tiles: &Tiles, scratch: *mut Line, units: usize) {
         let steps = dim_steps(self.q.dim);
         let items = self.keys.div_ceil(GROUP * KEYS) * units;
-        // SAFETY: all pointers stay in the scratch memory and the packed keys, whose sizes `run` checked
+        // SAFETY: all pointers stay in the scratch memory and the packed keys, whose sizes `attend` checked
         unsafe {
             let mut line = Pipeline::new(tiles, steps, scratch);
             for index in 0..units {
@@ -194,7 +198,7 @@ impl Task<'_> {
     /// Writes a unit's output.
     ///
     /// # Safety
-    /// As [`Task::run`]; the unit is complete.
+    /// As [`Packing::attend`]; the unit is complete.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn finish(&self, unit: Unit, index: usize) {
         let (dim, first) = (self.q.dim, self.queries.start + index * QUERIES);

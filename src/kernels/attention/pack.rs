@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::amx::dim_steps;
 use super::{Keys, PADDED_KEYS as KEYS, Rows};
-use crate::kernels::amx::{Amx, TILE};
+use crate::kernels::amx::TILE;
 use crate::memory::Line;
 
 /// 32-bit numbers of a line.
@@ -21,13 +21,34 @@ pub fn rounded(row: &[f32], at: usize, scale: __m512) -> __m512i {
     unsafe { std::mem::transmute::<__m512bh, __m512i>(pairs) }
 }
 
+/// 16 floats from `at` of two rows as bfloat16, in pairs; what is past their ends is 0.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub fn paired(low: &[f32], high: &[f32], at: usize) -> __m512i {
+    // words 0 and 16, 1 and 17 and so on
+    const WORDS: [u16; 32] = {
+        let (mut words, mut i) = ([0; 32], 0);
+        while i < 32 {
+            words[i] = (i / 2 + i % 2 * CELLS) as u16;
+            i += 1;
+        }
+        words
+    };
+    // SAFETY: masks leave out what is past the end of the rows; 64 bytes each of any bits
+    unsafe {
+        let pairs = _mm512_cvtne2ps_pbh(load_part(high, at), load_part(low, at));
+        let words = _mm512_loadu_si512(WORDS.as_ptr().cast());
+        _mm512_permutexvar_epi16(words, std::mem::transmute::<__m512bh, __m512i>(pairs))
+    }
+}
+
 /// 16 floats from `at`, zeros past the end.
 ///
 /// # Safety
 /// The processor has AVX-512.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub unsafe fn load_part(row: &[f32], at: usize) -> __m512 {
+unsafe fn load_part(row: &[f32], at: usize) -> __m512 {
     let left = row.len().saturating_sub(at).min(CELLS);
     // SAFETY: the mask has only lanes that are in the row
     unsafe { _mm512_maskz_loadu_ps(((1u32 << left) - 1) as u16, row.as_ptr().wrapping_add(at)) }
@@ -71,17 +92,9 @@ pub fn transpose(a: &mut [__m512i; 16]) {
     exchange!(3, 1: 0 2 4 6 8 10 12 14);
 }
 
-/// Packs a group of a head's keys and values: keys `first..` up to [`GROUP`] steps, into their parts of the two.
-pub fn pack(_: Amx, keys: Keys, first: usize, k: Rows, v: Rows, to_k: &mut [Line], to_v: &mut [Line]) {
-    // SAFETY: the token proves the features
-    unsafe {
-        pack_keys(keys, first, k, to_k);
-        pack_values(keys, first, v, to_v);
-    }
-}
-
+/// Some of a head's keys, `first..` up to [`PACKED_STEPS`](super::PACKED_STEPS) steps, into their part.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn pack_keys(keys: Keys, first: usize, k: Rows, to: &mut [Line]) {
+pub fn pack_keys(keys: Keys, first: usize, k: Rows, to: &mut [Line]) {
     let steps = dim_steps(k.dim);
     let one = _mm512_set1_ps(1.0);
     for (n, to) in to.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
@@ -98,24 +111,17 @@ fn pack_keys(keys: Keys, first: usize, k: Rows, to: &mut [Line]) {
     }
 }
 
+/// The values likewise.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn pack_values(keys: Keys, first: usize, v: Rows, to: &mut [Line]) {
+pub fn pack_values(keys: Keys, first: usize, v: Rows, to: &mut [Line]) {
     let (len, blocks) = (keys.len(), 2 * dim_steps(v.dim));
     let steps = to.len() / (blocks * TILE);
-    // words 0 and 16, 1 and 17 and so on
-    let words: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
-    // SAFETY: 64 bytes are readable
-    let words = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
     for (step, i) in (0..steps).flat_map(|step| (0..TILE).map(move |i| (step, i))) {
         let at = first + step * KEYS + i;
         let row = |at: usize| if at < len { v.row(keys.row(at)) } else { &[] };
         let (low, high) = (row(at), row(at + TILE));
         for block in 0..blocks {
-            // SAFETY: masks leave out what is past the end of the rows; 64 bytes each of any bits
-            let cells = unsafe {
-                let pairs = _mm512_cvtne2ps_pbh(load_part(high, block * TILE), load_part(low, block * TILE));
-                _mm512_permutexvar_epi16(words, std::mem::transmute::<__m512bh, __m512i>(pairs))
-            };
+            let cells = paired(low, high, block * TILE);
             // SAFETY: 64 aligned bytes are writable
             unsafe { _mm512_store_si512((&raw mut to[(block * steps + step) * TILE + i]).cast(), cells) };
         }

@@ -13,18 +13,20 @@
 //! ```
 //!
 //! Scores are in powers of two. Probabilities are a polynomial of degree 3, 0.0075% from the exact ones, rounded to
-//! bfloat16 (0.4%); their sum is that of what was not rounded.
+//! bfloat16 (0.4%); their sum is that of what was not rounded. What was summed before is rescaled by a polynomial of degree
+//! 5, which is exact where the maximum stays: errors would add up from tile to tile.
 
 use std::arch::x86_64::*;
 
-use super::pack::{load_part, rounded, transpose};
+use super::pack::{paired, rounded, transpose};
 use super::{Keys, PADDED_DIMS, PackedTask, Packing, Rows, packed_lines};
 use crate::kernels::avx512::Avx512Bf16;
 use crate::kernels::isa::{LANES, unroll};
 use crate::memory::Line;
 
-/// Queries of a unit: two vectors.
-const QUERIES: usize = 2 * LANES;
+/// Queries of a unit, and vectors of them.
+const QUERIES: usize = VECTORS * LANES;
+const VECTORS: usize = 2;
 /// Keys of a tile of scores.
 const KEYS: usize = 64;
 /// Columns of a tile of a product: 24 accumulators.
@@ -63,11 +65,11 @@ fn padded(head_dim: usize) -> usize {
 }
 
 /// Lines of a tile's scores and of its probabilities.
-const TILE_LINES: usize = (KEYS + KEYS / 2) * QUERIES / LANES;
+const TILE_LINES: usize = (KEYS + KEYS / 2) * VECTORS;
 
 /// Lines that stay with a unit of queries from keys to keys: see [`Unit`].
 fn unit_lines(head_dim: usize) -> usize {
-    (padded(head_dim) / 2 + padded(head_dim) + 2) * QUERIES / LANES
+    (padded(head_dim) / 2 + padded(head_dim) + 2) * VECTORS
 }
 
 /// What is kept of 32 queries, in lanes.
@@ -82,7 +84,6 @@ struct Unit<'a> {
 
 impl<'a> Unit<'a> {
     fn new(memory: &'a mut [Line], head_dim: usize) -> Self {
-        const VECTORS: usize = QUERIES / LANES;
         let (q, rest) = memory.split_at_mut(padded(head_dim) / 2 * VECTORS);
         let (out, rest) = rest.split_at_mut(padded(head_dim) * VECTORS);
         let (peak, sum) = rest.split_at_mut(VECTORS);
@@ -102,20 +103,11 @@ fn pack_keys(keys: Keys, first: usize, k: Rows, to: &mut [Line]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn pack_values(keys: Keys, first: usize, v: Rows, to: &mut [Line]) {
-    // words 0 and 16, 1 and 17 and so on
-    let words: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
-    // SAFETY: 64 bytes are readable
-    let words = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
     let row = |at: usize| if at < keys.len() { v.row(keys.row(at)) } else { &[] };
     for (pair, to) in to.chunks_exact_mut(padded(v.dim) / LANES).enumerate() {
         let (low, high) = (row(first + 2 * pair), row(first + 2 * pair + 1));
         for (block, to) in to.iter_mut().enumerate() {
-            // SAFETY: masks leave out what is past the end of the rows; 64 bytes each of any bits
-            let pairs = unsafe {
-                let pairs = _mm512_cvtne2ps_pbh(load_part(high, block * LANES), load_part(low, block * LANES));
-                std::mem::transmute::<__m512bh, __m512i>(pairs)
-            };
-            store(to, _mm512_permutexvar_epi16(words, pairs));
+            store(to, paired(low, high, block * LANES));
         }
     }
 }
@@ -152,7 +144,7 @@ fn store_ps(to: &mut Line, v: __m512) {
 unsafe fn compute(task: &PackedTask, scratch: &mut [Line], units: usize) {
     let dim = task.q.dim;
     let (tile, rest) = scratch.split_at_mut(TILE_LINES);
-    let (scores, pairs) = tile.split_at_mut(KEYS * QUERIES / LANES);
+    let (scores, pairs) = tile.split_at_mut(KEYS * VECTORS);
     let memory = &mut rest[..units * unit_lines(dim)];
     for (i, memory) in memory.chunks_exact_mut(unit_lines(dim)).enumerate() {
         begin(task, i * QUERIES, Unit::new(memory, dim));
@@ -168,8 +160,8 @@ unsafe fn compute(task: &PackedTask, scratch: &mut [Line], units: usize) {
             let of_scores = Product { panel: unit.q, x: k, len: cells, column: cells, step: 1, columns: n };
             // SAFETY: the panel has `cells` rows, k has n keys of as many, scores room for n
             unsafe { of_scores.run::<false>(scores) };
-            let used = &mut pairs[..n.div_ceil(2) * QUERIES / LANES];
-            softmax(&scores[..n * QUERIES / LANES], used, unit.peak, unit.sum, unit.out);
+            let used = &mut pairs[..n.div_ceil(2) * VECTORS];
+            softmax(&scores[..n * VECTORS], used, unit.peak, unit.sum, unit.out);
             let (len, step) = (n.div_ceil(2), padded(dim));
             let of_values = Product { panel: used, x: v, len, column: 1, step, columns: dim };
             // SAFETY: the panel has `len` rows, v as many pairs of `step` dimensions, out room for all dimensions
@@ -186,14 +178,14 @@ unsafe fn compute(task: &PackedTask, scratch: &mut [Line], units: usize) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn begin(task: &PackedTask, first: usize, unit: Unit) {
     let scale = _mm512_set1_ps(std::f32::consts::LOG2_E / (task.q.dim as f32).sqrt());
-    for (step, to) in unit.q.chunks_exact_mut(LANES * QUERIES / LANES).enumerate() {
-        for m in 0..QUERIES / LANES {
+    for (step, to) in unit.q.chunks_exact_mut(LANES * VECTORS).enumerate() {
+        for m in 0..VECTORS {
             let mut cells = [_mm512_setzero_si512(); LANES];
             for (cells, row) in cells.iter_mut().zip(task.queries.clone().skip(first + m * LANES)) {
                 *cells = rounded(task.q.row(row), step * PADDED_DIMS, scale);
             }
             transpose(&mut cells);
-            for (to, cells) in to[m..].iter_mut().step_by(QUERIES / LANES).zip(cells) {
+            for (to, cells) in to[m..].iter_mut().step_by(VECTORS).zip(cells) {
                 store(to, cells);
             }
         }
@@ -208,11 +200,11 @@ fn begin(task: &PackedTask, first: usize, unit: Unit) {
 /// `out` of the task is writable at the queries' rows where the head lies, and used by nobody else meanwhile.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn finish(task: &PackedTask, first: usize, unit: Unit) {
-    for m in 0..QUERIES / LANES {
+    for m in 0..VECTORS {
         let inverse = _mm512_div_ps(_mm512_set1_ps(1.0), load_ps(&unit.sum[m]));
-        for (block, out) in unit.out.chunks_exact(LANES * QUERIES / LANES).enumerate() {
+        for (block, out) in unit.out.chunks_exact(LANES * VECTORS).enumerate() {
             let mut cells = [_mm512_setzero_si512(); LANES];
-            for (cells, out) in cells.iter_mut().zip(out[m..].iter().step_by(QUERIES / LANES)) {
+            for (cells, out) in cells.iter_mut().zip(out[m..].iter().step_by(VECTORS)) {
                 *cells = _mm512_castps_si512(_mm512_mul_ps(load_ps(out), inverse));
             }
             transpose(&mut cells);
@@ -231,7 +223,6 @@ unsafe fn finish(task: &PackedTask, first: usize, unit: Unit) {
 /// was summed before.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn softmax(scores: &[Line], pairs: &mut [Line], peak: &mut [Line], sum: &mut [Line], out: &mut [Line]) {
-    const VECTORS: usize = QUERIES / LANES;
     let half = _mm512_set1_epi32(0x8000);
     for m in 0..VECTORS {
         let old = load_ps(&peak[m]);
@@ -239,13 +230,14 @@ fn softmax(scores: &[Line], pairs: &mut [Line], peak: &mut [Line], sum: &mut [Li
         for s in scores[m..].iter().step_by(VECTORS) {
             new = _mm512_max_ps(load_ps(s), new);
         }
-        let rescale = exp2(_mm512_sub_ps(old, new));
+        let raised = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(old, new);
+        let rescale = exp2(_mm512_sub_ps(old, new), &RESCALING);
         let mut total = _mm512_mul_ps(load_ps(&sum[m]), rescale);
         let mut rows = scores[m..].iter().step_by(VECTORS);
         for to in pairs[m..].iter_mut().step_by(VECTORS) {
             let mut next = || match rows.next() {
                 Some(s) => {
-                    let p = exp2(_mm512_sub_ps(load_ps(s), new));
+                    let p = exp2(_mm512_sub_ps(load_ps(s), new), &PROBABILITIES);
                     total = _mm512_add_ps(total, p);
                     // rounded up from the middle on, in the upper half
                     _mm512_add_epi32(_mm512_castps_si512(p), half)
@@ -256,25 +248,33 @@ fn softmax(scores: &[Line], pairs: &mut [Line], peak: &mut [Line], sum: &mut [Li
             let high = _mm512_and_si512(high, _mm512_set1_epi32(!0xffff));
             store(to, _mm512_or_si512(_mm512_srli_epi32::<16>(low), high));
         }
-        for out in out[m..].iter_mut().step_by(VECTORS) {
-            store_ps(out, _mm512_mul_ps(load_ps(out), rescale));
+        if raised != 0 {
+            // where it stays this is a multiplication by 1: what becomes of a query does not hang on those beside it
+            for out in out[m..].iter_mut().step_by(VECTORS) {
+                store_ps(out, _mm512_mul_ps(load_ps(out), rescale));
+            }
         }
         store_ps(&mut peak[m], new);
         store_ps(&mut sum[m], total);
     }
 }
 
-/// 2^x for x up to 0, with an error of at most 0.0075%.
+/// Coefficients of 2^r for r of at most 1/2 either way, the constant first: to 0.0075%, and to 3e-6 and exactly 1 at 0.
+const PROBABILITIES: [f32; 4] = [0.999_928_07, 0.693_261, 0.242_611_16, 0.055_171_675];
+const RESCALING: [f32; 6] = [1.0, std::f32::consts::LN_2, 0.240_226_5, 0.055_504_11, 0.009_618_13, 0.001_333_36];
+
+/// 2^x for x up to 0 with these coefficients; 0 for what is less than any exponent, infinity too.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn exp2(x: __m512) -> __m512 {
-    const C: [f32; 4] = [0.999_928_07, 0.693_261, 0.242_611_16, 0.055_171_675];
+fn exp2<const N: usize>(x: __m512, coefficients: &[f32; N]) -> __m512 {
+    // of two the second where one is NaN, which stays
+    let x = _mm512_max_ps(_mm512_set1_ps(-200.0), x);
     let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
     let r = _mm512_sub_ps(x, n);
-    let mut p = _mm512_set1_ps(C[3]);
-    for c in [C[2], C[1], C[0]] {
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-    }
+    let mut p = _mm512_set1_ps(coefficients[N - 1]);
+    unroll!(i < N - 1, {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(coefficients[N - 2 - i]));
+    });
     _mm512_scalef_ps(p, n)
 }
 
@@ -323,18 +323,18 @@ impl Product<'_> {
             // SAFETY: 64 bytes each, every bit pattern is valid
             unsafe { std::mem::transmute::<__m512i, __m512bh>(v) }
         };
-        let y = &mut y[first * 2..(first + N) * 2];
-        let mut sum = [[_mm512_setzero_ps(); 2]; N];
+        let y = &mut y[first * VECTORS..(first + N) * VECTORS];
+        let mut sum = [[_mm512_setzero_ps(); VECTORS]; N];
         if ADD {
             unroll!(j < N, {
-                sum[j] = [load_ps(&y[2 * j]), load_ps(&y[2 * j + 1])];
+                sum[j] = [load_ps(&y[VECTORS * j]), load_ps(&y[VECTORS * j + 1])];
             });
         }
         // SAFETY: the caller's promise
         unsafe {
             let x = self.x.as_ptr().cast::<i32>().add(first * self.column);
             for i in 0..self.len {
-                let panel = self.panel.as_ptr().add(2 * i);
+                let panel = self.panel.as_ptr().add(VECTORS * i);
                 let (low, high) = (load(&*panel), load(&*panel.add(1)));
                 unroll!(j < N, {
                     let x = bf16(_mm512_set1_epi32(*x.add(j * self.column + i * self.step)));
@@ -343,8 +343,8 @@ impl Product<'_> {
             }
         }
         unroll!(j < N, {
-            store_ps(&mut y[2 * j], sum[j][0]);
-            store_ps(&mut y[2 * j + 1], sum[j][1]);
+            store_ps(&mut y[VECTORS * j], sum[j][0]);
+            store_ps(&mut y[VECTORS * j + 1], sum[j][1]);
         });
     }
 }

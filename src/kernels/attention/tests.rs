@@ -137,6 +137,25 @@ fn attention_agrees_with_the_definition_for_several_sequences_and_grouped_heads(
 }
 
 #[test]
+fn early_keys_count_as_much_as_late_ones() {
+    let (keys, dim) = (4096, 64);
+    let mut case = Case::new(&mut Random(14), 1, 1, dim, &[keys]);
+    case.q.truncate(2 * dim);
+    case.q.fill(0.0);
+    for (row, v) in case.v.chunks_mut(dim).enumerate() {
+        v.fill(if row < keys / 2 { 1.0 } else { -1.0 });
+    }
+    let threads = Threads::new(2).unwrap();
+    for (kernels, precision) in variants() {
+        let exec = Exec::new(&threads, kernels, None);
+        let (mut out, mut scratch) = (vec![f32::NAN; 2 * dim], Scratch::default());
+        let (q, k, v, queries) = (&case.q, &case.k, &case.v, std::slice::from_ref(&(0..2)));
+        case.shape().run_queries(&exec, precision, &mut scratch, queries, q, k, v, &mut out).unwrap();
+        assert!(out.iter().all(|y| y.abs() < 1e-4), "{} {precision:?}: {}", kernels.name(), out[0]);
+    }
+}
+
+#[test]
 fn attention_over_a_picture_and_over_a_long_sequence_is_right_with_any_number_of_threads() {
     let mut rng = Random(8);
     Case::new(&mut rng, 2, 1, 64, &[1057, 40]).check(&[1, 2, 3, 7, 16]);

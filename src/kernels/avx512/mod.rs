@@ -6,7 +6,6 @@ use std::arch::x86_64::*;
 
 pub use bf16::Avx512Bf16;
 
-use super::activations::WIDE;
 use super::int8::{self, results, tiles_with};
 use super::isa::{CELLS, Isa, LANES, Op};
 use super::product::{F32Block, f32_columns};
@@ -271,7 +270,7 @@ impl Isa for Avx512 {
                 (32, true) => tiles_with::<Self, HALF, VECTORS, { results::MIXED }>(self, p, 32),
                 (16, false) => tiles_with::<Self, HALF, VECTORS, { results::REGISTERS }>(self, p, 16),
                 (32, false) => tiles_with::<Self, HALF, VECTORS, { results::REGISTERS }>(self, p, 32),
-                _ => tiles_with::<Self, ROWS, VECTORS, { results::MEMORY }>(self, p, WIDE),
+                (group, _) => tiles_with::<Self, ROWS, VECTORS, { results::MEMORY }>(self, p, group),
             }
         }
     }

@@ -189,14 +189,15 @@ fn out_of_host_memory(what: &str) -> Error {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // A context that an error has ended refuses all of this; there is nobody to tell, and nothing left to free.
-        if self.context.is_null() || self.enter().is_err() {
+        if self.context.is_null() {
             return;
         }
+        let is_current = self.enter().is_ok();
         let functions = self.functions.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: whoever launches kernels or has memory holds the `Gpu`, so nothing of it is in use any more
+        // SAFETY: whoever launches kernels or has memory holds the `Gpu`, so nothing of it is in use any more. A context that
+        // an error has ended refuses some of this; there is nobody to tell.
         unsafe {
-            for module in functions.modules.drain(..) {
+            for module in functions.modules.drain(..).filter(|_| is_current) {
                 let _ = sys::cuModuleUnload(module);
             }
             let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
@@ -374,16 +375,26 @@ impl<T> Drop for Pinned<T> {
     }
 }
 
-/// Numbers that are copied to the card again and again, from host memory that stays where it is.
+/// Numbers that are copied to the card again and again, from host memory that stays where it is. Whoever sets or reads them
+/// has waited for the queue since they were sent or fetched last.
 pub struct Staged<T> {
     host: Pinned<T>,
     card: Memory<T>,
 }
 
 impl<T: Pod> Staged<T> {
-    /// Room for `len` numbers.
+    /// Room for `len` numbers, which are zeros here and there.
     pub fn new(gpu: &Arc<Gpu>, len: usize, what: &str) -> Result<Self> {
-        Ok(Staged { host: Pinned::new(gpu, len, what)?, card: Memory::new(gpu, len, what)? })
+        let staged = Staged { host: Pinned::new(gpu, len, what)?, card: Memory::new(gpu, len, what)? };
+        if len > 0 {
+            let bytes = len * size_of::<T>();
+            // SAFETY: as many bytes as there are, on the stream that the driver has itself, which is waited for
+            unsafe {
+                gpu.check(sys::cuMemsetD8Async(staged.card.at, 0, bytes, ptr::null_mut()), "clear memory")?;
+                gpu.check(sys::cuStreamSynchronize(ptr::null_mut()), "clear memory")?;
+            }
+        }
+        Ok(staged)
     }
 
     pub fn len(&self) -> usize {
@@ -473,7 +484,7 @@ impl Indices {
         self.rows.send(queue, len)
     }
 
-    /// Where some of them lie. All that were ever there are below the limit, if [`Indices::send`] came first.
+    /// Where some of them lie. All that were ever there are below the limit, of which 0 is one unless there are no rows.
     pub(super) fn part(&self, range: std::ops::Range<usize>) -> Part<'_, i32> {
         self.rows.part(range)
     }
@@ -555,9 +566,14 @@ impl Queue {
         &self.gpu
     }
 
-    /// To be called before anything else where another thread may have used the queue before.
-    pub fn enter(&self) -> Result<()> {
-        self.gpu.enter()
+    /// Numbers in memory of their own.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, naming what it is for.
+    pub fn upload<T: Pod>(&self, from: &[T], what: &str) -> Result<Memory<T>> {
+        let memory = Memory::new(&self.gpu, from.len(), what)?;
+        self.write(memory.all(), from)?;
+        Ok(memory)
     }
 
     /// Queues a kernel.
@@ -569,6 +585,7 @@ impl Queue {
         if grid.blocks.contains(&0) {
             return Ok(()); // nothing to do, which the driver takes for an error
         }
+        self.gpu.enter()?; // whoever is called in between may have used another card
         let function = self.gpu.function(name, grid.shared)?;
         let too_large = || Error::invalid(format!("{:?} blocks of {name} are more than a launch has", grid.blocks));
         let mut blocks = [0 as c_uint; 3];
@@ -601,6 +618,7 @@ impl Queue {
         if bytes == 0 {
             return Ok(());
         }
+        self.gpu.enter()?;
         // SAFETY: both are of that length; the caller promises the rest
         let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to.at, from.as_ptr().cast(), bytes, self.stream) };
         self.gpu.check(status, &format!("take {bytes} bytes"))
@@ -614,7 +632,7 @@ impl Queue {
     }
 
     /// Queues a copy to the card from memory that stays: what counts is what it holds when the copy runs.
-    pub fn write_pinned<T: Pod>(&self, to: Part<'_, T>, from: &Pinned<T>, len: usize) -> Result<()> {
+    pub(super) fn write_pinned<T: Pod>(&self, to: Part<'_, T>, from: &Pinned<T>, len: usize) -> Result<()> {
         // SAFETY: pinned memory is not freed before its copies have run (the driver waits), and what is written to it
         // meanwhile is numbers like others
         unsafe { self.copy_in(to, &from[..len]) }
@@ -627,7 +645,7 @@ impl Queue {
     }
 
     /// Queues a copy from the card. [`Queue::wait`] before it is read.
-    pub fn read_pinned<T: Pod>(&self, from: Part<'_, T>, to: &mut Pinned<T>) -> Result<()> {
+    pub(super) fn read_pinned<T: Pod>(&self, from: Part<'_, T>, to: &mut Pinned<T>) -> Result<()> {
         assert!(from.len <= to.len, "room for {} numbers", from.len);
         self.copy_out(from, to.at, from.len)
     }
@@ -638,6 +656,7 @@ impl Queue {
         if bytes == 0 {
             return Ok(());
         }
+        self.gpu.enter()?;
         // SAFETY: both are of that length; `to` is borrowed until it has been waited for, or pinned
         let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from.at, bytes, self.stream) };
         self.gpu.check(status, &format!("give {bytes} bytes back"))
@@ -650,6 +669,7 @@ impl Queue {
         if bytes == 0 {
             return Ok(());
         }
+        self.gpu.enter()?;
         // SAFETY: both are of that length
         let status = unsafe { sys::cuMemcpyDtoDAsync_v2(to.at, from.at, bytes, self.stream) };
         self.gpu.check(status, &format!("copy {bytes} bytes"))
@@ -660,39 +680,74 @@ impl Queue {
     /// # Errors
     /// `Device` for whatever went wrong in it.
     pub fn wait(&self) -> Result<()> {
+        self.gpu.enter()?;
         // SAFETY: a stream of this card
         self.gpu.check(unsafe { sys::cuStreamSynchronize(self.stream) }, "finish its work")
     }
 
     /// What `queue` queues, as one piece of work that can be repeated. It runs nothing itself.
     ///
-    /// `queue` must not wait, and what its kernels and copies work on must be there whenever the graph runs.
-    pub fn record(&self, queue: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: a stream of this card, which nobody else records
-        self.gpu.check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) }, "record its work")?;
+    /// `queue` must not wait, and what its kernels and copies work on must be there whenever the graph runs: whoever records
+    /// forgets the graph before it frees memory.
+    pub(crate) fn record(&self, queue: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let recording = Recording::begin(self)?;
         let queued = queue();
-        let mut graph = ptr::null_mut();
-        // SAFETY: the pointer outlives the call
-        let ended = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
-        let ended = queued.and(self.gpu.check(ended, "record its work"));
+        let graph = recording.end();
+        let graph = queued.and(graph)?;
         let mut recorded = Graph { gpu: self.gpu.clone(), handle: ptr::null_mut() };
-        let made = ended.and_then(|()| {
-            // SAFETY: the graph has just been recorded
-            let status = unsafe { sys::cuGraphInstantiateWithFlags(&mut recorded.handle, graph, 0) };
-            self.gpu.check(status, "prepare recorded work")
-        });
-        if !graph.is_null() {
-            // SAFETY: what was made of it does not need it
-            let _ = unsafe { sys::cuGraphDestroy(graph) };
-        }
-        made.map(|()| recorded)
+        // SAFETY: the graph has just been recorded; what is made of it does not need it
+        let status = unsafe {
+            let status = sys::cuGraphInstantiateWithFlags(&mut recorded.handle, graph, 0);
+            let _ = sys::cuGraphDestroy(graph);
+            status
+        };
+        self.gpu.check(status, "prepare recorded work").map(|()| recorded)
     }
 
     /// Queues recorded work.
-    pub fn repeat(&self, graph: &Graph) -> Result<()> {
-        // SAFETY: both are of this card
+    pub(crate) fn repeat(&self, graph: &Graph) -> Result<()> {
+        self.gpu.enter()?;
+        // SAFETY: both are of this card, and whoever recorded the graph keeps what it works on
         self.gpu.check(unsafe { sys::cuGraphLaunch(graph.handle, self.stream) }, "repeat recorded work")
+    }
+}
+
+/// A queue that records; it ends with this, also by a panic.
+struct Recording<'a> {
+    queue: &'a Queue,
+    has_ended: bool,
+}
+
+impl<'a> Recording<'a> {
+    fn begin(queue: &'a Queue) -> Result<Self> {
+        queue.gpu.enter()?;
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: a stream of this card, which nobody else records
+        queue.gpu.check(unsafe { sys::cuStreamBeginCapture_v2(queue.stream, mode) }, "record its work")?;
+        Ok(Recording { queue, has_ended: false })
+    }
+
+    fn end(mut self) -> Result<sys::CUgraph> {
+        self.has_ended = true;
+        let mut graph = ptr::null_mut();
+        // SAFETY: the stream records; the pointer outlives the call
+        let status = unsafe { sys::cuStreamEndCapture(self.queue.stream, &mut graph) };
+        self.queue.gpu.check(status, "record its work").map(|()| graph)
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let mut graph = ptr::null_mut();
+        // SAFETY: as above; what was recorded is not wanted
+        unsafe {
+            if sys::cuStreamEndCapture(self.queue.stream, &mut graph) == CUresult::CUDA_SUCCESS {
+                let _ = sys::cuGraphDestroy(graph);
+            }
+        }
     }
 }
 

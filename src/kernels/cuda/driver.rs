@@ -77,31 +77,45 @@ impl Card {
     }
 }
 
-/// The cards of this machine, or one sentence that says why there are none.
+/// The cards of this machine that answer, or one sentence that says why there are none.
 pub fn cards() -> Result<Vec<Card>, String> {
+    let (mut found, mut reason) = (Vec::new(), None);
+    for index in 0..count()? {
+        match card(index) {
+            Ok(card) => found.push(card),
+            Err(why) => reason = Some(why),
+        }
+    }
+    match reason {
+        Some(reason) if found.is_empty() => Err(reason),
+        _ => Ok(found),
+    }
+}
+
+/// How many cards the driver has; at least one.
+fn count() -> Result<c_int, String> {
     available()?;
     let mut count = 0;
-    // SAFETY: `available` has found the function and initialized the driver; the number outlives the call
+    // SAFETY: `available` has found the function and started the driver; the number outlives the call
     let status = unsafe { sys::cuDeviceGetCount(&mut count) };
     check(status).map_err(|reason| format!("the CUDA driver cannot list its devices: {reason}"))?;
-    if count <= 0 {
-        return Err("the CUDA driver finds no device".to_owned());
-    }
-    (0..count).map(|index| card(index).map_err(|reason| format!("cuda:{index} does not answer: {reason}"))).collect()
+    if count > 0 { Ok(count) } else { Err(NO_DEVICE.to_owned()) }
 }
+
+const NO_DEVICE: &str = "the CUDA driver finds no device";
 
 /// The card `index` of those that [`cards`] lists, for a person who asked for it by number.
 ///
 /// # Errors
 /// `InvalidArgument` with the sentence of [`cards`], for an index that no card has, or a card that is too old.
 pub(super) fn find(index: usize) -> Result<Card> {
-    let cards = cards().map_err(|reason| Error::invalid(format!("cuda:{index} cannot be used: {reason}")))?;
-    let count = cards.len();
-    let card = cards.into_iter().nth(index);
-    let card = card.ok_or_else(|| {
+    let unusable = |reason| Error::invalid(format!("cuda:{index} cannot be used: {reason}"));
+    let count = count().map_err(unusable)?;
+    let Some(number) = c_int::try_from(index).ok().filter(|number| *number < count) else {
         let have = if count == 1 { "there is cuda:0 alone".to_owned() } else { format!("there are {count} devices") };
-        Error::invalid(format!("cuda:{index} is not there: {have}"))
-    })?;
+        return Err(Error::invalid(format!("cuda:{index} is not there: {have}")));
+    };
+    let card = card(number).map_err(unusable)?;
     match card.refusal() {
         Some(reason) => Err(Error::invalid(reason)),
         None => Ok(card),
@@ -119,7 +133,7 @@ fn available() -> Result<(), String> {
         return Err(too_old(version));
     }
     match started {
-        CUresult::CUDA_ERROR_NO_DEVICE => Err("the CUDA driver finds no device".to_owned()),
+        CUresult::CUDA_ERROR_NO_DEVICE => Err(NO_DEVICE.to_owned()),
         status => check(status).map_err(|reason| format!("the CUDA driver does not start: {reason}")),
     }
 }
@@ -162,7 +176,12 @@ fn find_functions() -> Result<(), String> {
     Err(format!("the CUDA driver has no function {}: it is too old", name.to_string_lossy()))
 }
 
+/// A card, or one sentence that says why it does not answer.
 fn card(index: c_int) -> Result<Card, String> {
+    ask(index).map_err(|reason| format!("cuda:{index} does not answer: {reason}"))
+}
+
+fn ask(index: c_int) -> Result<Card, String> {
     let mut device: CUdevice = 0;
     let mut name = [0 as c_char; 256];
     let (mut memory, mut major, mut minor) = (0usize, 0, 0);

@@ -142,52 +142,68 @@ pub fn pad(queue: &Queue, x: Part<'_, f32>, channels: usize, padded: usize, to: 
     unsafe { queue.launch("pad_to_bf16", rows_grid((positions * padded).div_ceil(2048)), &mut arguments) }
 }
 
-/// What brings a map to mean 0 and variance 1 in each group of channels, and on to weights and biases.
+/// The weights of a group normalization, and what comes of them and a map: a scale and a shift for each channel. There is one
+/// of them at a time.
 pub struct GroupNorm {
+    weight: Memory<f32>,
+    bias: Memory<f32>,
     scale: Memory<f32>,
     shift: Memory<f32>,
 }
 
 /// Positions whose sums are made by one block of threads.
 const BLOCK: usize = 1024;
+const NORM: &str = "a group normalization";
 
 impl GroupNorm {
-    pub fn new(
+    /// With weights and biases for each channel.
+    pub fn new(queue: &Queue, weight: &[f32], bias: &[f32]) -> Result<GroupNorm> {
+        check(weight.len() == bias.len(), NORM)?;
+        let memory = || Memory::new(queue.gpu(), weight.len(), NORM);
+        let (weight, bias) = (queue.upload(weight, NORM)?, queue.upload(bias, NORM)?);
+        Ok(GroupNorm { weight, bias, scale: memory()?, shift: memory()? })
+    }
+
+    /// Sums that [`GroupNorm::measure`] makes of a map.
+    pub fn sums(positions: usize, channels: usize) -> usize {
+        positions.div_ceil(BLOCK).saturating_mul(2 * channels)
+    }
+
+    /// Finds what brings each group of channels of `x` to mean 0 and variance 1, and on to weights and biases.
+    pub fn measure(
+        &self,
         queue: &Queue,
         x: Part<'_, f32>,
-        (weight, bias): (Part<'_, f32>, Part<'_, f32>),
+        sums: Part<'_, f64>,
         groups: usize,
         epsilon: f32,
-    ) -> Result<GroupNorm> {
-        const WHAT: &str = "a group normalization";
-        let channels = weight.len();
+    ) -> Result<()> {
+        let channels = self.weight.len();
         let positions = x.len() / channels.max(1);
-        let right = x.len() == positions * channels && bias.len() == channels && i32::try_from(positions).is_ok();
-        check(right && groups > 0 && channels.is_multiple_of(groups), WHAT)?;
-        let (blocks, gpu) = (positions.div_ceil(BLOCK), queue.gpu());
-        let partial = Memory::<f64>::new(gpu, blocks * 2 * channels, WHAT)?;
-        let norm = GroupNorm { scale: Memory::new(gpu, channels, WHAT)?, shift: Memory::new(gpu, channels, WHAT)? };
+        let right = x.len() == positions * channels && i32::try_from(positions).is_ok();
+        let room = sums.len() >= GroupNorm::sums(positions, channels);
+        check(right && room && groups > 0 && channels.is_multiple_of(groups), NORM)?;
+        let blocks = positions.div_ceil(BLOCK);
         let (positions, c) = (Argument::from(positions as i32), Argument::from(channels as i32));
-        let mut arguments: [Argument; 4] = [x.into(), positions, c, partial.all().into()];
+        let mut arguments: [Argument; 4] = [x.into(), positions, c, sums.into()];
         let grid = Grid { blocks: [blocks, channels.div_ceil(256), 1], threads: 256, shared: 0 };
         // SAFETY: a map of the sizes that were checked, and sums for every block and channel
         unsafe { queue.launch("group_norm_sums", grid, &mut arguments) }?;
         let mut arguments: [Argument; 10] = [
-            partial.all().into(),
+            sums.into(),
             (blocks as i32).into(),
             positions,
             c,
             (groups as i32).into(),
-            weight.into(),
-            bias.into(),
+            self.weight.all().into(),
+            self.bias.all().into(),
             epsilon.into(),
-            norm.scale.all().into(),
-            norm.shift.all().into(),
+            self.scale.all().into(),
+            self.shift.all().into(),
         ];
         let grid = Grid { blocks: [groups, 1, 1], threads: 32, shared: 0 };
         // SAFETY: the sums of above, and a number for every channel
-        unsafe { queue.launch("group_norm_scales", grid, &mut arguments) }?;
-        Ok(norm)
+        unsafe { queue.launch("group_norm_scales", grid, &mut arguments) }
     }
 
     /// A map, normalized, and with `swish` times its logistic function.

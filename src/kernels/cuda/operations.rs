@@ -368,13 +368,13 @@ pub struct Angles {
 impl Angles {
     pub fn new(queue: &Queue, cos: &[f32], sin: &[f32], half: usize, neighbours: bool) -> Result<Self> {
         const WHAT: &str = "rotary angles";
-        let memory = |from: &[f32]| -> Result<Memory<f32>> {
-            let memory = Memory::new(queue.gpu(), from.len(), WHAT)?;
-            queue.write(memory.all(), from)?;
-            Ok(memory)
-        };
         check(cos.len() == sin.len() && half > 0 && cos.len().is_multiple_of(half), WHAT)?;
-        Ok(Angles { cos: memory(cos)?, sin: memory(sin)?, half, neighbours })
+        Ok(Angles { cos: queue.upload(cos, WHAT)?, sin: queue.upload(sin, WHAT)?, half, neighbours })
+    }
+
+    /// How many positions there are.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half
     }
 }
 
@@ -390,7 +390,7 @@ pub fn rope(
     let d = x.len() / n.max(1);
     let heads = d / (2 * angles.half);
     let right = x.len() == n * heads * 2 * angles.half && out.len() == x.len();
-    check(right && positions.limit() * angles.half <= angles.cos.len(), "rotated rows")?;
+    check(right && positions.limit() <= angles.positions(), "rotated rows")?;
     let mut arguments: [Argument; 8] = [
         x.into(),
         positions.part(range).into(),

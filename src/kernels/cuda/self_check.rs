@@ -26,21 +26,21 @@ const WHAT: &str = "a check of a graphics card";
 /// An error if kernels do not give on this card what they give on the processor. Looked at once, while it goes well. Kernels
 /// for Hopper that go wrong are left alone, as others do their work: a sentence says so.
 pub fn self_check(gpu: &Arc<Gpu>) -> Result<Option<String>> {
-    if gpu.is_checked.load(Ordering::Relaxed) {
+    if gpu.is_checked.load(Ordering::Acquire) {
         return Ok(None);
     }
     compare(gpu, false)?;
-    gpu.is_checked.store(true, Ordering::Relaxed);
-    if !knows_hopper(gpu.card()) {
-        return Ok(None);
-    }
-    match compare(gpu, true) {
-        Ok(()) => {
+    let sentence = match knows_hopper(gpu.card()).then(|| compare(gpu, true)) {
+        None => None,
+        Some(Ok(())) => {
             gpu.has_hopper.store(true, Ordering::Relaxed);
-            Ok(None)
+            None
         }
-        Err(error) => Ok(Some(format!("the kernels for Hopper are left alone: {error}"))),
-    }
+        Some(Err(error @ Error::Device { .. })) => Some(format!("the kernels for Hopper are left alone: {error}")),
+        Some(Err(error)) => return Err(error),
+    };
+    gpu.is_checked.store(true, Ordering::Release); // the last: what was found before is seen by whoever sees this
+    Ok(sentence)
 }
 
 /// With `unpacked`, products are those of Hopper's kernels.
@@ -105,12 +105,6 @@ fn close(got: &[f32], expected: &[f32]) -> bool {
     got.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 0.03 * size)
 }
 
-fn upload(queue: &Queue, from: &[f32]) -> Result<Memory<f32>> {
-    let memory = Memory::new(queue.gpu(), from.len(), WHAT)?;
-    queue.write(memory.all(), from)?;
-    Ok(memory)
-}
-
 fn download(queue: &Queue, from: &Memory<f32>) -> Result<Vec<f32>> {
     let mut to = try_vec(from.len(), WHAT)?;
     queue.read(from.all(), &mut to)?;
@@ -119,7 +113,7 @@ fn download(queue: &Queue, from: &Memory<f32>) -> Result<Vec<f32>> {
 
 /// Rows of `k` numbers, rounded.
 fn rounded(queue: &Queue, from: &[f32], k: usize) -> Result<Memory<u16>> {
-    let (x, to) = (upload(queue, from)?, Memory::new(queue.gpu(), from.len(), WHAT)?);
+    let (x, to) = (queue.upload(from, WHAT)?, Memory::new(queue.gpu(), from.len(), WHAT)?);
     ops::round(queue, ops::Source::Plain(x.all()), from.len() / k, k, to.all())?;
     queue.wait()?;
     Ok(to)
@@ -133,8 +127,7 @@ fn int8_product(
     unpacked: bool,
 ) -> Result<Vec<f32>> {
     let gpu = queue.gpu();
-    let (w, x, y) = (Memory::new(gpu, bytes.len(), WHAT)?, upload(queue, x)?, Memory::new(gpu, TOKENS * ROWS, WHAT)?);
-    queue.write(w.all(), bytes)?;
+    let (w, x, y) = (queue.upload(bytes, WHAT)?, queue.upload(x, WHAT)?, Memory::new(gpu, TOKENS * ROWS, WHAT)?);
     let memory = Int8Memory::new(queue, TOKENS, COLS)?;
     let quantized = Int8 { memory: &memory, n: TOKENS, k: COLS, scales };
     ops::quantize(queue, ops::Source::Plain(x.all()), quantized)?;
@@ -146,8 +139,7 @@ fn int8_product(
 
 fn bf16_product(queue: &Queue, rows: &[f32], x: &[f32], unpacked: bool) -> Result<Vec<f32>> {
     let bytes: &[u8] = bytemuck::cast_slice(rows);
-    let (w, y) = (Memory::new(queue.gpu(), bytes.len(), WHAT)?, Memory::new(queue.gpu(), TOKENS * ROWS, WHAT)?);
-    queue.write(w.all(), bytes)?;
+    let (w, y) = (queue.upload(bytes, WHAT)?, Memory::new(queue.gpu(), TOKENS * ROWS, WHAT)?);
     let (w, x) = (Weights::new(GgmlType::F32, ROWS, COLS, w.all())?, rounded(queue, x, COLS)?);
     let unpacked = if unpacked { Unpacked::new(queue, w)? } else { None };
     let w = w.with_unpacked(unpacked.as_ref());

@@ -234,8 +234,8 @@ fn k4_nibbles<I: Isa>(isa: I, bytes: &[u8; 128], q: &mut [i8; WIDE]) {
     }
 }
 
-/// Twice 32 bytes of four 2-bit planes: each plane is 32 elements. Eight bytes are shifted at a time, since no
-/// instruction set shifts bytes by a number that is not known before.
+/// Twice 32 bytes of four 2-bit planes: each plane is 32 elements. Eight bytes are shifted at a time, since
+/// x86 has no shift of bytes.
 #[inline(always)]
 pub(super) fn crumbs<T: Pod>(bytes: &[u8; 64], q: &mut [T]) {
     const TWO: u64 = 0x0303_0303_0303_0303;
