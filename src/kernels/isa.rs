@@ -103,18 +103,25 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]);
 
     fn splat_i32(self, v: i32) -> Self::I32;
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // what AMX has summed up
     fn load_i32(self, from: &[i32; LANES]) -> Self::I32;
     fn to_f32(self, a: Self::I32) -> Self::F32;
     fn load_x8(self, from: &[u8; CELLS]) -> Self::X8;
     fn splat_w8(self, w: [i8; 4]) -> Self::W8;
     /// Per lane `acc + sum_4 w x`.
     fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32;
-    /// Sums of `group` bytes each, 16 (all of `sums`), 32 (the first eight) or 256 (the first).
+    /// Sums of `group` bytes each, 16 (all of `sums`) or 32 (the first eight).
     #[inline(always)]
     fn group_sums(self, q: &[i8; 16 * LANES], group: usize, sums: &mut [i32; LANES]) {
         for (sum, q) in sums.iter_mut().zip(q.chunks_exact(group)) {
             *sum = q.iter().map(|q| i32::from(*q)).sum();
+        }
+    }
+    /// Sums of some of the bytes each, all together of all.
+    #[inline(always)]
+    fn partial_sums(self, q: &[i8; 16 * LANES], sums: &mut [i32; LANES]) {
+        *sums = [0; LANES];
+        for q in q.as_chunks::<LANES>().0 {
+            sums.iter_mut().zip(q).for_each(|(sum, q)| *sum += i32::from(*q));
         }
     }
     /// Whether [`Isa::dot4`] takes activations as unsigned bytes: they are then stored with 128 added, and the caller

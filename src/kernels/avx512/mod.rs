@@ -191,11 +191,6 @@ impl Isa for Avx512 {
             let ones = _mm512_set1_epi8(1);
             let at = |step: usize| _mm512_loadu_si512(q.as_ptr().add(step * CELLS).cast());
             let fours = |step: usize| _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, at(step));
-            if group == 16 * LANES {
-                let all = (1..4).fold(fours(0), |sum, step| _mm512_dpbusd_epi32(sum, ones, at(step)));
-                sums[0] = _mm512_reduce_add_epi32(all);
-                return;
-            }
             // quarter q of a step has four sums of four, which come together as number `step` of quarter q
             let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
             let (a, b) = (pair(fours(0), fours(1)), pair(fours(2), fours(3)));
@@ -209,6 +204,17 @@ impl Isa for Avx512 {
                 });
                 all = _mm512_add_epi32(even, odd);
             }
+            _mm512_storeu_si512(sums.as_mut_ptr().cast(), all);
+        }
+    }
+    #[inline(always)]
+    fn partial_sums(self, q: &[i8; 16 * LANES], sums: &mut [i32; LANES]) {
+        // SAFETY: `self` proves VNNI; 256 bytes are readable and 64 writable
+        unsafe {
+            let at = |step: usize| _mm512_loadu_si512(q.as_ptr().add(step * CELLS).cast());
+            let sum = |sum, step| _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), at(step));
+            let zero = _mm512_setzero_si512();
+            let all = _mm512_add_epi32(sum(sum(zero, 0), 1), sum(sum(zero, 2), 3));
             _mm512_storeu_si512(sums.as_mut_ptr().cast(), all);
         }
     }

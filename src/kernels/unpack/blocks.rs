@@ -66,47 +66,64 @@ pub(super) fn unpack<I: Isa>(
             }
         }
         GgmlType::Q4_0 => {
-            let quants = quants(bytes, scale, offset, |b: &BlockQ4_0| (b.d.get(), 0.0, &b.qs));
+            scales(bytes, scale, offset, |b: &BlockQ4_0| (b.d.get(), 0.0));
+            let quants = quants(bytes, |b: &BlockQ4_0| &b.qs);
             look_up(isa, quants, &CODES_Q4_0, q);
         }
         GgmlType::Q4_1 => {
-            let quants = quants(bytes, scale, offset, |b: &BlockQ4_1| (b.d.get(), b.m.get(), &b.qs));
+            scales(bytes, scale, offset, |b: &BlockQ4_1| (b.d.get(), b.m.get()));
+            let quants = quants(bytes, |b: &BlockQ4_1| &b.qs);
             look_up(isa, quants, &CODES, q);
         }
         GgmlType::Q5_0 => {
-            let quants = quants(bytes, scale, offset, |b: &BlockQ5_0| (b.d.get(), 0.0, &b.qs));
+            scales(bytes, scale, offset, |b: &BlockQ5_0| (b.d.get(), 0.0));
+            let quants = quants(bytes, |b: &BlockQ5_0| &b.qs);
             look_up(isa, quants, &codes(-16, 16), q);
             fifth_bits(bytes, q, |b: &BlockQ5_0| b.qh);
         }
         GgmlType::Q5_1 => {
-            let quants = quants(bytes, scale, offset, |b: &BlockQ5_1| (b.d.get(), b.m.get(), &b.qs));
+            scales(bytes, scale, offset, |b: &BlockQ5_1| (b.d.get(), b.m.get()));
+            let quants = quants(bytes, |b: &BlockQ5_1| &b.qs);
             look_up(isa, quants, &CODES, q);
             fifth_bits(bytes, q, |b: &BlockQ5_1| b.qh);
         }
         GgmlType::IQ4_NL => {
-            let quants = quants(bytes, scale, offset, |b: &BlockIQ4_NL| (b.d.get(), 0.0, &b.qs));
+            scales(bytes, scale, offset, |b: &BlockIQ4_NL| (b.d.get(), 0.0));
+            let quants = quants(bytes, |b: &BlockIQ4_NL| &b.qs);
             look_up(isa, quants, &CODES_IQ4, q);
         }
         GgmlType::MXFP4 => {
-            let quants = quants(bytes, scale, offset, |b: &BlockMXFP4| (scale_mxfp4(b.e), 0.0, &b.qs));
+            scales(bytes, scale, offset, |b: &BlockMXFP4| (scale_mxfp4(b.e), 0.0));
+            let quants = quants(bytes, |b: &BlockMXFP4| &b.qs);
             look_up(isa, quants, &CODES_FP4, q);
         }
-        _ => block(isa, dtype, bytes, q, scale, offset),
+        _ => {
+            scales_of_block(dtype, bytes, scale, offset);
+            numbers_of_block(isa, dtype, bytes, q);
+        }
     }
 }
 
-/// Scales, offsets and quants of up to eight blocks of 32; those that are not there have zeros.
+/// Scales and offsets of up to eight blocks of 32.
 #[inline(always)]
-pub(super) fn quants<'a, B: Block>(
-    bytes: &'a [u8],
+pub(super) fn scales<B: Block>(
+    bytes: &[u8],
     scale: &mut [f32; 16],
     offset: &mut [f32; 16],
-    parts: impl Fn(&'a B) -> (f32, f32, &'a [u8; 16]),
-) -> [&'a [u8; 16]; WIDE / 32] {
+    of: impl Fn(&B) -> (f32, f32),
+) {
+    for (g, bytes) in bytes.chunks_exact(size_of::<B>()).enumerate().take(WIDE / 32) {
+        (scale[g], offset[g]) = of(one(bytes));
+    }
+}
+
+/// The quants of up to eight blocks of 32; those that are not there have zeros.
+#[inline(always)]
+pub(super) fn quants<'a, B: Block>(bytes: &'a [u8], of: impl Fn(&'a B) -> &'a [u8; 16]) -> [&'a [u8; 16]; WIDE / 32] {
     const NONE: [u8; 16] = [0; 16];
     let mut quants = [&NONE; WIDE / 32];
-    for (g, bytes) in bytes.chunks_exact(size_of::<B>()).enumerate().take(WIDE / 32) {
-        (scale[g], offset[g], quants[g]) = parts(one(bytes));
+    for (quants, bytes) in quants.iter_mut().zip(bytes.chunks_exact(size_of::<B>())) {
+        *quants = of(one(bytes));
     }
     quants
 }
@@ -120,40 +137,56 @@ fn look_up<I: Isa>(isa: I, quants: [&[u8; 16]; WIDE / 32], codes: &[f32; LANES],
     }
 }
 
-/// A block of 256.
+/// Scales and offsets of the groups of a block of 256.
 #[inline(always)]
-fn block<I: Isa>(
-    isa: I,
-    dtype: GgmlType,
-    bytes: &[u8],
-    q: &mut [i8; WIDE],
-    scale: &mut [f32; 16],
-    offset: &mut [f32; 16],
-) {
+pub(super) fn scales_of_block(dtype: GgmlType, bytes: &[u8], scale: &mut [f32; 16], offset: &mut [f32; 16]) {
     match dtype {
         GgmlType::IQ4_XS => {
             let b: &BlockIQ4_XS = one(bytes);
             for (g, scale) in scale.iter_mut().enumerate().take(8) {
                 *scale = b.d.get() * f32::from(scale_iq4_xs(b, g));
             }
-            look_up(isa, quants_of_iq4_xs(b), &CODES_IQ4, q);
         }
         GgmlType::Q4_K => {
             let b: &BlockQ4_K = one(bytes);
             k4_scales(b.d, b.dmin, &b.scales, scale, offset);
-            k4_nibbles(isa, &b.qs, q);
         }
         GgmlType::Q5_K => {
             let b: &BlockQ5_K = one(bytes);
             k4_scales(b.d, b.dmin, &b.scales, scale, offset);
+        }
+        GgmlType::Q6_K => {
+            let b: &BlockQ6_K = one(bytes);
+            sixteen_scales(b.d, b.scales, scale);
+        }
+        GgmlType::Q3_K => {
+            let b: &BlockQ3_K = one(bytes);
+            sixteen_scales(b.d, scales_q3_k(&b.scales), scale);
+        }
+        GgmlType::Q2_K => {
+            let b: &BlockQ2_K = one(bytes);
+            for g in 0..16 {
+                scale[g] = b.d.get() * f32::from(b.scales[g] & 15);
+                offset[g] = -(b.dmin.get() * f32::from(b.scales[g] >> 4));
+            }
+        }
+        _ => unreachable!("`groups` has no such type"),
+    }
+}
+
+/// The numbers of a block of 256.
+#[inline(always)]
+fn numbers_of_block<I: Isa>(isa: I, dtype: GgmlType, bytes: &[u8], q: &mut [i8; WIDE]) {
+    match dtype {
+        GgmlType::IQ4_XS => look_up(isa, quants_of_iq4_xs(one(bytes)), &CODES_IQ4, q),
+        GgmlType::Q4_K => k4_nibbles(isa, &one::<BlockQ4_K>(bytes).qs, q),
+        GgmlType::Q5_K => {
+            let b: &BlockQ5_K = one(bytes);
             k4_nibbles(isa, &b.qs, q);
             or_planes(&b.qh, 4, q);
         }
         GgmlType::Q6_K => {
             let b: &BlockQ6_K = one(bytes);
-            for (scale, s) in scale.iter_mut().zip(&b.scales) {
-                *scale = b.d.get() * f32::from(*s);
-            }
             for half in 0..2 {
                 let (low, high) = (&b.ql[half * 64..][..64], &b.qh[half * 32..][..32]);
                 let q = &mut q[half * 128..][..128];
@@ -167,21 +200,11 @@ fn block<I: Isa>(
         }
         GgmlType::Q3_K => {
             let b: &BlockQ3_K = one(bytes);
-            for (scale, s) in scale.iter_mut().zip(scales_q3_k(&b.scales)) {
-                *scale = b.d.get() * f32::from(s);
-            }
             crumbs(&b.qs, q);
             or_planes(&b.hmask, 2, q);
             shift(q, -4);
         }
-        GgmlType::Q2_K => {
-            let b: &BlockQ2_K = one(bytes);
-            for g in 0..16 {
-                scale[g] = b.d.get() * f32::from(b.scales[g] & 15);
-                offset[g] = -(b.dmin.get() * f32::from(b.scales[g] >> 4));
-            }
-            crumbs(&b.qs, q);
-        }
+        GgmlType::Q2_K => crumbs(&one::<BlockQ2_K>(bytes).qs, q),
         _ => unreachable!("`groups` has no such type"),
     }
 }
@@ -213,6 +236,14 @@ fn fifth_bits<B: Block>(bytes: &[u8], q: &mut [i8; WIDE], high: impl Fn(&B) -> [
         for (i, q) in q.iter_mut().enumerate() {
             *q += ((high >> i & 1) << 4) as i8;
         }
+    }
+}
+
+/// Scales of sixteen groups.
+#[inline(always)]
+fn sixteen_scales(d: Half, scales: [i8; 16], scale: &mut [f32; 16]) {
+    for (scale, s) in scale.iter_mut().zip(scales) {
+        *scale = d.get() * f32::from(s);
     }
 }
 

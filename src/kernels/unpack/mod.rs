@@ -90,24 +90,48 @@ pub(super) struct Place {
     pub block: (usize, usize),
 }
 
-impl Place {
-    /// The bytes of one row of the matrix.
-    #[inline(always)]
-    fn bytes<'a>(&self, w: &Matrix<'a>, row: usize) -> &'a [u8] {
-        let (block, size) = self.block;
-        &w.row(row)[self.k.start / block * size..self.k.end.div_ceil(block) * size]
-    }
-}
-
-/// Rows that are asked for ahead of the one that is unpacked: a chunk has a few hundred bytes of each, too few for the
-/// processor to notice where they are going.
+/// Rows that are asked for ahead of the one that becomes bfloat16.
 const AHEAD: usize = 4;
 
-/// Asks for the bytes of a row that will be wanted soon.
-#[inline(always)]
-fn prefetch(w: &Matrix, place: &Place, row: usize) {
-    if row < place.rows.end {
-        place.bytes(w, row).chunks(64).for_each(|line| isa::prefetch(line.as_ptr()));
+/// The bytes of a place's rows.
+#[derive(Clone, Copy)]
+struct Bytes<'a, 'w> {
+    w: &'a Matrix<'w>,
+    place: &'a Place,
+    /// of a row of the matrix
+    start: usize,
+    end: usize,
+}
+
+impl<'a, 'w> Bytes<'a, 'w> {
+    #[inline(always)]
+    fn new(w: &'a Matrix<'w>, place: &'a Place) -> Self {
+        let (block, size) = place.block;
+        Bytes { w, place, start: place.k.start / block * size, end: place.k.end.div_ceil(block) * size }
+    }
+
+    /// Of row `i` of the place.
+    #[inline(always)]
+    fn row(&self, i: usize) -> &'w [u8] {
+        &self.w.row(self.place.rows.start + i)[self.start..self.end]
+    }
+
+    /// Asks for what will be wanted soon: row `i` of the place, or behind its last row one of the next place along k. A chunk
+    /// has a few hundred bytes of each row, too few for the processor to notice where they are going.
+    #[inline(always)]
+    fn prefetch(&self, i: usize) {
+        const LINE: usize = 64;
+        let (count, len) = (self.place.rows.len(), self.end - self.start);
+        let (i, skip) = if i < count { (i, 0) } else { (i - count, len) };
+        if i >= count {
+            return;
+        }
+        let row = self.w.row(self.place.rows.start + i);
+        let len = (row.len() - self.start).saturating_sub(skip).min(len);
+        let first = row.as_ptr().wrapping_add(self.start + skip);
+        // the lines from the one that it begins in
+        let lines = if len == 0 { 0 } else { (first.addr() % LINE + len).div_ceil(LINE) };
+        (0..lines).for_each(|line| isa::prefetch(first.wrapping_add(line * LINE)));
     }
 }
 
@@ -119,40 +143,168 @@ pub(super) fn int8_panel<I: Isa>(
     place: &Place,
     scales: Scales,
     biased: bool,
-    to: int8::WeightsMut,
+    mut to: int8::WeightsMut,
 ) {
-    let shape = shape(w.dtype(), scales);
-    let (r, len) = (place.panel_rows, place.k.len());
-    let panel = to.q.as_chunks_mut::<STEP>().0;
-    let mut part = Part::default();
-    for i in 0..place.padded {
-        prefetch(w, place, place.rows.start + i + AHEAD);
-        if i >= place.rows.len() {
-            part = Part::default();
-        }
-        for first in (0..len).step_by(WIDE) {
-            let n = WIDE.min(len - first);
-            if i < place.rows.len() {
-                let bytes = place.bytes(w, place.rows.start + i);
-                let (block, size) = place.block;
-                let bytes = &bytes[first / block * size..][..n / block * size];
-                part.unpack(isa, w.dtype(), bytes, n, scales);
-            }
-            for (s, step) in part.q.as_chunks::<STEP>().0.iter().enumerate().take(n.div_ceil(STEP)) {
-                panel[(first / STEP + s) * r + i] = *step;
-            }
-            let (first, groups) = (first / shape.group, n.div_ceil(shape.group));
-            let at = i * int8::groups(shape.group) + first;
-            to.scale[at..at + groups].copy_from_slice(&part.scale[..groups]);
-            if shape.offset {
-                to.offset[at..at + groups].copy_from_slice(&part.offset[..groups]);
-            }
-            if biased {
-                let start = &mut to.start[at..at + groups];
-                part.starts(isa, shape.group, start);
+    let (bytes, shape) = (Bytes::new(w, place), shape(w.dtype(), scales));
+    let panel = Panel { dtype: w.dtype(), bytes, shape, biased };
+    let mut wide = wide::Rows::default();
+    for rows in (0..place.rows.len()).step_by(LANES).map(|first| first..place.rows.len().min(first + LANES)) {
+        for chunk in panel.chunks() {
+            match scales {
+                Scales::Wide => panel.wide(isa, rows.clone(), &chunk, &mut wide, &mut to),
+                Scales::Blocks | Scales::Mixed => panel.blocks(isa, rows.clone(), &chunk, &mut to),
             }
         }
     }
+    panel.fill_up(&mut to);
+}
+
+/// An int8 panel of a place.
+struct Panel<'a, 'w> {
+    dtype: GgmlType,
+    bytes: Bytes<'a, 'w>,
+    shape: Shape,
+    biased: bool,
+}
+
+impl Panel<'_, '_> {
+    fn chunks(&self) -> impl Iterator<Item = Chunk> {
+        let ((block, size), len) = (self.bytes.place.block, self.bytes.place.k.len());
+        (0..len).step_by(WIDE).map(move |start| {
+            let end = len.min(start + WIDE);
+            Chunk { start, len: end - start, bytes: start / block * size..end / block * size }
+        })
+    }
+
+    /// The bytes of a chunk of row `i` of the place.
+    #[inline(always)]
+    fn bytes_of(&self, i: usize, chunk: &Chunk) -> &[u8] {
+        &self.bytes.row(i)[chunk.bytes.clone()]
+    }
+
+    /// Asks for the bytes of a row that will be wanted soon, once.
+    #[inline(always)]
+    fn prefetch(&self, i: usize, chunk: &Chunk) {
+        if chunk.start == 0 {
+            self.bytes.prefetch(i + LANES);
+        }
+    }
+
+    /// Where the numbers of the groups of a chunk of row `i` are.
+    #[inline(always)]
+    fn groups(&self, i: usize, chunk: &Chunk) -> Range<usize> {
+        let at = i * int8::groups(self.shape.group) + chunk.start / self.shape.group;
+        at..at + chunk.len.div_ceil(self.shape.group)
+    }
+
+    /// Writes a chunk of row `i`; what lies behind its last element becomes zeros.
+    #[inline(always)]
+    fn write(&self, i: usize, chunk: &Chunk, q: &mut [i8; WIDE], to: &mut int8::WeightsMut) {
+        let r = self.bytes.place.panel_rows;
+        let to = &mut to.q.as_chunks_mut::<STEP>().0[chunk.start / STEP * r + i..];
+        if chunk.len < WIDE {
+            q[chunk.len..].fill(0);
+        }
+        for (s, step) in q.as_chunks::<STEP>().0.iter().enumerate().take(chunk.len.div_ceil(STEP)) {
+            to[s * r] = *step;
+        }
+    }
+
+    /// Up to 16 rows with one scale for a chunk.
+    #[inline(always)]
+    fn wide<I: Isa>(
+        &self,
+        isa: I,
+        rows: Range<usize>,
+        chunk: &Chunk,
+        wide: &mut wide::Rows,
+        to: &mut int8::WeightsMut,
+    ) {
+        for (lane, i) in rows.clone().enumerate() {
+            wide.read(self.dtype, lane, self.bytes_of(i, chunk));
+        }
+        wide.fit(isa, self.dtype);
+        let mut q = [0; WIDE];
+        let mut sums = [[0u32; LANES]; LANES];
+        for (lane, i) in rows.clone().enumerate() {
+            self.prefetch(i, chunk);
+            wide.unpack(isa, self.dtype, lane, self.bytes_of(i, chunk), chunk.len, &mut q);
+            self.write(i, chunk, &mut q, to);
+            if self.biased {
+                isa.partial_sums(&q, bytemuck::cast_mut(&mut sums[lane]));
+            }
+        }
+        let starts = if self.biased { starts(isa, &sums) } else { [0.0; LANES] };
+        for (lane, i) in rows.enumerate() {
+            let at = self.groups(i, chunk).start;
+            to.scale[at] = wide.scales[lane];
+            if self.biased {
+                to.start[at] = starts[lane] as i32;
+            }
+        }
+    }
+
+    /// Rows with the scales of their blocks.
+    #[inline(always)]
+    fn blocks<I: Isa>(&self, isa: I, rows: Range<usize>, chunk: &Chunk, to: &mut int8::WeightsMut) {
+        let mut part = Part::default();
+        for i in rows {
+            self.prefetch(i, chunk);
+            let Part { q, scale, offset } = &mut part;
+            blocks::unpack(isa, self.dtype, self.bytes_of(i, chunk), q, scale, offset);
+            self.write(i, chunk, q, to);
+            let at = self.groups(i, chunk);
+            to.scale[at.clone()].copy_from_slice(&scale[..at.len()]);
+            if self.shape.offset {
+                to.offset[at.clone()].copy_from_slice(&offset[..at.len()]);
+            }
+            if self.biased {
+                let mut sums = [0; LANES];
+                isa.group_sums(q, self.shape.group, &mut sums);
+                for (start, sum) in to.start[at].iter_mut().zip(sums) {
+                    *start = -128 * sum;
+                }
+            }
+        }
+    }
+
+    /// Makes the rows zeros that the matrix does not have.
+    #[inline(always)]
+    fn fill_up(&self, to: &mut int8::WeightsMut) {
+        let place = self.bytes.place;
+        for (i, chunk) in (place.rows.len()..place.padded).flat_map(|i| self.chunks().map(move |chunk| (i, chunk))) {
+            self.write(i, &chunk, &mut [0; WIDE], to);
+            let at = self.groups(i, &chunk);
+            to.scale[at.clone()].fill(0.0);
+            if self.shape.offset {
+                to.offset[at.clone()].fill(0.0);
+            }
+            if self.biased {
+                to.start[at].fill(0);
+            }
+        }
+    }
+}
+
+/// Up to 256 elements of a place's chunk, whole blocks.
+struct Chunk {
+    start: usize,
+    len: usize,
+    /// of a row of the place
+    bytes: Range<usize>,
+}
+
+/// -128 times the sum of each row of sums of int8: all of them are whole numbers below 2^24, which floats hold.
+#[inline(always)]
+fn starts<I: Isa>(isa: I, sums: &[[u32; LANES]; LANES]) -> [f32; LANES] {
+    let (mut by_part, mut starts) = ([[0; LANES]; LANES], [0.0; LANES]);
+    isa.transpose(sums, &mut by_part);
+    let mut total = isa.splat(0.0);
+    for part in &by_part {
+        total = isa.add(total, isa.to_f32(isa.load_i32(bytemuck::cast_ref(part))));
+    }
+    isa.store(isa.mul(total, isa.splat(-128.0)), &mut starts);
+    starts
 }
 
 /// Up to 256 elements of a row in int8.
@@ -168,44 +320,20 @@ impl Default for Part {
     }
 }
 
-impl Part {
-    /// -128 times the sum of each group.
-    #[inline(always)]
-    fn starts<I: Isa>(&self, isa: I, group: usize, starts: &mut [i32]) {
-        let mut sums = [0; LANES];
-        isa.group_sums(&self.q, group, &mut sums);
-        for (start, sum) in starts.iter_mut().zip(sums) {
-            *start = -128 * sum;
-        }
-    }
-
-    /// The `n` elements of `bytes`; what lies behind `n` becomes zeros.
-    #[inline(always)]
-    fn unpack<I: Isa>(&mut self, isa: I, dtype: GgmlType, bytes: &[u8], n: usize, scales: Scales) {
-        match scales {
-            Scales::Wide => self.scale[0] = wide::unpack(isa, dtype, bytes, n, &mut self.q),
-            Scales::Blocks | Scales::Mixed => {
-                blocks::unpack(isa, dtype, bytes, &mut self.q, &mut self.scale, &mut self.offset)
-            }
-        }
-        self.q[n..].fill(0);
-    }
-}
-
 /// Part of `w` as a bfloat16 panel, [step of 32][R][32]: BF16 as it is, other types rounded.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other has products in bfloat16 here
 pub(super) fn bf16_panel<I: Isa>(isa: I, w: &Matrix, place: &Place, panel: &mut [u16], tiles: impl Bf16Tiles) {
     let (r, len) = (place.panel_rows, place.k.len());
     let panel = panel.as_chunks_mut::<BF16_STEP>().0;
-    let mut row = [0.0f32; WIDE];
+    let (from, mut row) = (Bytes::new(w, place), [0.0f32; WIDE]);
     for i in 0..place.padded {
         if i >= place.rows.len() {
             (0..len.div_ceil(BF16_STEP)).for_each(|s| panel[s * r + i] = [0; BF16_STEP]);
             continue;
         }
-        prefetch(w, place, place.rows.start + i + AHEAD);
-        let bytes = place.bytes(w, place.rows.start + i);
+        from.prefetch(i + AHEAD);
+        let bytes = from.row(i);
         if w.dtype() == GgmlType::BF16 {
             for (s, from) in bytes.chunks(2 * BF16_STEP).enumerate() {
                 copy_step(from, &mut panel[s * r + i]);

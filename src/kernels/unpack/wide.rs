@@ -3,6 +3,9 @@
 //! Types of up to 4 bits per weight have at most 16 values in a group, so the values are scaled and rounded, not the
 //! weights: every group gets a table of 16 bytes, and a weight is looked up in it. The scale fits the largest value that
 //! the group could hold. Products and sums are not fused here, so that all instruction sets make the same bytes.
+//!
+//! Rows come 16 at a time. What needs all groups of a row (the largest value, from which two divisions follow one another) is
+//! done for 16 rows at once, one in each lane: row by row the processor would wait for that longer than it looks up.
 
 use super::blocks::{self, CODES, CODES_FP4, CODES_IQ4, CODES_Q4_0, codes};
 use crate::kernels::activations::WIDE;
@@ -10,183 +13,166 @@ use crate::kernels::isa::{CELLS, Isa, LANES};
 use crate::tensor::GgmlType;
 use crate::tensor::block::*;
 
-/// The first `n` of up to 256 elements of a row; returns the scale.
-#[inline(always)]
-pub(super) fn unpack<I: Isa>(isa: I, dtype: GgmlType, bytes: &[u8], n: usize, q: &mut [i8; WIDE]) -> f32 {
-    match dtype {
-        GgmlType::Q4_0 => {
-            simple(isa, bytes, Values::new(&CODES_Q4_0), (-8.0, 7.0), q, |b: &BlockQ4_0| (b.d.get(), 0.0, &b.qs))
-        }
-        GgmlType::Q4_1 => {
-            simple(isa, bytes, Values::new(&CODES), (0.0, 15.0), q, |b: &BlockQ4_1| (b.d.get(), b.m.get(), &b.qs))
-        }
-        GgmlType::IQ4_NL => {
-            simple(isa, bytes, Values::new(&CODES_IQ4), (CODES_IQ4[0], CODES_IQ4[15]), q, |b: &BlockIQ4_NL| {
-                (b.d.get(), 0.0, &b.qs)
-            })
-        }
-        GgmlType::MXFP4 => simple(isa, bytes, Values::new(&CODES_FP4), (-12.0, 12.0), q, |b: &BlockMXFP4| {
-            (scale_mxfp4(b.e), 0.0, &b.qs)
-        }),
-        GgmlType::IQ4_XS => iq4_xs(isa, blocks::one(bytes), q),
-        GgmlType::Q4_K => q4_k(isa, blocks::one(bytes), q),
-        GgmlType::Q3_K => q3_k(isa, blocks::one(bytes), q),
-        GgmlType::Q2_K => q2_k(isa, blocks::one(bytes), q),
-        _ => scaled(isa, dtype, bytes, n, q),
-    }
-}
-
-/// `x / scale` for the scale that takes `peak` to 127.
-#[inline(always)]
-fn scale_of(peak: f32) -> (f32, f32) {
-    let d = peak / 127.0;
-    // a subnormal scale counts as zero; an infinite or NaN one is kept, as the weights are
-    let inverse = if d.is_normal() { 1.0 / d } else { 0.0 };
-    (if d.is_normal() || !d.is_finite() { d } else { 0.0 }, if inverse.is_finite() { inverse } else { 0.0 })
-}
-
 const CODES_Q3: [f32; LANES] = codes(-4, 8);
 const CODES_Q2: [f32; LANES] = codes(0, 4);
 
-/// The values that the groups of up to 256 elements may have: `a * codes + b` in each. Groups beyond the end have none but
-/// zero.
-struct Values {
-    codes: &'static [f32; LANES],
-    a: [f32; LANES],
-    b: [f32; LANES],
+/// The values of a type of up to 4 bits but for scale and offset, the least and the greatest of them.
+#[inline(always)]
+fn codes_of(dtype: GgmlType) -> Option<(&'static [f32; LANES], f32, f32)> {
+    use GgmlType::*;
+    Some(match dtype {
+        Q4_0 => (&CODES_Q4_0, -8.0, 7.0),
+        Q4_1 | Q4_K => (&CODES, 0.0, 15.0),
+        IQ4_NL | IQ4_XS => (&CODES_IQ4, CODES_IQ4[0], CODES_IQ4[15]),
+        MXFP4 => (&CODES_FP4, -12.0, 12.0),
+        Q3_K => (&CODES_Q3, -4.0, 3.0),
+        Q2_K => (&CODES_Q2, 0.0, 3.0),
+        _ => return None,
+    })
 }
 
-impl Values {
-    #[inline(always)]
-    fn new(codes: &'static [f32; LANES]) -> Self {
-        Values { codes, a: [0.0; LANES], b: [0.0; LANES] }
-    }
+/// Up to 16 rows of up to 256 elements on their way.
+#[derive(Default)]
+pub(super) struct Rows {
+    /// The values that each group of a row may have are `a * codes + b`. Groups beyond the end have none but zero.
+    a: [[f32; LANES]; LANES],
+    b: [[f32; LANES]; LANES],
+    /// of the rows
+    pub scales: [f32; LANES],
+    inverses: [f32; LANES],
+}
 
-    /// The scale that fits all values, and what to multiply them with. The largest magnitude of a group is that of its
-    /// least or greatest code, since rounding keeps order; the groups stand in the lanes.
+impl Rows {
+    /// Reads the scales of row `i`.
     #[inline(always)]
-    fn scale<I: Isa>(&self, isa: I, least: f32, greatest: f32) -> (f32, I::F32) {
-        let (a, b) = (isa.load(&self.a), isa.load(&self.b));
-        let low = isa.abs(isa.add(isa.mul(a, isa.splat(least)), b));
-        let high = isa.abs(isa.add(isa.mul(a, isa.splat(greatest)), b));
-        let (scale, inverse) = scale_of(isa.reduce_max(isa.max(low, high)));
-        (scale, isa.splat(inverse))
-    }
-
-    /// The tables of four quarters of a step, each with the number of its group.
-    #[inline(always)]
-    fn tables<I: Isa>(&self, isa: I, groups: [usize; 4], inverse: I::F32) -> I::Tables {
-        let codes = isa.load(self.codes);
-        let mut v = [inverse; 4];
-        for (v, g) in v.iter_mut().zip(groups) {
-            let value = isa.add(isa.mul(isa.splat(self.a[g]), codes), isa.splat(self.b[g]));
-            *v = isa.mul(value, inverse);
+    pub fn read(&mut self, dtype: GgmlType, i: usize, bytes: &[u8]) {
+        if codes_of(dtype).is_none() {
+            return;
         }
-        isa.tables(v)
+        let (a, b) = (&mut self.a[i], &mut self.b[i]);
+        (*a, *b) = ([0.0; LANES], [0.0; LANES]);
+        match dtype {
+            GgmlType::Q4_0 => blocks::scales(bytes, a, b, |b: &BlockQ4_0| (b.d.get(), 0.0)),
+            GgmlType::Q4_1 => blocks::scales(bytes, a, b, |b: &BlockQ4_1| (b.d.get(), b.m.get())),
+            GgmlType::IQ4_NL => blocks::scales(bytes, a, b, |b: &BlockIQ4_NL| (b.d.get(), 0.0)),
+            GgmlType::MXFP4 => blocks::scales(bytes, a, b, |b: &BlockMXFP4| (scale_mxfp4(b.e), 0.0)),
+            _ => blocks::scales_of_block(dtype, bytes, a, b),
+        }
     }
 
-    /// As [`Values::tables`], of groups of 32.
+    /// The scales that fit all values of each row.
     #[inline(always)]
-    fn pair<I: Isa>(&self, isa: I, step: usize, inverse: I::F32) -> I::Tables {
-        let codes = isa.load(self.codes);
-        let mut v = [inverse; 2];
-        for (v, g) in v.iter_mut().zip([2 * step, 2 * step + 1]) {
-            let value = isa.add(isa.mul(isa.splat(self.a[g]), codes), isa.splat(self.b[g]));
-            *v = isa.mul(value, inverse);
+    pub fn fit<I: Isa>(&mut self, isa: I, dtype: GgmlType) {
+        let Some((_, least, greatest)) = codes_of(dtype) else { return };
+        let (least, greatest) = (isa.splat(least), isa.splat(greatest));
+        let (mut by_row, mut by_group) = ([[0.0; LANES]; LANES], [[0; LANES]; LANES]);
+        for ((a, b), peaks) in self.a.iter().zip(&self.b).zip(&mut by_row) {
+            // of the least or the greatest code, since rounding keeps order
+            let (a, b) = (isa.load(a), isa.load(b));
+            let (low, high) = (isa.add(isa.mul(a, least), b), isa.add(isa.mul(a, greatest), b));
+            isa.store(isa.max(isa.abs(low), isa.abs(high)), peaks);
         }
-        isa.tables([v[0], v[0], v[1], v[1]])
+        isa.transpose(bytemuck::cast_ref(&by_row), &mut by_group);
+        let by_group: &[[f32; LANES]; LANES] = bytemuck::cast_ref(&by_group);
+        // NaN counts for nothing
+        let mut peaks = isa.splat(f32::NEG_INFINITY);
+        for group in by_group {
+            peaks = isa.max(isa.load(group), peaks);
+        }
+        let (scales, inverses) = scale_of(isa, peaks);
+        isa.store(scales, &mut self.scales);
+        isa.store(inverses, &mut self.inverses);
+    }
+
+    /// Looks the weights of row `i` up, whose scale is known; those of other types are looked at only now.
+    #[inline(always)]
+    pub fn unpack<I: Isa>(&mut self, isa: I, dtype: GgmlType, i: usize, bytes: &[u8], n: usize, q: &mut [i8; WIDE]) {
+        let Some((codes, ..)) = codes_of(dtype) else {
+            self.scales[i] = scaled(isa, dtype, bytes, n, q);
+            return;
+        };
+        let inverse = isa.splat(self.inverses[i]);
+        let values = Values { codes, a: &self.a[i], b: &self.b[i], inverse };
+        match dtype {
+            GgmlType::Q4_0 => values.look_up(isa, blocks::quants(bytes, |b: &BlockQ4_0| &b.qs), q),
+            GgmlType::Q4_1 => values.look_up(isa, blocks::quants(bytes, |b: &BlockQ4_1| &b.qs), q),
+            GgmlType::IQ4_NL => values.look_up(isa, blocks::quants(bytes, |b: &BlockIQ4_NL| &b.qs), q),
+            GgmlType::MXFP4 => values.look_up(isa, blocks::quants(bytes, |b: &BlockMXFP4| &b.qs), q),
+            GgmlType::IQ4_XS => values.look_up(isa, blocks::quants_of_iq4_xs(blocks::one(bytes)), q),
+            GgmlType::Q4_K => {
+                let b: &BlockQ4_K = blocks::one(bytes);
+                for ((s, q), b) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate().zip(b.qs.as_chunks::<32>().0) {
+                    isa.look_up_nibbles(b, values.pair(isa, s), q);
+                }
+            }
+            GgmlType::Q3_K => {
+                let b: &BlockQ3_K = blocks::one(bytes);
+                let mut indices = [[0; CELLS]; 4];
+                blocks::crumbs(&b.qs, indices.as_flattened_mut());
+                blocks::or_planes(&b.hmask, 2, indices.as_flattened_mut());
+                values.look_up_sixteens(isa, &indices, q);
+            }
+            _ => {
+                let b: &BlockQ2_K = blocks::one(bytes);
+                let mut indices = [[0; CELLS]; 4];
+                blocks::crumbs(&b.qs, indices.as_flattened_mut());
+                values.look_up_sixteens(isa, &indices, q);
+            }
+        }
+    }
+}
+
+/// The scales that take each of `peaks` to 127, and their inverses.
+#[inline(always)]
+fn scale_of<I: Isa>(isa: I, peaks: I::F32) -> (I::F32, I::F32) {
+    let least = isa.splat(f32::MIN_POSITIVE);
+    let d = isa.div(peaks, isa.splat(127.0));
+    // a subnormal scale counts as zero; an infinite one is kept, as the weights are
+    let inverse = isa.zero_if_less(d, least, isa.div(isa.splat(1.0), d));
+    (isa.zero_if_less(isa.abs(d), least, d), inverse)
+}
+
+/// The values of a row's groups.
+struct Values<'a, I: Isa> {
+    codes: &'static [f32; LANES],
+    a: &'a [f32; LANES],
+    b: &'a [f32; LANES],
+    /// of the row's scale
+    inverse: I::F32,
+}
+
+impl<I: Isa> Values<'_, I> {
+    /// In units of the row's scale.
+    #[inline(always)]
+    fn of(&self, isa: I, group: usize) -> I::F32 {
+        let value = isa.add(isa.mul(isa.splat(self.a[group]), isa.load(self.codes)), isa.splat(self.b[group]));
+        isa.mul(value, self.inverse)
+    }
+
+    /// The tables of the four quarters of a step, two of each group of 32.
+    #[inline(always)]
+    fn pair(&self, isa: I, step: usize) -> I::Tables {
+        let [a, b] = [self.of(isa, 2 * step), self.of(isa, 2 * step + 1)];
+        isa.tables([a, a, b, b])
     }
 
     /// Groups of 32, each in 16 bytes.
     #[inline(always)]
-    fn look_up<I: Isa>(&self, isa: I, quants: [&[u8; 16]; WIDE / 32], inverse: I::F32, q: &mut [i8; WIDE]) {
+    fn look_up(&self, isa: I, quants: [&[u8; 16]; WIDE / 32], q: &mut [i8; WIDE]) {
         for (s, q) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate() {
-            isa.look_up_two([quants[2 * s], quants[2 * s + 1]], self.pair(isa, s, inverse), q);
+            isa.look_up_two([quants[2 * s], quants[2 * s + 1]], self.pair(isa, s), q);
         }
     }
-}
 
-/// Up to eight blocks of 32: sixteen bytes whose low nibbles are the first 16 elements, high ones the others.
-#[inline(always)]
-fn simple<'a, I: Isa, B: Block>(
-    isa: I,
-    bytes: &'a [u8],
-    mut values: Values,
-    (least, greatest): (f32, f32),
-    q: &mut [i8; WIDE],
-    parts: impl Fn(&'a B) -> (f32, f32, &'a [u8; 16]),
-) -> f32 {
-    let quants = blocks::quants(bytes, &mut values.a, &mut values.b, parts);
-    let (scale, inverse) = values.scale(isa, least, greatest);
-    values.look_up(isa, quants, inverse, q);
-    scale
-}
-
-#[inline(always)]
-fn iq4_xs<I: Isa>(isa: I, b: &BlockIQ4_XS, q: &mut [i8; WIDE]) -> f32 {
-    let (mut values, d) = (Values::new(&CODES_IQ4), b.d.get());
-    for g in 0..8 {
-        values.a[g] = d * f32::from(scale_iq4_xs(b, g));
+    /// Groups of 16.
+    #[inline(always)]
+    fn look_up_sixteens(&self, isa: I, indices: &[[u8; CELLS]; 4], q: &mut [i8; WIDE]) {
+        for (s, (q, indices)) in q.as_chunks_mut::<CELLS>().0.iter_mut().zip(indices).enumerate() {
+            let [a, b, c, d] = [4 * s, 4 * s + 1, 4 * s + 2, 4 * s + 3];
+            let values = [self.of(isa, a), self.of(isa, b), self.of(isa, c), self.of(isa, d)];
+            isa.look_up(indices, isa.tables(values), q);
+        }
     }
-    let (scale, inverse) = values.scale(isa, CODES_IQ4[0], CODES_IQ4[15]);
-    values.look_up(isa, blocks::quants_of_iq4_xs(b), inverse, q);
-    scale
-}
-
-#[inline(always)]
-fn q4_k<I: Isa>(isa: I, b: &BlockQ4_K, q: &mut [i8; WIDE]) -> f32 {
-    let (mut values, d, dmin) = (Values::new(&CODES), b.d.get(), b.dmin.get());
-    let (s, m) = scales_mins_k4(&b.scales);
-    for g in 0..8 {
-        values.a[g] = d * f32::from(s[g]);
-        values.b[g] = -(dmin * f32::from(m[g]));
-    }
-    let (scale, inverse) = values.scale(isa, 0.0, 15.0);
-    for ((s, q), bytes) in q.as_chunks_mut::<CELLS>().0.iter_mut().enumerate().zip(b.qs.as_chunks::<32>().0) {
-        isa.look_up_nibbles(bytes, values.pair(isa, s, inverse), q);
-    }
-    scale
-}
-
-#[inline(always)]
-fn q3_k<I: Isa>(isa: I, b: &BlockQ3_K, q: &mut [i8; WIDE]) -> f32 {
-    let (mut values, d) = (Values::new(&CODES_Q3), b.d.get());
-    for (a, s) in values.a.iter_mut().zip(scales_q3_k(&b.scales)) {
-        *a = d * f32::from(s);
-    }
-    let mut indices = [[0; CELLS]; 4];
-    blocks::crumbs(&b.qs, indices.as_flattened_mut());
-    blocks::or_planes(&b.hmask, 2, indices.as_flattened_mut());
-    sixteens(isa, &values, (-4.0, 3.0), &indices, q)
-}
-
-#[inline(always)]
-fn q2_k<I: Isa>(isa: I, b: &BlockQ2_K, q: &mut [i8; WIDE]) -> f32 {
-    let (mut values, d, dmin) = (Values::new(&CODES_Q2), b.d.get(), b.dmin.get());
-    for g in 0..16 {
-        values.a[g] = d * f32::from(b.scales[g] & 15);
-        values.b[g] = -(dmin * f32::from(b.scales[g] >> 4));
-    }
-    let mut indices = [[0; CELLS]; 4];
-    blocks::crumbs(&b.qs, indices.as_flattened_mut());
-    sixteens(isa, &values, (0.0, 3.0), &indices, q)
-}
-
-/// Groups of 16 elements.
-#[inline(always)]
-fn sixteens<I: Isa>(
-    isa: I,
-    values: &Values,
-    (least, greatest): (f32, f32),
-    indices: &[[u8; CELLS]; 4],
-    q: &mut [i8; WIDE],
-) -> f32 {
-    let (scale, inverse) = values.scale(isa, least, greatest);
-    for (s, (q, indices)) in q.as_chunks_mut::<CELLS>().0.iter_mut().zip(indices).enumerate() {
-        let tables = values.tables(isa, [4 * s, 4 * s + 1, 4 * s + 2, 4 * s + 3], inverse);
-        isa.look_up(indices, tables, q);
-    }
-    scale
 }
 
 /// Types of more values: the weights themselves are scaled and rounded.
@@ -206,9 +192,11 @@ fn scaled<I: Isa>(isa: I, dtype: GgmlType, bytes: &[u8], n: usize, q: &mut [i8; 
         peak = isa.max(peak, isa.abs(v));
         isa.store(v, values);
     }
-    let (scale, inverse) = scale_of(isa.reduce_max(peak));
+    let (scale, inverse) = scale_of(isa, isa.splat(isa.reduce_max(peak)));
     for (values, q) in values.iter().zip(q.as_chunks_mut::<LANES>().0).take(n / LANES) {
-        isa.store_i8(isa.round(isa.mul(isa.load(values), isa.splat(inverse))), q);
+        isa.store_i8(isa.round(isa.mul(isa.load(values), inverse)), q);
     }
-    scale
+    let mut scales = [0.0; LANES];
+    isa.store(scale, &mut scales);
+    scales[0]
 }
