@@ -109,11 +109,11 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn splat_w8(self, w: [i8; 4]) -> Self::W8;
     /// Per lane `acc + sum_4 w x`.
     fn dot4(self, acc: Self::I32, x: Self::X8, w: Self::W8) -> Self::I32;
-    /// Sums of `group` bytes each, 16 (all of `sums`) or 32 (the first eight).
+    /// -128 times the sums of `group` bytes each, 16 (all of `starts`) or 32 (the first eight).
     #[inline(always)]
-    fn group_sums(self, q: &[i8; 16 * LANES], group: usize, sums: &mut [i32; LANES]) {
-        for (sum, q) in sums.iter_mut().zip(q.chunks_exact(group)) {
-            *sum = q.iter().map(|q| i32::from(*q)).sum();
+    fn group_starts(self, q: &[i8; 16 * LANES], group: usize, starts: &mut [i32; LANES]) {
+        for (start, q) in starts.iter_mut().zip(q.chunks_exact(group)) {
+            *start = -128 * q.iter().map(|q| i32::from(*q)).sum::<i32>();
         }
     }
     /// Sums of some of the bytes each, all together of all.

@@ -185,12 +185,12 @@ impl Isa for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, x, w) }
     }
     #[inline(always)]
-    fn group_sums(self, q: &[i8; 16 * LANES], group: usize, sums: &mut [i32; LANES]) {
+    fn group_starts(self, q: &[i8; 16 * LANES], group: usize, starts: &mut [i32; LANES]) {
         // SAFETY: `self` proves VNNI; 256 bytes are readable and 64 writable
         unsafe {
-            let ones = _mm512_set1_epi8(1);
+            let all_128 = _mm512_set1_epi8(-128); // as unsigned bytes
             let at = |step: usize| _mm512_loadu_si512(q.as_ptr().add(step * CELLS).cast());
-            let fours = |step: usize| _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, at(step));
+            let fours = |step: usize| _mm512_dpbusd_epi32(_mm512_setzero_si512(), all_128, at(step));
             // quarter q of a step has four sums of four, which come together as number `step` of quarter q
             let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
             let (a, b) = (pair(fours(0), fours(1)), pair(fours(2), fours(3)));
@@ -204,7 +204,7 @@ impl Isa for Avx512 {
                 });
                 all = _mm512_add_epi32(even, odd);
             }
-            _mm512_storeu_si512(sums.as_mut_ptr().cast(), all);
+            _mm512_storeu_si512(starts.as_mut_ptr().cast(), _mm512_sub_epi32(_mm512_setzero_si512(), all));
         }
     }
     #[inline(always)]

@@ -254,16 +254,14 @@ impl Panel<'_, '_> {
             blocks::unpack(isa, self.dtype, self.bytes_of(i, chunk), q, scale, offset);
             self.write(i, chunk, q, to);
             let at = self.groups(i, chunk);
-            to.scale[at.clone()].copy_from_slice(&scale[..at.len()]);
+            copy(&mut to.scale[at.clone()], scale);
             if self.shape.offset {
-                to.offset[at.clone()].copy_from_slice(&offset[..at.len()]);
+                copy(&mut to.offset[at.clone()], offset);
             }
             if self.biased {
-                let mut sums = [0; LANES];
-                isa.group_sums(q, self.shape.group, &mut sums);
-                for (start, sum) in to.start[at].iter_mut().zip(sums) {
-                    *start = -128 * sum;
-                }
+                let mut starts = [0; LANES];
+                isa.group_starts(q, self.shape.group, &mut starts);
+                copy(&mut to.start[at], &starts);
             }
         }
     }
@@ -292,6 +290,16 @@ struct Chunk {
     len: usize,
     /// of a row of the place
     bytes: Range<usize>,
+}
+
+/// The first numbers of `from`. As many as a whole chunk has go without a call.
+#[inline(always)]
+fn copy<T: Copy>(to: &mut [T], from: &[T; 16]) {
+    match to.len() {
+        16 => to[..16].copy_from_slice(from),
+        8 => to[..8].copy_from_slice(&from[..8]),
+        len => to.copy_from_slice(&from[..len]),
+    }
 }
 
 /// -128 times the sum of each row of sums of int8: all of them are whole numbers below 2^24, which floats hold.
