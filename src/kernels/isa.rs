@@ -7,6 +7,7 @@
 //! Every instruction set shows vectors of 16 lanes, whatever its registers are: sums then have one fixed order,
 //! and results do not depend on which set ran (up to fused multiply-adds, see [`Isa::mul_add`]).
 
+use crate::tensor::block::Half;
 use crate::tensor::{self, fold};
 
 /// Lanes of every vector here, and of the encoders', which are written for them.
@@ -98,6 +99,15 @@ pub trait Isa: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> Self::F32 {
         self.load(&from.map(f32::from))
+    }
+    /// 16 halves as numbers.
+    #[inline(always)]
+    fn load_f16(self, from: &[Half; LANES]) -> Self::F32 {
+        let mut v = [0.0; LANES];
+        for (v, half) in v.iter_mut().zip(from) {
+            *v = half.get();
+        }
+        self.load(&v)
     }
     /// Whole numbers in -128..=127 as bytes.
     fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]);

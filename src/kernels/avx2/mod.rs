@@ -10,6 +10,7 @@ use dot::Dot;
 use super::int8;
 use super::isa::{CELLS, Isa, LANES, Op, tables_in_memory};
 use super::product::{F32Block, f32_columns};
+use crate::tensor::block::Half;
 
 /// Proof that the processor has AVX2 at level `D`.
 #[derive(Clone, Copy, Debug)]
@@ -145,6 +146,14 @@ impl<D: Dot> Isa for Avx2<D> {
     fn reduce_add(self, v: Self::F32) -> f32 {
         // SAFETY: `self` proves AVX2
         unsafe { fold_add(_mm256_add_ps(v[0], v[1])) }
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[Half; LANES]) -> Self::F32 {
+        // SAFETY: `self` proves F16C; 32 bytes are readable
+        unsafe {
+            let at = |i: usize| _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().add(i).cast()));
+            [at(0), at(8)]
+        }
     }
     #[inline(always)]
     fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]) {

@@ -9,6 +9,7 @@ pub use bf16::Avx512Bf16;
 use super::int8::{self, results, tiles_with};
 use super::isa::{CELLS, Isa, LANES, Op};
 use super::product::{F32Block, f32_columns};
+use crate::tensor::block::Half;
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -148,6 +149,11 @@ impl Isa for Avx512 {
     fn load_i8(self, from: &[i8; LANES]) -> Self::F32 {
         // SAFETY: `self` proves AVX-512; 16 bytes are readable
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[Half; LANES]) -> Self::F32 {
+        // SAFETY: `self` proves AVX-512; 32 bytes are readable
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
     }
     #[inline(always)]
     fn store_i8(self, v: Self::F32, to: &mut [i8; LANES]) {

@@ -10,6 +10,7 @@ use super::activations::{BF16_STEP, STEP, Scales, WIDE};
 use super::int8;
 use super::isa::{self, Isa, LANES};
 use super::product::Bf16Tiles;
+use crate::tensor::block::Half;
 use crate::tensor::{self, GgmlType, Matrix};
 
 /// How an int8 panel looks.
@@ -353,6 +354,7 @@ pub(super) fn bf16_panel<I: Isa>(isa: I, w: &Matrix, place: &Place, panel: &mut 
             let n = WIDE.min(len - first);
             let bytes = &bytes[first / block * size..][..n / block * size];
             match blocks::groups(w.dtype()) {
+                None if w.dtype() == GgmlType::F16 => halves(isa, bytes, &mut row[..n]),
                 Some((group, offset)) => scaled(isa, w.dtype(), bytes, group, offset, &mut row),
                 None => floats(w.dtype(), bytes, &mut row[..n]),
             }
@@ -406,6 +408,19 @@ pub(super) fn f32_panel(w: &Matrix, rows: Range<usize>, k: Range<usize>, r: usiz
         for (v, to) in row.iter().zip(panel[i..].iter_mut().step_by(r)) {
             *to = *v;
         }
+    }
+}
+
+/// Halves as floats.
+#[inline(always)]
+fn halves<I: Isa>(isa: I, bytes: &[u8], out: &mut [f32]) {
+    let halves: &[Half] = bytemuck::cast_slice(bytes);
+    let (from, to) = (halves.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
+    for (from, to) in from.0.iter().zip(to.0) {
+        isa.store(isa.load_f16(from), to);
+    }
+    for (from, to) in from.1.iter().zip(to.1) {
+        *to = from.get();
     }
 }
 
