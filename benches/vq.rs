@@ -129,7 +129,7 @@ impl Run<'_> {
                 (square / size).sqrt()
             );
         }
-        let megabytes = |cost: mmada::vq::Cost| cost.scratch_bytes as f64 / 1e6;
+        let megabytes = |cost: mmada::vq::Cost| cost.scratch_bytes(exec.threads.count()) as f64 / 1e6;
         println!("estimated memory: decode {:.0} MB, encode {:.0} MB", megabytes(decode), megabytes(encode));
         Ok(())
     }

@@ -249,11 +249,6 @@ impl Kernels {
         self.has_bf16()
     }
 
-    /// Whether [`conv::Convolution`](super::conv::Convolution) runs here.
-    pub fn has_convolutions(&self) -> bool {
-        self.has_amx()
-    }
-
     /// The token of AMX, where these kernels use it.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn amx(&self) -> Option<super::amx::Amx> {

@@ -47,6 +47,18 @@ pub fn prefetch(line: *const u8) {
     let _ = line;
 }
 
+/// The same for a line that will be written.
+#[inline(always)]
+pub fn prefetch_to_write(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: processors without the instruction take it for one that does nothing, and prefetching writes nothing
+    unsafe {
+        std::arch::asm!("prefetchw [{line}]", line = in(reg) line, options(nostack, preserves_flags, readonly))
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 /// Work that is generic over the instruction set.
 pub trait Op {
     type Output;

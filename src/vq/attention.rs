@@ -5,6 +5,7 @@ use super::run::Backend;
 use super::weights::{ConvWeights, NormWeights};
 use crate::error::Result;
 use crate::gguf::Header;
+use crate::kernels::conv::Sampling;
 
 /// norm, q k v, softmax(q k^T / sqrt(channels)) v, output projection; added to its input.
 #[derive(Clone, Debug)]
@@ -29,7 +30,8 @@ impl Attention {
     }
 
     pub fn tally(&self, tally: &mut Tally, height: u64, width: u64) {
-        [&self.q, &self.k, &self.v, &self.proj_out].iter().for_each(|conv| tally.conv(conv, height, width));
+        let convs = [&self.q, &self.k, &self.v, &self.proj_out];
+        convs.iter().for_each(|conv| tally.conv(conv, Sampling::Same, height, width));
         let n = height.saturating_mul(width);
         tally.add(n.saturating_mul(n).saturating_mul(2 * self.q.outputs as u64));
     }

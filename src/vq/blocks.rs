@@ -33,7 +33,7 @@ impl ResBlock {
 
     pub fn tally(&self, tally: &mut Tally, height: u64, width: u64) {
         let convs = [&self.conv1, &self.conv2].into_iter().chain(&self.nin_shortcut);
-        convs.for_each(|conv| tally.conv(conv, height, width));
+        convs.for_each(|conv| tally.conv(conv, Sampling::Same, height, width));
     }
 
     pub fn run<B: Backend>(&self, run: &mut B, x: B::Map) -> Result<B::Map> {
@@ -121,7 +121,7 @@ impl Head {
     }
 
     pub fn tally(&self, tally: &mut Tally, height: u64, width: u64) {
-        tally.conv(&self.conv_out, height, width);
+        tally.conv(&self.conv_out, Sampling::Same, height, width);
     }
 
     pub fn run<B: Backend>(&self, run: &mut B, x: B::Map) -> Result<B::Map> {

@@ -46,14 +46,14 @@ impl Decoder {
     pub fn cost(&self, height: u64, width: u64) -> Cost {
         let mut tally = Tally::default();
         let (mut h, mut w) = (height, width);
-        tally.conv(&self.post_quant_conv, h, w);
-        tally.conv(&self.conv_in, h, w);
+        tally.conv(&self.post_quant_conv, Sampling::Same, h, w);
+        tally.conv(&self.conv_in, Sampling::Same, h, w);
         self.middle.tally(&mut tally, h, w);
         for (blocks, upsample) in &self.levels {
             blocks.iter().for_each(|block| block.tally(&mut tally, h, w));
             if let Some(conv) = upsample {
                 (h, w) = (h.saturating_mul(2), w.saturating_mul(2));
-                tally.conv(conv, h, w);
+                tally.conv(conv, Sampling::Up, h, w);
             }
         }
         self.head.tally(&mut tally, h, w);

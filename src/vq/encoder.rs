@@ -46,17 +46,17 @@ impl Encoder {
         let mut tally = Tally::default();
         let scale = 1 << (self.levels.len() - 1);
         let (mut h, mut w) = (height.saturating_mul(scale), width.saturating_mul(scale));
-        tally.conv(&self.conv_in, h, w);
+        tally.conv(&self.conv_in, Sampling::Same, h, w);
         for (blocks, downsample) in &self.levels {
             blocks.iter().for_each(|block| block.tally(&mut tally, h, w));
             if let Some(conv) = downsample {
                 (h, w) = (h / 2, w / 2);
-                tally.conv(conv, h, w);
+                tally.conv(conv, Sampling::Down, h, w);
             }
         }
         self.middle.tally(&mut tally, h, w);
         self.head.tally(&mut tally, h, w);
-        tally.conv(&self.quant_conv, h, w);
+        tally.conv(&self.quant_conv, Sampling::Same, h, w);
         tally.finish(self.middle.numbers(h, w))
     }
 

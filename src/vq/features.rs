@@ -1,7 +1,6 @@
 //! A feature map and the buffers that a run of the network reuses.
 
 use crate::error::{Error, Result};
-use crate::kernels::Bf16Rows;
 use crate::kernels::conv::{self, Precision};
 use crate::memory::{Charge, try_reserve};
 
@@ -21,28 +20,17 @@ impl Features {
     pub fn positions(&self) -> usize {
         self.height * self.width
     }
-
-    /// Numbers in a row of the picture.
-    pub fn row_len(&self) -> usize {
-        self.width * self.channels
-    }
 }
 
 /// Buffers for reuse: feature maps that are done with, and the working memory of the convolutions.
 #[derive(Default)]
 pub(super) struct Scratch {
     free: Vec<Vec<f32>>,
-    /// Gathered windows, [positions of a chunk, kernel * kernel * inputs].
-    pub patches: Vec<f32>,
-    /// The windows rounded to bfloat16; `None` where products are to be in f32.
-    pub bf16: Option<Bf16Rows>,
-    /// What convolutions in tiles are computed in; `None` where there are none, or results are to be exact.
-    pub precision: Option<Precision>,
-    /// Their memory.
+    /// What convolutions are computed in.
+    pub precision: Precision,
+    /// Their memory, which they count themselves.
     pub tiles: conv::Scratch,
-    /// Normalized input rows of a chunk.
-    pub rows: Vec<f32>,
-    /// All of these, and the feature maps in use, as the context counts them.
+    /// The feature maps that are done with and those in use, as the context counts them.
     pub charge: Charge,
 }
 

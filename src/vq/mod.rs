@@ -37,7 +37,6 @@ use run::Run;
 use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::image::{self, RgbImage};
-use crate::kernels::Bf16Rows;
 use crate::kernels::conv::Precision;
 use crate::memory::try_collect;
 #[cfg(feature = "cuda")]
@@ -100,7 +99,7 @@ impl ImageTokenizer {
     ) -> Result<Encoded> {
         self.check_pixels(pixels, height, width)?;
         let mut run = self.run(exec, bytes)?;
-        run.scratch.precision = (fast && exec.kernels.has_convolutions()).then_some(Precision::Split);
+        run.scratch.precision = if fast { Precision::Split } else { Precision::Exact };
         let mut input = run.scratch.features(height, width, 3)?;
         input.data.copy_from_slice(pixels);
         let latent = self.encoder.run(&mut run, input)?;
@@ -160,8 +159,7 @@ impl ImageTokenizer {
     ) -> Result<Vec<f32>> {
         self.check_codes(codes, height, width)?;
         let mut run = self.run(exec, bytes)?;
-        run.scratch.precision = (fast && exec.kernels.has_convolutions()).then_some(Precision::Bf16);
-        run.scratch.bf16 = (fast && exec.kernels.prefers_bf16()).then(Bf16Rows::default);
+        run.scratch.precision = if fast { Precision::Bf16 } else { Precision::Exact };
         let mut bits = run.scratch.features(height, width, self.config.z_channels)?;
         self.spread_bits(codes, &mut bits.data);
         Ok(self.decoder.run(&mut run, bits)?.data)

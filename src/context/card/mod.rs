@@ -183,8 +183,8 @@ impl Card {
 fn image_bytes(model: &Model) -> usize {
     let (Some(images), Some(side)) = (model.images(), model.downsampling()) else { return 0 };
     let codes = model.image_size() / side;
-    let scratch = [images.encode_cost(codes, codes), images.decode_cost(codes, codes)].map(|cost| cost.scratch_bytes);
-    let maps = usize::try_from(scratch.into_iter().fold(0, u64::max)).unwrap_or(usize::MAX);
+    let costs = [images.encode_cost(codes, codes), images.decode_cost(codes, codes)];
+    let maps = usize::try_from(costs.map(|cost| cost.shared_bytes).into_iter().fold(0, u64::max)).unwrap_or(usize::MAX);
     let weights = model.header().tensors.iter().filter(|t| t.name.starts_with("vq.")).map(|t| t.range.len());
     // of 16 bits in the file, as a rule, and two terms of those on the card
     maps.saturating_add(weights.sum::<usize>().saturating_mul(2))

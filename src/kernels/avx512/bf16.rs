@@ -21,6 +21,11 @@ impl Avx512Bf16 {
         is_x86_feature_detected!("avx512bf16").then_some(Avx512Bf16(base))
     }
 
+    /// The token of what comes with it.
+    pub fn base(self) -> Avx512 {
+        self.0
+    }
+
     /// Whether these products are faster than f32 ones here. Processors with AMX run this instruction at half the
     /// rate of two fused multiply-adds (0.6 to 0.7 of the f32 product was measured): their bfloat16 unit is AMX.
     pub fn pays(self) -> bool {

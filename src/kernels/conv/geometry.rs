@@ -33,18 +33,34 @@ impl Sampling {
     }
 }
 
-/// Positions of a tile, and outputs of one.
+/// Outputs of a block, and positions of the widest tile.
 pub(super) const TILE: usize = 16;
-/// Channels of a step.
-pub(super) const STEP: usize = 32;
-/// Bytes of a pixel's 32 channels.
+/// Bytes of a pixel's channels of a step: 16 cells.
 pub(super) const LINE: usize = 64;
 /// Bytes of a tile of weights.
 pub(super) const BLOCK: usize = TILE * LINE;
-/// Bytes of a ring, about: with the weights of a group it stays in the second cache.
-const RING: usize = 640 << 10;
-/// Bytes of the weights that are gone through for one pair of rows after the other.
-const GROUP: usize = 640 << 10;
+
+/// What pieces the work is cut into, by what multiplies them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measures {
+    /// channels of a cell of 4 bytes: 1 in f32, 2 in bfloat16
+    pub cell: usize,
+    /// numbers that make one
+    pub terms: usize,
+    /// positions of a tile in each of its two rows, at most [`TILE`]
+    pub tile: usize,
+    /// bytes of a ring, about: with the weights of a group it stays in the second cache
+    pub ring: usize,
+    /// bytes of the weights that are gone through for one pair of rows after the other
+    pub group: usize,
+}
+
+impl Measures {
+    /// Channels of a step.
+    pub fn step(&self) -> usize {
+        LINE / 4 * self.cell
+    }
+}
 
 /// Where the windows of an output position's phase lie. Repeating pixels and then looking at 3x3 of them is looking at
 /// 2x2 pixels with weights summed, other ones for even and odd rows and columns: four *phases* of a position of the input.
@@ -68,10 +84,16 @@ pub(super) struct Plan {
     pub stride: usize,
     /// output positions from position to position
     pub spread: usize,
-    /// blocks of 32 channels
+    /// channels of a step
+    pub step: usize,
+    /// cells of a step that have channels
+    pub cells: usize,
+    /// steps of a pixel's channels
     pub channel_blocks: usize,
-    /// numbers in bfloat16 that make one
+    /// numbers that make one
     pub terms: usize,
+    /// positions of a tile in each of its two rows
+    pub tile: usize,
     /// positions of a strip, a multiple of a tile
     pub strip: usize,
     pub strips: usize,
@@ -93,9 +115,10 @@ impl Plan {
         kernel: usize,
         (height, width): (usize, usize),
         (channels, outputs): (usize, usize),
-        terms: usize,
+        measures: &Measures,
     ) -> Plan {
         let down = sampling == Sampling::Down;
+        let (step, tile, terms) = (measures.step(), measures.tile, measures.terms);
         let mut plan = Plan {
             sampling,
             kernel,
@@ -104,9 +127,12 @@ impl Plan {
             width: if down { width / 2 } else { width },
             stride: if down { 2 } else { 1 },
             spread: if sampling == Sampling::Up { 2 } else { 1 },
-            channel_blocks: channels.div_ceil(STEP),
+            step,
+            cells: channels.min(step).div_ceil(measures.cell),
+            channel_blocks: channels.div_ceil(step),
             terms,
-            strip: TILE,
+            tile,
+            strip: tile,
             strips: 1,
             depth: 1,
             slots: 0,
@@ -114,17 +140,17 @@ impl Plan {
             out_blocks: outputs.div_ceil(TILE),
             group: 1,
         };
-        plan.group = (GROUP / plan.pair_bytes()).clamp(1, plan.pairs());
+        plan.group = (measures.group / plan.pair_bytes()).clamp(1, plan.pairs());
         let pixel = plan.channel_blocks * terms * LINE;
-        let most = (RING / (plan.slots_for(1) * pixel * plan.stride)).max(TILE) / TILE * TILE;
+        let most = (measures.ring / (plan.slots_for(1) * pixel * plan.stride)).max(tile) / tile * tile;
         plan.strips = plan.width.div_ceil(most).max(1);
-        plan.strip = plan.width.div_ceil(plan.strips).next_multiple_of(TILE);
+        plan.strip = plan.width.div_ceil(plan.strips).next_multiple_of(tile);
         plan.strips = plan.width.div_ceil(plan.strip).max(1);
         // a pixel's neighbours, 18 lines, are to lie in other cache sets than those of the next block of channels
         let lines = plan.stride * (plan.strip - 1) + plan.reach().end as usize + plan.before();
         plan.block_bytes = (lines + 18usize.saturating_sub(lines % 64)) * LINE;
         if plan.group < plan.pairs() {
-            while plan.depth < plan.row_pairs() && plan.slots_for(plan.depth + 1) * plan.row_bytes() <= RING {
+            while plan.depth < plan.row_pairs() && plan.slots_for(plan.depth + 1) * plan.row_bytes() <= measures.ring {
                 plan.depth += 1;
             }
         }
@@ -229,6 +255,17 @@ impl Plan {
 
     pub fn weight_bytes(&self) -> usize {
         self.out_blocks * self.out_block_bytes()
+    }
+
+    /// Sums and sums of squares of the outputs, in whole blocks, for each pair of rows of each strip.
+    pub fn sums(&self) -> usize {
+        self.row_pairs().saturating_mul(self.strips).saturating_mul(2 * self.out_blocks * TILE)
+    }
+
+    /// Bytes that tasks share besides the weights: sums, biases and the normalization.
+    pub fn shared_bytes(&self) -> usize {
+        let numbers = self.out_blocks * TILE + 2 * self.channel_blocks * self.step;
+        self.sums().saturating_mul(size_of::<f64>()).saturating_add(numbers * size_of::<f32>())
     }
 
     /// The rows (columns) of the 3x3 weights that position `tap` of a phase's window takes the sum of.

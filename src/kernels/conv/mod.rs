@@ -1,44 +1,63 @@
-//! Convolutions of pictures as matrix products in tiles, without gathered windows: a tile's rows are 16 neighbouring
-//! pixels, read where they lie, and a step of the inner dimension is one position of the window and 32 of its channels.
+//! Convolutions of pictures as matrix products in tiles, without gathered windows: a tile's rows are 12 or 16
+//! neighbouring pixels, read where they lie, and a step of the inner dimension is one position of the window and a cache
+//! line of its channels, 16 in f32 or 32 in bfloat16.
 //!
 //! Pixels are [height, width, channels] in f32. A task goes down some rows of a vertical strip of the picture with a
-//! ring of rows in bfloat16, normalized on the way and with zeros around the picture:
+//! ring of rows in what the instruction set multiplies, normalized on the way and with zeros around the picture:
 //!
 //! ```text
-//! ring     [row][term][block of 32 channels][pixel][32 channels]   term: rounded; with `Split` also what that left
+//! ring     [row][term][block of channels][pixel][channels of a step]   term: rounded; with two also what that left
 //! weights  [pair of output blocks][phase][step][term][block of 16 outputs][16 cells][16 outputs]
 //! ```
 //!
-//! so that every tile of pixels is 16 cache lines behind one another, whatever the window's position, and the weights
-//! are read in order. What a convolution makes goes to memory once, and its sums for the next normalization are taken
+//! so that every tile of pixels is cache lines behind one another, whatever the window's position, and the weights
+//! are read in order: by the tiles of AMX (`amx`), or in registers (`registers`), by pairs in bfloat16 (`pairs`) or in f32
+//! (`float`). What a convolution makes goes to memory once, and its sums for the next normalization are taken
 //! while it is in the nearest cache.
 
-mod geometry;
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+mod float;
+mod geometry;
 mod pack;
 #[cfg(target_arch = "x86_64")]
+mod pairs;
 mod pixels;
-#[cfg(target_arch = "x86_64")]
+mod registers;
+mod results;
 mod task;
-#[cfg(target_arch = "x86_64")]
-mod tiles;
+mod unit;
 
 pub use geometry::Sampling;
 
+use std::sync::Mutex;
+
+use float::Float;
+use geometry::Plan;
+use unit::Unit;
+
 use super::Epilogue;
+use super::isa::{Isa, Op};
+use super::portable::Portable;
 use crate::error::Result;
 use crate::memory::{Aligned, Charge};
 use crate::parallel::Exec;
 use crate::tensor::Matrix;
 
-/// What the products of a convolution are computed in; sums are always in f32.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What the products of a convolution are computed in, at least; sums are always in f32. Products in f32 take the place
+/// of others where they are not slower.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Precision {
-    /// Pixels and weights rounded to bfloat16.
-    Bf16,
+    /// f32.
+    #[default]
+    Exact,
     /// Pixels and weights as the sum of two numbers in bfloat16 each, and three of the four products: what is left out
     /// is some 2^-17 of a product. Weights that were stored in 16 bits lose nothing.
     Split,
+    /// Pixels and weights rounded to bfloat16.
+    Bf16,
 }
 
 /// What is done to pixels as they are read: `x * scale[c] + shift[c]`, then swish where asked for.
@@ -68,10 +87,72 @@ pub struct Convolution<'a> {
 /// Memory that convolutions share, kept from one to the next.
 #[derive(Default)]
 pub struct Scratch {
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    weights: Aligned<u16>,
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    weights: Aligned<u32>,
+    /// of the weights
     charge: Charge,
+    /// those of threads that nobody has now
+    memories: Mutex<Vec<task::Memory>>,
+}
+
+/// Bytes that convolutions need besides pixels and results, at most.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Bytes {
+    /// that all threads share: weights in tiles, and sums
+    pub shared: [u64; 2],
+    /// of each thread: a ring, the places in it, and rows of weights
+    pub thread: [u64; 3],
+}
+
+impl Bytes {
+    /// What a convolution of `height` x `width` pixels needs on any instruction set.
+    pub fn of(
+        sampling: Sampling,
+        kernel: usize,
+        (height, width): (u64, u64),
+        (channels, outputs): (usize, usize),
+    ) -> Bytes {
+        /// More pixels a side than fit anywhere, and few enough to count with.
+        const MOST: u64 = 1 << 24;
+        let sides = [height, width].map(|side| side.clamp(2, MOST) as usize);
+        let of = |measures: &geometry::Measures| {
+            let plan = Plan::new(sampling, kernel, (sides[0], sides[1]), (channels, outputs), measures);
+            let rows = pack::len(kernel * kernel * channels) * size_of::<f32>();
+            let places = plan.phases().count() * plan.steps() * size_of::<[u32; 2]>();
+            Bytes {
+                shared: [plan.weight_bytes(), plan.shared_bytes()].map(|n| n as u64),
+                thread: [plan.ring_bytes(), places, rows].map(|n| n as u64),
+            }
+        };
+        let bytes = of(&Float::<Portable>::MEASURES);
+        #[cfg(target_arch = "x86_64")]
+        let bytes = bytes.max(of(&pairs::InPairs::MEASURES)).max(of(&amx::InTiles::<true>::MEASURES));
+        bytes
+    }
+
+    /// What two convolutions need, one after the other.
+    pub fn max(self, other: Bytes) -> Bytes {
+        Bytes {
+            shared: std::array::from_fn(|i| self.shared[i].max(other.shared[i])),
+            thread: std::array::from_fn(|i| self.thread[i].max(other.thread[i])),
+        }
+    }
+}
+
+/// A convolution in f32 on any instruction set.
+struct InFloat<'a> {
+    conv: &'a Convolution<'a>,
+    exec: &'a Exec<'a>,
+    scratch: &'a mut Scratch,
+    y: &'a mut [f32],
+    epilogue: Epilogue,
+}
+
+impl Op for InFloat<'_> {
+    type Output = Result<Vec<f64>>;
+    #[inline(always)]
+    fn call<I: Isa>(self, isa: I) -> Self::Output {
+        task::run(Float(isa), self.conv, self.exec, self.scratch, self.y, self.epilogue)
+    }
 }
 
 impl Convolution<'_> {
@@ -79,15 +160,15 @@ impl Convolution<'_> {
         self.weights.cols() / (self.kernel * self.kernel)
     }
 
-    /// `y = conv(x) + bias`, or `y += conv(x) + bias`, for `y` [height, width, outputs] of the result, where
-    /// [`Kernels::has_convolutions`](super::Kernels::has_convolutions). Returns the sums over all positions of every
-    /// output in `y`, and behind them those of the squares; they and `y` do not depend on the number of threads.
+    /// `y = conv(x) + bias`, or `y += conv(x) + bias`, for `y` [height, width, outputs] of the result. Returns the sums
+    /// over all positions of every output in `y`, and behind them those of the squares; they and `y` do not depend on the
+    /// number of threads.
     ///
     /// # Errors
     /// `OutOfMemory`; `Cancelled`, when `y` holds a part of the results.
     ///
     /// # Panics
-    /// Where sizes do not fit, or these kernels have no convolutions: defects of the caller.
+    /// Where sizes do not fit: a defect of the caller.
     pub fn run(
         &self,
         exec: &Exec,
@@ -108,10 +189,19 @@ impl Convolution<'_> {
         let sides = [self.height, self.width].map(|side| self.sampling.output_side(side).unwrap_or(usize::MAX));
         assert!(y.len() == sides[0] * sides[1] * self.bias.len(), "the results of a convolution");
         #[cfg(target_arch = "x86_64")]
-        if let Some(amx) = exec.kernels.amx() {
-            return task::run(self, exec, amx, precision, scratch, y, epilogue);
+        match (precision, exec.kernels.amx(), exec.kernels.bf16()) {
+            (Precision::Bf16, Some(amx), _) => {
+                return task::run(amx::InTiles::<false>(amx), self, exec, scratch, y, epilogue);
+            }
+            (Precision::Split, Some(amx), _) => {
+                return task::run(amx::InTiles::<true>(amx), self, exec, scratch, y, epilogue);
+            }
+            (Precision::Bf16, None, Some(bf16)) if exec.kernels.prefers_bf16() => {
+                return task::run(pairs::InPairs(bf16), self, exec, scratch, y, epilogue);
+            }
+            _ => {}
         }
-        let _ = (precision, scratch, y, epilogue);
-        unreachable!("no convolutions on {}", exec.kernels.name());
+        let _ = precision;
+        exec.kernels.run(InFloat { conv: self, exec, scratch, y, epilogue })
     }
 }

@@ -1,12 +1,9 @@
-//! Pixels into the ring: normalized, rounded to bfloat16, with zeros around the picture.
-
-use std::arch::x86_64::*;
+//! Pixels into the ring: normalized, in what the unit multiplies, with zeros around the picture.
 
 use super::Normalization;
-use super::geometry::{LINE, Plan, STEP};
+use super::geometry::{LINE, Plan};
+use super::unit::Unit;
 use crate::error::Result;
-use crate::kernels::amx::Amx;
-use crate::kernels::isa::LANES;
 use crate::memory::Aligned;
 
 /// A normalization with as many channels as steps have.
@@ -15,12 +12,12 @@ pub struct Affine {
     /// scales, then shifts
     values: Aligned<f32>,
     len: usize,
-    swish: bool,
+    pub swish: bool,
 }
 
 impl Affine {
-    pub fn new(norm: Option<Normalization>, channel_blocks: usize) -> Result<Affine> {
-        let len = channel_blocks * STEP;
+    /// `len`: channels in whole steps.
+    pub fn new(norm: Option<Normalization>, len: usize) -> Result<Affine> {
         let mut affine = Affine { len, swish: norm.is_some_and(|n| n.swish), values: Aligned::default() };
         affine.values.try_grow_to(2 * len, "a normalization")?;
         let (scale, shift) = affine.values.split_at_mut(len);
@@ -33,13 +30,19 @@ impl Affine {
         }
         Ok(affine)
     }
+
+    /// Scales and shifts.
+    #[inline(always)]
+    pub fn values(&self) -> (&[f32], &[f32]) {
+        let (scale, shift) = self.values.split_at(self.len);
+        (scale, &shift[..self.len])
+    }
 }
 
 /// A row of the input and the part of it that a strip reads.
 pub struct Row<'a> {
     /// [width, channels]; `None` outside the picture
     pub pixels: Option<&'a [f32]>,
-    pub channels: usize,
     /// The column that the ring's first place holds, before the picture or in it.
     pub first: isize,
 }
@@ -48,13 +51,14 @@ pub struct Row<'a> {
 ///
 /// # Safety
 /// `to` has `plan.row_bytes()` writable bytes at a cache line, which nobody else uses meanwhile.
-pub unsafe fn bring(_: Amx, plan: &Plan, affine: &Affine, row: &Row, to: *mut u8) {
+#[inline(always)]
+pub unsafe fn bring<U: Unit>(unit: U, plan: &Plan, affine: &Affine, row: &Row, to: *mut u8) {
     let places = plan.block_bytes / LINE;
     let Some(pixels) = row.pixels else {
         // SAFETY: the caller's promise
         return unsafe { to.write_bytes(0, plan.row_bytes()) };
     };
-    let width = pixels.len() / row.channels;
+    let width = pixels.len() / plan.channels;
     let before = (-row.first).max(0) as usize;
     let start = row.first.max(0) as usize;
     let inside = width.saturating_sub(start).min(places - before);
@@ -66,164 +70,8 @@ pub unsafe fn bring(_: Amx, plan: &Plan, affine: &Affine, row: &Row, to: *mut u8
             to.add((before + inside) * LINE).write_bytes(0, (places - before - inside) * LINE);
         }
     }
-    let pixels = &pixels[start * row.channels..][..inside * row.channels];
-    assert!(affine.len >= row.channels.next_multiple_of(STEP), "a normalization of all channels");
-    // SAFETY: the token proves the features; `inside` places follow `before` ones; the rest was checked here
-    unsafe {
-        let to = to.add(before * LINE);
-        match (plan.terms, affine.swish) {
-            (1, false) => convert::<false, false>(pixels, row.channels, affine, plan, to),
-            (1, true) => convert::<false, true>(pixels, row.channels, affine, plan, to),
-            (_, false) => convert::<true, false>(pixels, row.channels, affine, plan, to),
-            (_, true) => convert::<true, true>(pixels, row.channels, affine, plan, to),
-        }
-    }
-}
-
-/// # Safety
-/// The processor has the features; `to` has room for the pixels in every block of channels of every term; `affine` has
-/// whole steps of channels.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn convert<const SPLIT: bool, const SWISH: bool>(
-    pixels: &[f32],
-    channels: usize,
-    affine: &Affine,
-    plan: &Plan,
-    to: *mut u8,
-) {
-    let (scale, shift) = affine.values.split_at(affine.len);
-    let last = channels - (plan.channel_blocks - 1) * STEP; // channels of the last block
-    for (i, pixel) in pixels.chunks_exact(channels).enumerate() {
-        for block in 0..plan.channel_blocks {
-            let n = if block + 1 < plan.channel_blocks { STEP } else { last };
-            let mask = u32::MAX >> (STEP - n);
-            let at = block * STEP;
-            // SAFETY: masks leave out what is past the pixel's channels; scales and shifts have whole steps
-            let halves = unsafe {
-                [(mask as u16, at), ((mask >> LANES) as u16, at + LANES)].map(|(mask, at)| {
-                    (
-                        _mm512_maskz_loadu_ps(mask, pixel.as_ptr().wrapping_add(at)),
-                        _mm512_load_ps(scale.as_ptr().add(at)),
-                        _mm512_load_ps(shift.as_ptr().add(at)),
-                    )
-                })
-            };
-            let [low, high] = halves.map(|(x, scale, shift)| {
-                let x = _mm512_fmadd_ps(x, scale, shift);
-                if !SWISH {
-                    x
-                } else if SPLIT {
-                    swish_precise(x)
-                } else {
-                    swish_quick(x)
-                }
-            });
-            // SAFETY: the caller's promise
-            unsafe {
-                let to = to.add(block * plan.block_bytes + i * LINE);
-                let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_store_si512(to.cast(), rounded);
-                if SPLIT {
-                    let (low, high) = rest(rounded, low, high);
-                    let rest = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-                    _mm512_store_si512(to.add(plan.plane_bytes()).cast(), rest);
-                }
-            }
-        }
-    }
-}
-
-/// What rounding to bfloat16 left of 32 numbers; of those that are not finite, nothing, so that they stay what they are.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub fn rest(rounded: __m512i, low: __m512, high: __m512) -> (__m512, __m512) {
-    let widened = [_mm512_castsi512_si256(rounded), _mm512_extracti64x4_epi64::<1>(rounded)]
-        .map(|half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))));
-    const NOT_FINITE: i32 = 0x99; // quiet and signalling NaN, both infinities
-    let [low, high] = [(low, widened[0]), (high, widened[1])].map(|(v, rounded)| {
-        let finite = !_mm512_fpclass_ps_mask::<NOT_FINITE>(rounded);
-        _mm512_maskz_sub_ps(finite, v, rounded)
-    });
-    (low, high)
-}
-
-/// Coefficients of 2^x for x in 0..1, the constant term last: minimax fits of degree 3 and 6.
-const QUICK: [f32; 4] = [0.078_024_52, 0.226_067_16, 0.695_833_5, 0.999_925_2];
-#[allow(clippy::approx_constant, clippy::excessive_precision)] // coefficients of a fit
-const PRECISE: [f32; 7] = [2.170_225_5e-4, 1.243_968_8e-3, 9.678_841e-3, 5.548_334_2e-2, 0.240_229_84, 0.693_147, 1.0];
-
-/// e^-x for [`swish_quick`] and [`swish_precise`].
-macro_rules! exp_of_minus {
-    ($x:expr, $coefficients:expr) => {{
-        let x = _mm512_mul_ps($x, _mm512_set1_ps(-std::f32::consts::LOG2_E));
-        // what is above the next lower whole number, which the scaling then adds
-        const DOWN: i32 = 1;
-        let fraction = _mm512_reduce_ps::<DOWN>(x);
-        let mut sum = _mm512_set1_ps($coefficients[0]);
-        for c in &$coefficients[1..] {
-            sum = _mm512_fmadd_ps(sum, fraction, _mm512_set1_ps(*c));
-        }
-        _mm512_scalef_ps(sum, x)
-    }};
-}
-
-/// x / (1 + e^-x) to some 2^-13 of itself: what is left of it in bfloat16 has 2^-9.
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn swish_quick(x: __m512) -> __m512 {
-    let e = exp_of_minus!(x, QUICK);
-    _mm512_mul_ps(x, _mm512_rcp14_ps(_mm512_add_ps(e, _mm512_set1_ps(1.0))))
-}
-
-/// The same to some units in the last place of f32 (of large negative numbers, whose result is close to 0, to 2^-18).
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn swish_precise(x: __m512) -> __m512 {
-    let e = exp_of_minus!(x, PRECISE);
-    _mm512_div_ps(x, _mm512_add_ps(e, _mm512_set1_ps(1.0)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[target_feature(enable = "avx512f,avx512dq")]
-    fn both(x: [f32; LANES]) -> [[f32; LANES]; 2] {
-        // SAFETY: 16 floats are readable and writable
-        unsafe {
-            let x = _mm512_loadu_ps(x.as_ptr());
-            let mut out = [[0.0; LANES]; 2];
-            _mm512_storeu_ps(out[0].as_mut_ptr(), swish_quick(x));
-            _mm512_storeu_ps(out[1].as_mut_ptr(), swish_precise(x));
-            out
-        }
-    }
-
-    #[test]
-    fn swish_is_as_exact_as_it_says() {
-        if Amx::new().is_none() {
-            return;
-        }
-        let mut x = -80.0f32;
-        while x < 80.0 {
-            let lanes = std::array::from_fn(|i| x + i as f32 * 0.0037);
-            // SAFETY: the token proves the features
-            let [quick, precise] = unsafe { both(lanes) };
-            for i in 0..LANES {
-                let v = f64::from(lanes[i]);
-                let want = v / (1.0 + (-v).exp());
-                let error = |got: f32| ((f64::from(got) - want) / want).abs();
-                assert!(v == 0.0 || error(quick[i]) <= 1.6e-4, "{v}: {} is not {want}", quick[i]);
-                let bound = if v > -10.0 { 1e-6 } else { 4e-6 };
-                assert!(v == 0.0 || error(precise[i]) <= bound, "{v}: {} is not {want}", precise[i]);
-            }
-            x += 0.0601;
-        }
-        // SAFETY: as above
-        let [quick, precise] =
-            unsafe { both([f32::NAN, 300.0, -300.0, 0.0, 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0.]) };
-        for v in [quick, precise] {
-            assert!(v[0].is_nan() && v[1] == 300.0 && v[2].abs() < 1e-30 && v[3] == 0.0, "{v:?}");
-        }
-    }
+    let pixels = &pixels[start * plan.channels..][..inside * plan.channels];
+    assert!(affine.len >= plan.channel_blocks * plan.step, "a normalization of all channels");
+    // SAFETY: `inside` places follow `before` ones; the rest was checked here
+    unsafe { unit.convert(pixels, affine, plan, to.add(before * LINE)) };
 }

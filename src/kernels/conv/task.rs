@@ -1,21 +1,20 @@
-//! A convolution on AMX: the work in tasks, and a task's way through its rows.
+//! The work of a convolution in tasks, and a task's way through its rows.
 
-use std::arch::asm;
-use std::arch::x86_64::*;
-use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use super::geometry::{BLOCK, LINE, Phase, Plan, TILE};
-use super::pack::pack;
+use super::pack::{self, pack};
 use super::pixels::{Affine, Row, bring};
-use super::tiles::{Operands, Sums, begin, end, multiply};
-use super::{Convolution, Precision, Scratch};
+use super::results::Results;
+use super::unit::{Operands, Sums, Unit};
+use super::{Convolution, Scratch};
 use crate::error::Result;
 use crate::kernels::Epilogue;
-use crate::kernels::amx::{Amx, Tiles};
-use crate::memory::{Aligned, try_resize, try_vec};
+use crate::kernels::isa::{Isa, Op, prefetch_to_write};
+use crate::memory::{Aligned, Charge, try_push, try_resize, try_vec};
 use crate::parallel::Exec;
 
 /// Pairs of rows of a task, at least: the rows above and below them are brought in once more.
@@ -23,14 +22,35 @@ const LEAST_PAIRS: usize = 4;
 
 /// Memory of a thread.
 #[derive(Default)]
-struct Memory {
+pub struct Memory {
     ring: Aligned<u8>,
     /// of the steps of all phases, see [`Plan::places`]
     places: Vec<[u32; 2]>,
+    /// weights of a block of outputs in f32, see [`pack`]
+    rows: Aligned<f32>,
+    charge: Charge,
 }
 
-thread_local! {
-    static MEMORY: RefCell<Memory> = RefCell::default();
+impl Memory {
+    /// Makes room for a plan's ring and weights of `cols` columns.
+    fn grow_to(&mut self, exec: &Exec, plan: &Plan, cols: usize) -> Result<()> {
+        const WHAT: &str = "a convolution's memory of a thread";
+        let (places, rows) = (plan.phases().count() * plan.steps(), pack::len(cols));
+        let more = plan.ring_bytes().saturating_sub(self.ring.len())
+            + places.saturating_sub(self.places.len()) * size_of::<[u32; 2]>()
+            + rows.saturating_sub(self.rows.len()) * size_of::<f32>();
+        if self.charge.bytes() == 0 {
+            self.charge = exec.take(0, WHAT)?;
+        }
+        self.charge.grow(more, WHAT)?;
+        if self.ring.len() < plan.ring_bytes() {
+            self.ring = Aligned::default(); // frees the old memory before asking for more
+            self.ring.try_grow_to(plan.ring_bytes(), WHAT)?;
+        }
+        self.rows.try_grow_to(rows, WHAT)?;
+        let places = places.max(self.places.len());
+        try_resize(&mut self.places, places, WHAT)
+    }
 }
 
 /// What tasks write, each its own part.
@@ -48,11 +68,10 @@ impl<T> Shared<T> {
 }
 
 /// See [`Convolution::run`], which checked the sizes.
-pub fn run(
+pub fn run<U: Unit>(
+    unit: U,
     conv: &Convolution,
     exec: &Exec,
-    amx: Amx,
-    precision: Precision,
     scratch: &mut Scratch,
     y: &mut [f32],
     epilogue: Epilogue,
@@ -63,10 +82,12 @@ pub fn run(
     if y.is_empty() {
         return Ok(total);
     }
-    let terms = if precision == Precision::Split { 2 } else { 1 };
-    let plan = &Plan::new(conv.sampling, conv.kernel, (conv.height, conv.width), (conv.channels(), outputs), terms);
-    let packed = &weights(conv, exec, amx, plan, scratch)?;
-    let affine = &Affine::new(conv.norm, plan.channel_blocks)?;
+    let sides = (conv.height, conv.width);
+    let plan = &Plan::new(conv.sampling, conv.kernel, sides, (conv.channels(), outputs), &U::MEASURES);
+    weights(unit, conv, exec, plan, scratch)?;
+    let Scratch { weights: packed, memories, .. } = scratch;
+    let _charge = exec.take(plan.shared_bytes(), WHAT)?;
+    let affine = &Affine::new(conv.norm, plan.channel_blocks * plan.step)?;
     let padded = plan.out_blocks * TILE;
     let mut bias = Aligned::default();
     bias.try_grow_to(padded, "the biases of a convolution")?;
@@ -75,12 +96,8 @@ pub fn run(
     let tasks = (4 * exec.threads.count()).div_ceil(plan.strips);
     let band = plan.row_pairs().div_ceil(tasks).max(LEAST_PAIRS).min(plan.row_pairs());
     let bands = plan.row_pairs().div_ceil(band);
-    let parts = plan.row_pairs() * plan.strips;
-    let rings = exec.threads.count().min(bands * plan.strips);
-    let shared = rings.saturating_mul(plan.ring_bytes()).saturating_add(parts * 2 * padded * 8);
-    let _charge = exec.take(shared, "the rings of a convolution")?;
-    let mut sums = try_vec::<f64>(parts * 2 * padded, WHAT)?;
-    let work = Work {
+    let mut sums = try_vec::<f64>(plan.sums(), WHAT)?;
+    let work = &Work {
         conv,
         plan,
         affine,
@@ -93,16 +110,13 @@ pub fn run(
     exec.run(|| {
         (0..bands * plan.strips).into_par_iter().try_for_each(|task| {
             let (first, strip) = (task / plan.strips * band, task % plan.strips);
-            MEMORY.with_borrow_mut(|memory| {
-                const WHAT: &str = "the ring of a convolution";
-                memory.ring.try_grow_to(plan.ring_bytes(), WHAT)?;
-                try_resize(&mut memory.places, plan.phases().count() * plan.steps(), WHAT)?;
+            with_memory(memories, |memory| {
+                memory.grow_to(exec, plan, conv.weights.cols())?;
                 for pair in (first..plan.row_pairs().min(first + band)).step_by(plan.depth) {
                     exec.check()?;
                     let pairs = pair..plan.row_pairs().min(first + band).min(pair + plan.depth);
-                    // SAFETY: the ring has its bytes, the weights are packed; no other task has these positions. The
-                    // rows of the pairs before are in the ring from the second turn on.
-                    unsafe { work.pairs(amx, memory, strip, pairs, pair > first) }
+                    // the rows of the pairs before are in the ring from the second turn on
+                    unit.run(Turn { unit, work, memory, strip, pairs, continued: pair > first });
                 }
                 Ok(())
             })
@@ -116,22 +130,54 @@ pub fn run(
     Ok(total)
 }
 
-/// The weights in tiles.
-fn weights<'s>(conv: &Convolution, exec: &Exec, amx: Amx, plan: &Plan, scratch: &'s mut Scratch) -> Result<&'s [u16]> {
+/// Brings the weights into tiles.
+fn weights<U: Unit>(unit: U, conv: &Convolution, exec: &Exec, plan: &Plan, scratch: &mut Scratch) -> Result<()> {
     const WHAT: &str = "the weights of a convolution in tiles";
-    if scratch.weights.len() * 2 < plan.weight_bytes() {
-        *scratch = Scratch::default();
+    if scratch.weights.len() * 4 < plan.weight_bytes() {
+        (scratch.weights, scratch.charge) = Default::default();
         scratch.charge = exec.take(plan.weight_bytes(), WHAT)?;
-        scratch.weights.try_grow_to(plan.weight_bytes() / 2, WHAT)?;
+        scratch.weights.try_grow_to(plan.weight_bytes() / 4, WHAT)?;
     }
     let to = Shared(scratch.weights.as_mut_ptr());
+    let memories = &scratch.memories;
     exec.run(|| {
         (0..plan.out_blocks).into_par_iter().try_for_each(|block| {
-            // SAFETY: the memory holds all tiles; every task writes those of its own block
-            unsafe { pack(amx, plan, conv.weights, block, to.get().cast()) }
+            with_memory(memories, |memory| {
+                memory.grow_to(exec, plan, conv.weights.cols())?;
+                // SAFETY: the memory holds all tiles; every task writes those of its own block
+                unsafe { pack(unit, plan, conv.weights, block, &mut memory.rows, to.get().cast()) }
+            })
         })
-    })?;
-    Ok(&scratch.weights)
+    })
+}
+
+/// Runs `work` with memory that nobody else has meanwhile: there are never more than threads.
+fn with_memory(memories: &Mutex<Vec<Memory>>, work: impl FnOnce(&mut Memory) -> Result<()>) -> Result<()> {
+    let all = || memories.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut memory = all().pop().unwrap_or_default();
+    let result = work(&mut memory);
+    try_push(&mut all(), memory, "the list of a convolution's memories")?;
+    result
+}
+
+/// Some pairs of rows of a strip, for [`Work::pairs`].
+struct Turn<'a, U> {
+    unit: U,
+    work: &'a Work<'a>,
+    memory: &'a mut Memory,
+    strip: usize,
+    pairs: Range<usize>,
+    continued: bool,
+}
+
+impl<U: Unit> Op for Turn<'_, U> {
+    type Output = ();
+    #[inline(always)]
+    fn call<I: Isa>(self, _: I) {
+        // SAFETY: `run` made this: the ring has its bytes, the weights are packed, the rows of the pairs before are in the
+        // ring where it says so, and no other task has these positions
+        unsafe { self.work.pairs(self.unit, self.memory, self.strip, self.pairs, self.continued) }
+    }
 }
 
 /// What the tasks of a convolution share.
@@ -156,7 +202,8 @@ impl Work<'_> {
     /// # Safety
     /// The memory is large enough, with the rows of the pair before if `continued`; nobody else uses these positions of
     /// `y` and `sums` meanwhile.
-    unsafe fn pairs(&self, amx: Amx, memory: &mut Memory, strip: usize, pairs: Range<usize>, continued: bool) {
+    #[inline(always)]
+    unsafe fn pairs<U: Unit>(&self, unit: U, memory: &mut Memory, strip: usize, pairs: Range<usize>, continued: bool) {
         let plan = self.plan;
         let mut rows = plan.input_rows(pairs.clone());
         if continued {
@@ -168,11 +215,10 @@ impl Work<'_> {
             let inside = usize::try_from(row).ok().filter(|row| *row < self.conv.height);
             let row_of = Row {
                 pixels: inside.map(|row| &self.conv.x[row * len..][..len]),
-                channels: plan.channels,
                 first: (strip * plan.strip * plan.stride) as isize - plan.before() as isize,
             };
             // SAFETY: the slot lies inside the ring
-            unsafe { bring(amx, plan, self.affine, &row_of, ring.add(plan.slot(row) * plan.row_bytes())) };
+            unsafe { bring(unit, plan, self.affine, &row_of, ring.add(plan.slot(row) * plan.row_bytes())) };
         }
         for group in (0..plan.pairs()).step_by(plan.group) {
             let group = group..plan.pairs().min(group + plan.group);
@@ -180,13 +226,8 @@ impl Work<'_> {
                 let all = plan.phases().flat_map(|phase| plan.places(pair, phase));
                 memory.places.iter_mut().zip(all).for_each(|(to, places)| *to = places);
                 let read = (ring.cast_const(), &memory.places[..]);
-                // SAFETY: the token proves the features; the rest is the caller's promise
-                unsafe {
-                    match plan.terms {
-                        1 => self.outputs::<false>(&amx.tiles(), read, strip, pair, group.clone()),
-                        _ => self.outputs::<true>(&amx.tiles(), read, strip, pair, group.clone()),
-                    }
-                }
+                // SAFETY: the caller's promise
+                unsafe { self.outputs(unit, read, strip, pair, group.clone()) }
             }
         }
     }
@@ -195,23 +236,23 @@ impl Work<'_> {
     ///
     /// # Safety
     /// As [`Work::pairs`], with the rows in the ring, and the places of all phases' steps in `places`.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn outputs<const SPLIT: bool>(
+    #[inline(always)]
+    unsafe fn outputs<U: Unit>(
         &self,
-        tiles: &Tiles,
+        unit: U,
         (ring, places): (*const u8, &[[u32; 2]]),
         strip: usize,
         pair: usize,
         group: Range<usize>,
     ) {
-        let plan = self.plan;
+        let (plan, tiles) = (self.plan, &unit.tiles());
         let (first, last) = (strip * plan.strip, plan.width.min((strip + 1) * plan.strip));
         let sums = (pair * plan.strips + strip) * 2 * self.bias.len();
         let sums = self.sums.get().wrapping_add(sums);
         let mut buffers = [const { Buffer([0.0; 4 * TILE * TILE]) }; 2];
         let [mut here, mut there] = buffers.each_mut().map(|buffer| buffer.0.as_mut_ptr());
-        let mut done: Option<Done> = None;
-        for x in (first..last).step_by(TILE) {
+        let mut before: Option<Results> = None;
+        for x in (first..last).step_by(plan.tile) {
             for out_pair in group.clone() {
                 for (i, phase) in plan.phases().enumerate() {
                     let blocks = plan.blocks_of(out_pair);
@@ -223,24 +264,25 @@ impl Work<'_> {
                         plane: plan.plane_bytes(),
                         weights: self.packed.get().wrapping_add(at),
                         steps: plan.steps(),
+                        cells: plan.cells,
                     };
                     // SAFETY: the caller's promise; the tiles that wait are in the other buffer, if in one
                     unsafe {
                         let next = self.place((pair, x), out_pair, phase, sums, here);
                         self.fetch(&next, group.end - out_pair, group.len());
                         match blocks {
-                            2 => self.products::<SPLIT, 2>(tiles, operands, &next, &done),
-                            _ => self.products::<SPLIT, 1>(tiles, operands, &next, &done),
+                            2 => unit.multiply::<2>(tiles, operands, next.start(), &next, before.as_ref()),
+                            _ => unit.multiply::<1>(tiles, operands, next.start(), &next, before.as_ref()),
                         }
-                        done = Some(next);
+                        before = Some(next);
                     }
                     (here, there) = (there, here);
                 }
             }
         }
-        if let Some(done) = done {
+        if let Some(last) = before {
             // SAFETY: its tiles are stored
-            unsafe { done.finish() }
+            unsafe { last.finish(unit.isa()) }
         }
     }
 
@@ -255,12 +297,12 @@ impl Work<'_> {
         phase: Phase,
         sums: *mut f64,
         buffer: *mut f32,
-    ) -> Done {
+    ) -> Results {
         let (plan, outputs) = (self.plan, self.conv.bias.len());
         let first = out_pair * 2 * TILE;
         let lanes = plan.blocks_of(out_pair) * TILE;
         let rows = (plan.height - 2 * pair).min(2);
-        let pixels = (plan.width - x).min(TILE);
+        let pixels = (plan.width - x).min(plan.tile);
         let y = [0, 1].map(|t| {
             let row = (2 * pair + t) * plan.spread + phase.row;
             let column = x * plan.spread + phase.column;
@@ -268,20 +310,21 @@ impl Work<'_> {
         });
         let y = Sums { rows: y, pixel: plan.spread * outputs * size_of::<f32>() };
         let valid = lanes.min(outputs - first);
-        let whole = rows == 2 && pixels == TILE && valid == lanes;
+        let whole = rows == 2 && pixels == plan.tile && valid == lanes;
         let tiles = match whole {
             true => y,
             false => {
-                let rows = [buffer, buffer.wrapping_add(TILE * lanes)];
+                let rows = [buffer, buffer.wrapping_add(plan.tile * lanes)];
                 Sums { rows, pixel: lanes * size_of::<f32>() }
             }
         };
         let bias = self.bias[first..].as_ptr();
-        let done = Done {
+        let results = Results {
             tiles,
             y: if whole { None } else { Some((y, valid)) },
             rows,
             pixels,
+            tile: plan.tile,
             blocks: lanes / TILE,
             bias,
             add: self.add,
@@ -289,52 +332,23 @@ impl Work<'_> {
         };
         if self.add && !whole {
             // SAFETY: the caller's promise
-            unsafe { done.fetch() }
+            unsafe { results.fetch() }
         }
-        done
+        results
     }
 
     /// Asks for the lines that results will be stored to: of these tiles, or where they are added to of the next ones, as
     /// those are read first. `left` pairs of output blocks are left of a group's `all`.
-    fn fetch(&self, to: &Done, left: usize, all: usize) {
+    fn fetch(&self, to: &Results, left: usize, all: usize) {
         let next = match (self.add, left) {
             (false, _) => 0,
-            (true, 1) => (TILE * self.conv.bias.len()).wrapping_sub((all - 1) * 2 * TILE),
+            (true, 1) => (self.plan.tile * self.conv.bias.len()).wrapping_sub((all - 1) * 2 * TILE),
             (true, _) => 2 * TILE,
         };
         for (row, pixel) in (0..to.rows).flat_map(|row| (0..to.pixels).map(move |pixel| (row, pixel))) {
-            let at = Done::pixel(&to.y.map_or(to.tiles, |(y, _)| y), row, pixel).wrapping_add(next);
-            // SAFETY: prefetching reads and writes nothing; a processor with AMX has the instruction
-            unsafe {
-                asm!("prefetchw [{at}]", "prefetchw [{at} + 64]", at = in(reg) at,
-                    options(nostack, preserves_flags, readonly));
-            }
-        }
-    }
-
-    /// The products of two tiles; meanwhile, what is left to do with those before.
-    ///
-    /// # Safety
-    /// As [`Work::outputs`], for the operands and where their results go.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn products<const SPLIT: bool, const BLOCKS: usize>(
-        &self,
-        tiles: &Tiles,
-        operands: Operands,
-        to: &Done,
-        before: &Option<Done>,
-    ) {
-        // sums start from what is there, or from the biases: one line for all pixels
-        let start = if to.add { to.tiles } else { Sums { rows: [to.bias.cast_mut(); 2], pixel: 0 } };
-        // SAFETY: the caller's promise
-        unsafe {
-            begin::<BLOCKS>(tiles, start);
-            multiply::<SPLIT, BLOCKS>(tiles, operands);
-            if let Some(before) = before {
-                before.finish();
-            }
-            end::<BLOCKS>(tiles, to.tiles);
+            let at = to.y.map_or(to.tiles, |(y, _)| y).at(row, pixel).wrapping_add(next);
+            prefetch_to_write(at.cast());
+            prefetch_to_write(at.wrapping_add(TILE).cast());
         }
     }
 }
@@ -342,99 +356,3 @@ impl Work<'_> {
 /// Two tiles of pixels in one or two blocks of outputs, whatever lies outside the picture.
 #[repr(align(64))]
 struct Buffer([f32; 4 * TILE * TILE]);
-
-/// Tiles that are stored, or will be: what is left to do waits until the next ones are being multiplied, as a tile can
-/// be read only long after its last product began.
-struct Done {
-    /// where they are stored
-    tiles: Sums,
-    /// where they belong, and how many of their outputs there are, if elsewhere
-    y: Option<(Sums, usize)>,
-    /// that are in the picture: 1 or 2
-    rows: usize,
-    pixels: usize,
-    blocks: usize,
-    bias: *const f32,
-    /// whether biases are still to be added
-    add: bool,
-    /// of the outputs' sums and squares
-    sums: [*mut f64; 2],
-}
-
-impl Done {
-    /// A pixel of a row.
-    fn pixel(at: &Sums, row: usize, pixel: usize) -> *mut f32 {
-        at.rows[row].wrapping_byte_add(pixel * at.pixel)
-    }
-
-    /// Brings what is to be added to into the buffer; zeros where there is nothing.
-    ///
-    /// # Safety
-    /// `y` is readable, the buffer writable.
-    unsafe fn fetch(&self) {
-        let Some((y, valid)) = self.y else { return };
-        for (row, pixel) in (0..2).flat_map(|row| (0..TILE).map(move |pixel| (row, pixel))) {
-            let to = Self::pixel(&self.tiles, row, pixel);
-            // SAFETY: the caller's promise
-            unsafe {
-                to.write_bytes(0, self.blocks * TILE);
-                if row < self.rows && pixel < self.pixels {
-                    to.copy_from_nonoverlapping(Self::pixel(&y, row, pixel), valid);
-                }
-            }
-        }
-    }
-
-    /// Adds biases, takes the sums, and copies what lies in a buffer to its place.
-    ///
-    /// # Safety
-    /// The tiles are stored, their places writable and used by nobody else meanwhile.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn finish(&self) {
-        // SAFETY: the caller's promise
-        unsafe {
-            for block in 0..self.blocks {
-                match self.add {
-                    false => self.block::<false>(block),
-                    true => self.block::<true>(block),
-                }
-            }
-            let Some((y, valid)) = self.y else { return };
-            for (row, pixel) in (0..self.rows).flat_map(|row| (0..self.pixels).map(move |pixel| (row, pixel))) {
-                Self::pixel(&y, row, pixel).copy_from_nonoverlapping(Self::pixel(&self.tiles, row, pixel), valid);
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Done::finish`], for a block of outputs.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn block<const ADD: bool>(&self, block: usize) {
-        // SAFETY: the caller's promise
-        unsafe {
-            let bias = _mm512_loadu_ps(self.bias.add(block * TILE));
-            let mut sums = [[_mm512_setzero_ps(); 2]; 2];
-            for pixel in 0..self.pixels {
-                for (row, sums) in sums.iter_mut().enumerate().take(self.rows) {
-                    let at = Self::pixel(&self.tiles, row, pixel).add(block * TILE);
-                    let mut v = _mm512_loadu_ps(at);
-                    if ADD {
-                        v = _mm512_add_ps(v, bias);
-                        _mm512_storeu_ps(at, v);
-                    }
-                    *sums = [_mm512_add_ps(sums[0], v), _mm512_fmadd_ps(v, v, sums[1])];
-                }
-            }
-            for (i, to) in self.sums.iter().enumerate() {
-                let sum = _mm512_add_ps(sums[0][i], sums[1][i]);
-                let halves = [_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum)];
-                for (half, sum) in halves.into_iter().enumerate() {
-                    let to = to.add(block * TILE + half * TILE / 2);
-                    _mm512_storeu_pd(to, _mm512_add_pd(_mm512_loadu_pd(to), _mm512_cvtps_pd(sum)));
-                }
-            }
-        }
-    }
-}

@@ -1,33 +1,66 @@
-//! The products of a window: two tiles of 16 pixels, one and two blocks of 16 outputs, four tiles of sums.
+//! The products of a window on AMX: two tiles of 16 pixels, one and two blocks of 16 outputs, four tiles of sums.
 
 use std::arch::asm;
 
-use super::geometry::LINE;
-use crate::kernels::amx::Tiles;
+use super::bf16;
+use super::geometry::{LINE, Measures, Plan, TILE};
+use super::pixels::Affine;
+use super::results::Results;
+use super::unit::{Cells, Operands, Sums, Unit};
+use crate::kernels::amx::{Amx, Tiles};
+use crate::kernels::avx512::Avx512;
+use crate::kernels::isa::{LANES, Op};
 
-/// What a product reads.
+/// AMX with pixels and weights in bfloat16, or in two terms of it.
 #[derive(Clone, Copy)]
-pub struct Operands {
-    /// The ring, from the tile's first pixel on.
-    pub ring: *const u8,
-    /// What each step adds to it, for the two rows.
-    pub places: *const [u32; 2],
-    /// bytes from pixel to pixel
-    pub pixel: usize,
-    /// bytes from a pixel to what rounding it left
-    pub plane: usize,
-    /// [step][term][block] tiles
-    pub weights: *const u8,
-    /// at least 1
-    pub steps: usize,
-}
+pub struct InTiles<const SPLIT: bool>(pub Amx);
 
-/// Where sums come from or go: for both rows, [16 pixels][16 * blocks outputs] floats.
-#[derive(Clone, Copy)]
-pub struct Sums {
-    pub rows: [*mut f32; 2],
-    /// bytes from pixel to pixel
-    pub pixel: usize,
+impl<const SPLIT: bool> Unit for InTiles<SPLIT> {
+    const MEASURES: Measures =
+        Measures { cell: 2, terms: if SPLIT { 2 } else { 1 }, tile: TILE, ring: 640 << 10, group: 640 << 10 };
+    type Isa = Avx512;
+    type Tiles = Tiles;
+
+    #[inline(always)]
+    fn isa(self) -> Avx512 {
+        self.0.base
+    }
+    #[inline(always)]
+    fn run<O: Op>(self, op: O) -> O::Output {
+        self.0.bf16.run(op)
+    }
+    #[inline(always)]
+    fn tiles(self) -> Tiles {
+        self.0.tiles()
+    }
+    #[inline(always)]
+    unsafe fn convert(self, pixels: &[f32], affine: &Affine, plan: &Plan, to: *mut u8) {
+        // SAFETY: the caller's promise
+        unsafe { bf16::convert::<SPLIT>(self.0.bf16, pixels, affine, plan, to) }
+    }
+    #[inline(always)]
+    fn round(self, weights: &[f32; 2 * LANES], cells: &mut Cells) {
+        bf16::round::<SPLIT>(self.0.bf16, weights, cells);
+    }
+    #[inline(always)]
+    unsafe fn multiply<const BLOCKS: usize>(
+        self,
+        tiles: &Tiles,
+        p: Operands,
+        from: Sums,
+        results: &Results,
+        before: Option<&Results>,
+    ) {
+        // SAFETY: the caller's promise
+        unsafe {
+            begin::<BLOCKS>(tiles, from);
+            multiply::<SPLIT, BLOCKS>(tiles, p);
+            if let Some(before) = before {
+                before.finish(self.isa());
+            }
+            end::<BLOCKS>(tiles, results.tiles);
+        }
+    }
 }
 
 /// Asks for the weights two steps ahead (one of two terms): they come from the second cache in order, but a tile that
@@ -64,7 +97,7 @@ macro_rules! products {
 /// The tiles are configured; all steps' pixels and weights are readable, in BLOCKS blocks of outputs; with SPLIT both
 /// have two terms, the rest before the rounded number in the weights.
 #[inline(always)]
-pub unsafe fn multiply<const SPLIT: bool, const BLOCKS: usize>(_: &Tiles, p: Operands) {
+unsafe fn multiply<const SPLIT: bool, const BLOCKS: usize>(_: &Tiles, p: Operands) {
     // `plane` is used by the products of two terms alone
     // SAFETY: the caller's promise
     unsafe {
@@ -166,7 +199,7 @@ pub unsafe fn multiply<const SPLIT: bool, const BLOCKS: usize>(_: &Tiles, p: Ope
 /// # Safety
 /// The tiles are configured; the sums are readable.
 #[inline(always)]
-pub unsafe fn begin<const BLOCKS: usize>(_: &Tiles, from: Sums) {
+unsafe fn begin<const BLOCKS: usize>(_: &Tiles, from: Sums) {
     // SAFETY: the caller's promise
     unsafe {
         asm!("tileloadd tmm0, [{a} + {pixel}]", "tileloadd tmm2, [{b} + {pixel}]",
@@ -185,7 +218,7 @@ pub unsafe fn begin<const BLOCKS: usize>(_: &Tiles, from: Sums) {
 /// # Safety
 /// [`begin`] and [`multiply`] came before; `to` is writable and used by nobody else meanwhile.
 #[inline(always)]
-pub unsafe fn end<const BLOCKS: usize>(tiles: &Tiles, to: Sums) {
+unsafe fn end<const BLOCKS: usize>(tiles: &Tiles, to: Sums) {
     // SAFETY: the caller's promise
     unsafe {
         tiles.store::<0>(to.rows[0].cast(), to.pixel);
