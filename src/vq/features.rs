@@ -51,12 +51,6 @@ impl Scratch {
         Ok(Features { height, width, channels, data, sums: None })
     }
 
-    /// Bytes of the feature maps that are here.
-    #[cfg(test)]
-    pub fn map_bytes(&self) -> usize {
-        self.free.iter().map(Vec::capacity).sum::<usize>() * size_of::<f32>()
-    }
-
     /// Keeps the memory of a feature map that is done with.
     pub fn recycle(&mut self, features: Features) {
         self.free.push(features.data); // a handful at most

@@ -121,7 +121,8 @@ fn check_conv(sides: (usize, usize), channels: (usize, usize), kernel: usize, sa
         let convolution = Convolution { exec: &exec, weights: &weights, x: &x, norm, sampling };
         // what rounding to bfloat16 (2^-9 of a factor) and to two of them makes is a matter of chance
         for (precision, tolerance) in PRECISIONS {
-            let mut scratch = Scratch { precision, ..Scratch::default() };
+            let mut scratch = Scratch::default();
+            scratch.precision = precision;
             let got = convolution.store(&bytes, &mut scratch).unwrap();
             assert_close(&got.data, &want, tolerance);
             assert_sums(&got);
@@ -187,7 +188,8 @@ fn convolutions_do_not_depend_on_the_threads() {
                 let threads = Threads::new(count).unwrap();
                 let exec = Exec::new(&threads, kernels, None);
                 let convolution = Convolution { exec: &exec, weights: &weights, x: &x, norm: None, sampling };
-                let mut scratch = Scratch { precision, ..Scratch::default() };
+                let mut scratch = Scratch::default();
+                scratch.precision = precision;
                 let y = convolution.store(&bytes, &mut scratch).unwrap();
                 (y.data, y.sums)
             });
