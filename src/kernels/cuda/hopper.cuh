@@ -71,17 +71,28 @@ __device__ __forceinline__ void wgmma_wait() {
 }
 __device__ __forceinline__ void pin(float& v) { asm volatile("" : "+f"(v)::"memory"); }
 __device__ __forceinline__ void pin(int& v) { asm volatile("" : "+r"(v)::"memory"); }
+__device__ __forceinline__ void pin(uint32_t& v) { asm volatile("" : "+r"(v)::"memory"); }
 template <int GROUPS, class T, int N>
 __device__ __forceinline__ void wgmma_wait(T (&d)[N]) {
     wgmma_wait<GROUPS>();
     #pragma unroll
     for (int i = 0; i < N; i++) pin(d[i]);
 }
+/// The same, after which the registers of first operands may change too.
+template <int GROUPS, int N, int STEPS>
+__device__ __forceinline__ void wgmma_wait(float (&d)[N], uint32_t (&a)[STEPS][4]) {
+    wgmma_wait<GROUPS>(d);
+    #pragma unroll
+    for (int i = 0; i < 4 * STEPS; i++) pin(a[i / 4][i % 4]);
+}
 
-#define REGISTERS_64                                                                                                     \
+#define REGISTERS_32                                                                                                     \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "          \
-    "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "          \
-    "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+    "%23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define REGISTERS_64                                                                                                     \
+    REGISTERS_32 ", "                                                                                                    \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "          \
+    "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define REGISTERS_128                                                                                                    \
     REGISTERS_64 ", "                                                                                                    \
     "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, "          \
@@ -89,9 +100,9 @@ __device__ __forceinline__ void wgmma_wait(T (&d)[N]) {
     "%105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, "       \
     "%123, %124, %125, %126, %127"
 #define EIGHT(C, d, i) C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3]), C(d[i + 4]), C(d[i + 5]), C(d[i + 6]), C(d[i + 7])
+#define ACCUMULATORS_32(C, d) EIGHT(C, d, 0), EIGHT(C, d, 8), EIGHT(C, d, 16), EIGHT(C, d, 24)
 #define ACCUMULATORS_64(C, d)                                                                                            \
-    EIGHT(C, d, 0), EIGHT(C, d, 8), EIGHT(C, d, 16), EIGHT(C, d, 24), EIGHT(C, d, 32), EIGHT(C, d, 40), EIGHT(C, d, 48),    \
-        EIGHT(C, d, 56)
+    ACCUMULATORS_32(C, d), EIGHT(C, d, 32), EIGHT(C, d, 40), EIGHT(C, d, 48), EIGHT(C, d, 56)
 #define ACCUMULATORS_128(C, d)                                                                                           \
     ACCUMULATORS_64(C, d), EIGHT(C, d, 64), EIGHT(C, d, 72), EIGHT(C, d, 80), EIGHT(C, d, 88), EIGHT(C, d, 96),             \
         EIGHT(C, d, 104), EIGHT(C, d, 112), EIGHT(C, d, 120)
@@ -108,6 +119,26 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t 
                  : ACCUMULATORS_64("+f", d)
                  : "l"(a), "l"(b));
 }
+/// The same, d = a b rather than +=.
+__device__ __forceinline__ void wgmma_bf16_new(float (&d)[64], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_64 "}, %64, %65, 0, 1, 1, 0, 0;"
+                 : ACCUMULATORS_64("=f", d)
+                 : "l"(a), "l"(b));
+}
+/// d += a b where a slice of a is in registers, as mma_bf16 has it for the 16 rows of a warp (9.7.15.5.1.1.1), and b lies in
+/// rows of columns: `transposed_operand`. The registers of a are read until the product has been waited for.
+__device__ __forceinline__ void wgmma_bf16_transposed(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_64
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+                 : ACCUMULATORS_64("+f", d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void wgmma_bf16_transposed(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_32
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                 : ACCUMULATORS_32("+f", d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 /// The same in int8; d = a b rather than += where not `add`.
 __device__ __forceinline__ void wgmma_s8(int (&d)[64], uint64_t a, uint64_t b, bool add) {
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %66, 0; "
@@ -115,17 +146,34 @@ __device__ __forceinline__ void wgmma_s8(int (&d)[64], uint64_t a, uint64_t b, b
                  : ACCUMULATORS_64("+r", d)
                  : "l"(a), "l"(b), "r"((int)add));
 }
+
+/// 2^v in one instruction: within two units of the last place, and 0 where it would be subnormal.
+__device__ __forceinline__ float exp2_approximate(float v) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v));
+    return power;
+}
 #endif
 
-/// An operand of wgmma: the first slice of the tile at `tile`, a multiple of 1024, from its row `row`, a multiple of 8, on
-/// (9.7.15.5.1, the matrix descriptor). Eight rows are 1024 bytes; what is given for the other direction, 16 bytes, is not used
-/// with a swizzle of 128 bytes, and the base offset is zero since tiles are aligned.
-__device__ __forceinline__ uint64_t operand(const unsigned char* tile, int row) {
+/// A matrix descriptor (9.7.15.5.1.3) of what lies in rows of 128 bytes with the swizzle of 128 bytes, from row `row`, a multiple
+/// of 8, on of the tile at `tile`, a multiple of 1024. Eight rows are 1024 bytes, the stride; the base offset is zero since
+/// tiles are aligned.
+__device__ __forceinline__ uint64_t descriptor(const unsigned char* tile, int row, int leading) {
     const uint32_t at = shared_address(tile) + (uint32_t)(row * ROW_BYTES);
-    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(16 >> 4) << 16 | (at & 0x3ffff) >> 4;
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(leading >> 4) << 16 | (at & 0x3ffff) >> 4;
 }
+/// An operand of wgmma that lies in rows of k: its first slice, from the tile's row `row` on. What is given for the leading
+/// direction is not used with a swizzle.
+__device__ __forceinline__ uint64_t operand(const unsigned char* tile, int row) { return descriptor(tile, row, 16); }
 /// The same of another slice; the swizzle is by address, and does not mind.
 __device__ __forceinline__ uint64_t slice_of(uint64_t operand, int slice) { return operand + (uint64_t)(slice * (32 >> 4)); }
+
+/// A second operand of wgmma that lies in rows of columns of what is multiplied, 64 to a row, which is one of k ("MN-major"): its
+/// 16 rows of k from `row` on. The leading direction is that of columns: 64 further ones are `leading` bytes further; the
+/// stride is from 8 rows of k to the next (9.7.15.5.1.2.1, "Strides").
+__device__ __forceinline__ uint64_t transposed_operand(const unsigned char* tile, int row, int leading) {
+    return descriptor(tile, row, leading);
+}
 
 /// Which result register `i` of an accumulator is: of row `fragment_row`, and column `fragment_column` (9.7.15.5.1.1).
 __device__ __forceinline__ int fragment_row(int i) {
@@ -133,3 +181,48 @@ __device__ __forceinline__ int fragment_row(int i) {
     return thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
 }
 __device__ __forceinline__ int fragment_column(int i) { return i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2; }
+
+/// A stage, and the parity of the phase that its barriers are in when it is come to.
+template <int STAGES>
+struct Ring {
+    int stage = 0;
+    uint32_t parity = 0;
+    __device__ __forceinline__ void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+/// Hands back what this warp has read everything of.
+__device__ __forceinline__ void release(uint64_t* empty) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
+}
+
+#define PIECE 16
+#define PIECES (ROW_BYTES / PIECE)
+
+/// A matrix whose rows are `row_bytes` apart, a multiple of 16.
+struct Rows {
+    const unsigned char* at;
+    uint64_t row_bytes;
+    int rows;
+};
+
+/// The first warpgroup starts the copies of `COUNT` rows from `first` on, 128 bytes of each: step `step` of k. What is past the
+/// end of the matrix becomes zeros.
+template <int COUNT>
+__device__ __forceinline__ void copy_rows(unsigned char* tile, const Rows& from, int first, int step) {
+    const int piece = (int)threadIdx.x % PIECES, row = (int)threadIdx.x / PIECES;
+    const uint64_t k = (uint64_t)step * ROW_BYTES + piece * PIECE;
+    const unsigned char* at = from.at + (uint64_t)(first + row) * from.row_bytes + k;
+    // rows of a thread are 16 apart, so that their pieces change places alike
+    unsigned char* to = tile + row * ROW_BYTES + ((piece ^ (row & 7)) << 4);
+    const int there = k < from.row_bytes ? from.rows - first - row : 0;
+    #pragma unroll 4
+    for (int i = 0; i < COUNT; i += WARPGROUP / PIECES) {
+        cp_async_16(to + i * ROW_BYTES, at + (uint64_t)i * from.row_bytes, i < there);
+    }
+}

@@ -3,7 +3,7 @@
 //
 // A product reads shared memory at some time between its start and the end of the wait for it: its operands are read at the
 // start, and must still be the same at the end, when the last thread has waited. Its accumulators hold bytes of ones in the
-// meantime, which nobody may have written to.
+// meantime, which nobody may have written to, and a first operand in registers must stay as it was.
 #include "warpgroups.h"
 
 #include <list>
@@ -28,15 +28,26 @@ struct Accumulator {
     uint64_t group;  // of the last product
 };
 
+/// The part of a first operand that a thread has in registers, while a product reads it.
+struct Fragment {
+    const uint32_t* registers;
+    uint32_t seen[4];
+    uint64_t group;
+};
+
 struct Thread {
     bool fenced = false;
     uint64_t groups = 0, waited = 0;  // committed, and waited for
     std::vector<Accumulator> accumulators;
+    std::vector<Fragment> fragments;
 };
 
+/// In shared memory: `rows` rows of A, or columns of B, by a slice of k; none of an A that is in registers. `transposed`:
+/// M-major, or N-major.
 struct Operand {
     uint64_t descriptor;
     int rows;
+    bool transposed;
     std::vector<unsigned char> seen;
 };
 
@@ -84,24 +95,61 @@ Phases& phases(uint64_t* barrier) {
     return found->second;
 }
 
-/// Every 16 bytes of an operand, as the matrix descriptor has them: address, offset from eight rows to the next, base offset,
-/// swizzle. K-major with the swizzle of 128 bytes, where bits 4 to 6 of an address change with bits 7 to 9.
+/// What a descriptor has (9.7.15.5.1.3), of operands with the swizzle of 128 bytes.
+struct Fields {
+    uint32_t start, leading, stride;
+    explicit Fields(uint64_t d)
+        : start(uint32_t(d & 0x3fff) << 4), leading(uint32_t(d >> 16 & 0x3fff) << 4), stride(uint32_t(d >> 32 & 0x3fff) << 4) {
+        if (d >> 62 != 1) standin::fail("an operand of wgmma without the swizzle of 128 bytes, which is all that there is here");
+        if (d & ~0xc0003fff3fff3fffull) standin::fail("an operand of wgmma with a base offset, or with reserved bits");
+    }
+};
+
+/// 16 bytes of shared memory at an address before the swizzle, by which its bits 4 to 6 change with bits 7 to 9.
+const void* swizzled(uint32_t plain) { return standin::shared_at(plain ^ (plain >> 7 & 7) << 4, 16); }
+
+/// Every 16 bytes of a K-major operand: rows of a slice of k. The stride is from eight rows to the next, and a row of 128
+/// bytes holds all of k that a swizzle atom has; the leading offset is not used.
 template <class Piece>
-void for_pieces(const Operand& operand, const Piece& piece) {
-    const uint64_t d = operand.descriptor;
-    const auto start = uint32_t(d & 0x3fff) << 4, eight_rows = uint32_t(d >> 32 & 0x3fff) << 4;
-    if (d >> 62 != 1) standin::fail("an operand of wgmma without the swizzle of 128 bytes, which is all that there is here");
-    if (d & ~0xc0003fff3fff3fffull) standin::fail("an operand of wgmma with a base offset, or with reserved bits");
-    if (start % 1024 >= 128) standin::fail("an operand of wgmma that does not begin where the swizzle does");
+void for_pieces_k_major(const Operand& operand, const Piece& piece) {
+    const Fields at(operand.descriptor);
+    if (at.start % 1024 >= 128) standin::fail("an operand of wgmma that does not begin where the swizzle does");
     for (int row = 0; row < operand.rows; row++) {
-        for (int at = 0; at < SLICE; at += 16) {
-            const uint32_t plain = start + uint32_t(row / 8) * eight_rows + uint32_t(row % 8 * 128 + at);
-            piece(size_t(row * SLICE + at), standin::shared_at(plain ^ (plain >> 7 & 7) << 4, 16));
+        for (int k = 0; k < SLICE; k += 16) {
+            piece(size_t(row * SLICE + k), swizzled(at.start + uint32_t(row / 8) * at.stride + uint32_t(row % 8 * 128 + k)));
         }
     }
 }
 
+/// Every 16 bytes of an MN-major operand of 16-bit elements: for each of the 16 of k, 8 rows of M or N after the other. A
+/// swizzle atom is 64 of M or N, which lie side by side, by 8 of k (9.7.15.5.1.2, table of atoms: 8x8 of 128 bits). By
+/// "Strides" (9.7.15.5.1.2.1), the leading offset is from the first 8 of 128 bits along M or N to the next, and the stride from
+/// the first 8 of k to the next. With elements of 128 bits that is ((8,n),(8,k)):((1,leading),(8,stride)).
+template <class Piece>
+void for_pieces_mn_major(const Operand& operand, const Piece& piece) {
+    const Fields at(operand.descriptor);
+    const bool aligned = at.stride % 1024 == 0 && (operand.rows <= 64 || at.leading % 1024 == 0);
+    if (at.start % 1024 || !aligned) standin::fail("an operand of wgmma whose atoms do not begin where the swizzle does");
+    for (int k = 0; k < SLICE / 2; k++) {
+        for (int unit = 0; unit < operand.rows / 8; unit++) {
+            const uint32_t along_rows = uint32_t(unit / 8) * at.leading + uint32_t(unit % 8 * 16);
+            const uint32_t along_k = uint32_t(k / 8) * at.stride + uint32_t(k % 8 * 128);
+            piece(size_t(k * operand.rows * 2 + unit * 16), swizzled(at.start + along_rows + along_k));
+        }
+    }
+}
+
+template <class Piece>
+void for_pieces(const Operand& operand, const Piece& piece) {
+    if (operand.transposed) {
+        for_pieces_mn_major(operand, piece);
+    } else {
+        for_pieces_k_major(operand, piece);
+    }
+}
+
 std::vector<unsigned char> read(const Operand& operand) {
+    if (operand.rows == 0) return {};
     for_pieces(operand, [](size_t, const void* from) { standin::reads_16(from); });
     const standin::Unseen unseen;
     std::vector<unsigned char> bytes(size_t(operand.rows) * SLICE);
@@ -109,11 +157,25 @@ std::vector<unsigned char> read(const Operand& operand) {
     return bytes;
 }
 
+/// An operand as rows of a slice of k.
+std::vector<unsigned char> rows_of(const Operand& operand) {
+    if (!operand.transposed) return operand.seen;
+    std::vector<unsigned char> rows(operand.seen.size());
+    for (int k = 0; k < SLICE / 2; k++) {
+        for (int row = 0; row < operand.rows; row++) {
+            memcpy(&rows[size_t(row * SLICE + 2 * k)], &operand.seen[size_t((k * operand.rows + row) * 2)], 2);
+        }
+    }
+    return rows;
+}
+
 struct Call {
     uint32_t* registers;
     int count;
     uint64_t a, b;
     bool add;
+    const uint32_t* fragment = nullptr;  // a in registers
+    bool transposed = false;             // b
 };
 
 /// Sums of products, element after element.
@@ -143,10 +205,24 @@ Accumulator& accumulator(Thread& thread, const Call& call) {
     return thread.accumulators.back();
 }
 
-/// The product of a warpgroup, all of whose threads have come. Register `i` of thread `t` is of row 16 (t / 32) + t % 32 / 4
-/// and 8 more for odd i / 2, and of column 8 (i / 4) + 2 (t % 4) + i % 2.
-template <class T>
-void multiply(void* const (&all)[WARPGROUP], unsigned first) {
+/// A first operand of 16-bit elements that is in registers (9.7.15.5.1.1.1): element `i` of the eight of thread `t` is of row
+/// 16 (t / 32) + t % 32 / 4, 8 more where bit 1 of i is set, and of k 2 (t % 4) + i % 2, 8 more where bit 2 is set.
+std::vector<unsigned char> rows_of_fragments(void* const (&all)[WARPGROUP]) {
+    std::vector<unsigned char> rows(64 * SLICE);
+    for (int t = 0; t < WARPGROUP; t++) {
+        const uint32_t* fragment = static_cast<const Call*>(all[t])->fragment;
+        for (int i = 0; i < 8; i++) {
+            const int row = t / 32 * 16 + t % 32 / 4 + (i & 2 ? 8 : 0), k = t % 4 * 2 + i % 2 + (i & 4 ? 8 : 0);
+            const uint32_t element = fragment[i / 2] >> (i % 2 * 16);
+            rows[size_t(row * SLICE + 2 * k)] = static_cast<unsigned char>(element);
+            rows[size_t(row * SLICE + 2 * k + 1)] = static_cast<unsigned char>(element >> 8);
+        }
+    }
+    return rows;
+}
+
+/// That all threads of the warpgroup ask for the same product, and its group.
+uint64_t check(void* const (&all)[WARPGROUP], unsigned first) {
     const Call& call = *static_cast<const Call*>(all[0]);
     const uint64_t group = threads[first].groups;
     for (unsigned t = 0; t < WARPGROUP; t++) {
@@ -156,17 +232,29 @@ void multiply(void* const (&all)[WARPGROUP], unsigned first) {
         }
         if (!threads[first + t].fenced) standin::fail("a wgmma without wgmma.fence, though its registers may have been used");
     }
-    Product product{{call.a, 64, {}}, {call.b, 2 * call.count, {}}, group};
+    return group;
+}
+
+/// The product of a warpgroup, all of whose threads have come. Register `i` of thread `t` is of row 16 (t / 32) + t % 32 / 4
+/// and 8 more for odd i / 2, and of column 8 (i / 4) + 2 (t % 4) + i % 2.
+template <class T>
+void multiply(void* const (&all)[WARPGROUP], unsigned first) {
+    const Call& call = *static_cast<const Call*>(all[0]);
+    Product product{{call.a, call.fragment ? 0 : 64, false, {}}, {call.b, 2 * call.count, call.transposed, {}}, check(all, first)};
     product.a.seen = read(product.a);
     product.b.seen = read(product.b);
     const standin::Unseen unseen;
+    const auto a = call.fragment ? rows_of_fragments(all) : rows_of(product.a), b = rows_of(product.b);
     for (int t = 0; t < WARPGROUP; t++) {
-        Accumulator& to = accumulator(threads[first + unsigned(t)], *static_cast<const Call*>(all[t]));
-        to.group = group;
+        const Call& mine = *static_cast<const Call*>(all[t]);
+        Thread& thread = threads[first + unsigned(t)];
+        if (const uint32_t* f = mine.fragment) thread.fragments.push_back({f, {f[0], f[1], f[2], f[3]}, product.group});
+        Accumulator& to = accumulator(thread, mine);
+        to.group = product.group;
         for (int i = 0; i < call.count; i++) {
             const int row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + t % 4 * 2 + i % 2;
             uint32_t& d = to.value[size_t(i)];
-            d = T::dot(call.add ? d : 0, &product.a.seen[size_t(row * SLICE)], &product.b.seen[size_t(column * SLICE)]);
+            d = T::dot(call.add ? d : 0, &a[size_t(row * SLICE)], &b[size_t(column * SLICE)]);
         }
     }
     products[first / WARPGROUP].push_back(std::move(product));
@@ -239,6 +327,18 @@ void wgmma_wait_all_but(int groups) {
     const standin::Unseen unseen;
     ended.clear();
     if (until > thread.waited) thread.waited = until;
+    auto& fragments = thread.fragments;
+    for (size_t i = 0; i < fragments.size();) {
+        const Fragment& read = fragments[i];
+        if (read.group >= until) {
+            i++;
+            continue;
+        }
+        if (memcmp(read.registers, read.seen, sizeof(read.seen)) != 0) {
+            standin::fail("a first operand of wgmma in registers was written while it was on its way");
+        }
+        fragments.erase(fragments.begin() + long(i));
+    }
     auto& accumulators = thread.accumulators;
     for (size_t i = 0; i < accumulators.size();) {
         Accumulator& done = accumulators[i];
@@ -262,6 +362,18 @@ void wgmma_bf16(float (&d)[128], uint64_t a, uint64_t b) {
 void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b) {
     Call call{reinterpret_cast<uint32_t*>(d), 64, a, b, true};
     standin::together_in_group(22, &call, multiply<Bfloat16>);
+}
+void wgmma_bf16_new(float (&d)[64], uint64_t a, uint64_t b) {
+    Call call{reinterpret_cast<uint32_t*>(d), 64, a, b, false};
+    standin::together_in_group(24, &call, multiply<Bfloat16>);
+}
+void wgmma_bf16_transposed(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+    Call call{reinterpret_cast<uint32_t*>(d), 64, 0, b, true, a, true};
+    standin::together_in_group(25, &call, multiply<Bfloat16>);
+}
+void wgmma_bf16_transposed(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+    Call call{reinterpret_cast<uint32_t*>(d), 32, 0, b, true, a, true};
+    standin::together_in_group(26, &call, multiply<Bfloat16>);
 }
 void wgmma_s8(int (&d)[64], uint64_t a, uint64_t b, bool add) {
     Call call{reinterpret_cast<uint32_t*>(d), 64, a, b, add};

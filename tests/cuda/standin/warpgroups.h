@@ -33,6 +33,15 @@ template <int GROUPS, class T, int N>
 void wgmma_wait(T (&)[N]) {
     wgmma_wait_all_but(GROUPS);
 }
+template <int GROUPS, int N, int STEPS>
+void wgmma_wait(float (&)[N], uint32_t (&)[STEPS][4]) {
+    wgmma_wait_all_but(GROUPS);
+}
 void wgmma_bf16(float (&d)[128], uint64_t a, uint64_t b);
 void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b);
+void wgmma_bf16_new(float (&d)[64], uint64_t a, uint64_t b);
+void wgmma_bf16_transposed(float (&d)[64], const uint32_t (&a)[4], uint64_t b);
+void wgmma_bf16_transposed(float (&d)[32], const uint32_t (&a)[4], uint64_t b);
 void wgmma_s8(int (&d)[64], uint64_t a, uint64_t b, bool add);
+
+inline float exp2_approximate(float v) { return v < -126.0f ? 0.0f : exp2f(v); }
