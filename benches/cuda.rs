@@ -1,7 +1,8 @@
 //! Kernels, steps and pictures on a graphics card: `cargo bench --bench cuda`. Ends at once where there is none.
 //!
 //! Every line is `what <tab> number <tab> unit`, for people and for `scripts/gpu-check`, which sets the vendor's libraries
-//! beside them. Int8 products are checked against the processor's before they are timed. Times are the best of several runs of
+//! beside them. Int8 products are checked against the processor's before they are timed; attention is timed as contexts choose
+//! its kernel, and where that is Hopper's, by the one for every card too. Times are the best of several runs of
 //! many launches, by the clock on the wall around a wait for all of them. The model of whole steps has the 8B's shape and
 //! random weights (`mmada-quantize synth`), made in the target folder or the one that `--folder` names.
 //!
@@ -31,8 +32,8 @@ mod cuda {
     use std::path::PathBuf;
     use std::time::Instant;
 
-    use mmada::kernels::cuda::operations::{self as ops, Heads, Int8, Int8Memory, Source, Weights};
-    use mmada::kernels::cuda::{Gpu, Indices, Memory, Queue, cards};
+    use mmada::kernels::cuda::operations::{self as ops, AttentionKernel, Heads, Int8, Int8Memory, Source, Weights};
+    use mmada::kernels::cuda::{Gpu, Indices, Memory, Queue, cards, self_check};
     use mmada::kernels::{Activations, Arithmetic, Epilogue, Int8Rows, Kernels, matmul};
     use mmada::parallel::{Exec, Threads};
     use mmada::tensor::{self, GgmlType, Matrix};
@@ -107,7 +108,12 @@ mod cuda {
         let card = found.into_iter().nth(o.device).ok_or("there is no such device")?;
         let (major, minor) = card.compute_capability;
         println!("card\t{}, compute capability {major}.{minor}, {} MiB\t", card.name, card.memory_bytes >> 20);
-        let queue = Queue::new(&Gpu::open(o.device)?)?;
+        let gpu = Gpu::open(o.device)?;
+        // Hopper's kernels are taken once they were found to be right
+        if let Some(sentence) = self_check(&gpu)? {
+            println!("{sentence}");
+        }
+        let queue = Queue::new(&gpu)?;
         if o.wants("products") {
             products(&o, &queue)?;
         }
@@ -239,9 +245,16 @@ mod cuda {
         starts.send(queue, 4)?;
         let shape = Heads { heads, kv_heads: heads, dim };
         let qkv = (q.all(), k.all(), v.all());
-        let seconds = best(queue, || ops::attention(queue, shape, qkv, (&starts, 0, 1, tokens), out.all()))?;
+        let starts = (&starts, 0, 1, tokens);
+        let seconds = best(queue, || ops::attention(queue, shape, qkv, starts, out.all()))?;
+        let what = format!("attention {heads} heads of {dim}, {tokens} tokens");
         let work = 4e-12 * (heads * dim) as f64 * (tokens * tokens) as f64;
-        line(&format!("attention {heads} heads of {dim}, {tokens} tokens"), work / seconds, "TFLOP/s");
+        line(&what, work / seconds, "TFLOP/s");
+        if queue.gpu().has_hopper_attention() {
+            let (kernel, out) = (AttentionKernel::Ampere, out.all());
+            let seconds = best(queue, || ops::attention_by(queue, kernel, shape, qkv, starts, out))?;
+            line(&format!("ampere {what}"), work / seconds, "TFLOP/s");
+        }
         Ok(())
     }
 

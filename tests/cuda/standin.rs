@@ -102,13 +102,25 @@ fn a_product_of_a_warpgroup_is_there_once_it_is_waited_for_and_not_before() {
 }
 
 #[test]
+fn operands_in_registers_and_in_rows_of_columns_are_multiplied_as_matrices() {
+    let device = Device::new();
+    let x = device.memory::<f32>(64 * 64);
+    device.launch("right_wgmma_transposed", [1, 1, 1], 128, 0, arguments![&x, 0]);
+    let (a, b) = (|row: i32, k: i32| row % 17 - k + row / 17, |k: i32, c: i32| k * 3 - c % 13 + c / 8);
+    let product = |i: i32| (0..16).map(|k| a(i / 64, k) * b(k, i % 64)).sum::<i32>() as f32;
+    assert_eq!(x.download(), (0..64 * 64).map(product).collect::<Vec<f32>>());
+}
+
+#[test]
 fn products_of_warpgroups_that_are_not_waited_for_or_not_fenced_are_found() {
     for (kernel, message) in [
         ("defect_wgmma_unfenced", "without wgmma.fence"),
         ("defect_wgmma_shifted", "does not begin where the swizzle does"),
         ("defect_wgmma_written", "an accumulator of wgmma was written"),
+        ("defect_wgmma_operand_written", "a first operand of wgmma in registers was written"),
+        ("defect_wgmma_transposed_shifted", "atoms do not begin where the swizzle does"),
     ] {
-        assert_message(ending(kernel, 128, 128, 1), message);
+        assert_message(ending(kernel, 64 * 64, 128, 1), message);
     }
     let overwritten = ending("defect_wgmma_overwritten", 128, 128, 1);
     if races() {

@@ -87,6 +87,31 @@ fn a_card_of_hopper_multiplies_weights_that_were_unpacked() {
 }
 
 #[test]
+fn long_sequences_attend_by_a_kernel_of_their_own_on_a_card_of_hopper() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    let config = demo().config();
+    let kernel = format!("ran attention_{}_sm90", config.head_dim);
+    for (version, has_hopper) in [("12.0", true), ("11.8", false)] {
+        driver.restart();
+        driver.set("CAPABILITY", "9.0");
+        driver.set("DRIVER", version);
+        let context = card.context(None);
+        let checks = driver.count(&kernel);
+        assert_eq!(checks, u64::from(has_hopper));
+        for tokens in [130, 127] {
+            let before = driver.count(&kernel);
+            let (ids, rows) = ((0..tokens as u32).map(|i| i * 7 % 150).collect::<Vec<u32>>(), [0, tokens - 1]);
+            let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 0..200 }];
+            close(&context.logits(&batch).unwrap()[0], &cpu().logits(&batch).unwrap()[0], 0.02);
+            // the last layer has the queries that were asked for alone
+            let layers = if has_hopper && tokens >= 128 { config.layers as u64 - 1 } else { 0 };
+            assert_eq!(driver.count(&kernel) - before, layers, "{tokens} tokens with a driver of {version}");
+        }
+    }
+}
+
+#[test]
 fn auto_takes_the_first_card() {
     let card = Card::open();
     let context = Context::new(demo(), ContextOptions { device: DeviceChoice::Auto, ..card.options() }).unwrap();

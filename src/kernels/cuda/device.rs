@@ -25,8 +25,10 @@ pub struct Gpu {
     multiprocessors: usize,
     /// Whether it was found to compute right: see `self_check`.
     pub(super) is_checked: AtomicBool,
-    /// Whether it has Hopper's tensor cores, a driver that knows them, and kernels for them that were found to be right.
+    /// Whether it has Hopper's tensor cores, a driver that knows them, and products on them that were found to be right.
     pub(super) has_hopper: AtomicBool,
+    /// The same of attention.
+    pub(super) has_hopper_attention: AtomicBool,
     /// Translated when they are first launched.
     functions: Mutex<Functions>,
 }
@@ -79,6 +81,7 @@ impl Gpu {
             multiprocessors: 1,
             is_checked: AtomicBool::new(false),
             has_hopper: AtomicBool::new(false),
+            has_hopper_attention: AtomicBool::new(false),
             functions: Mutex::default(),
         };
         // SAFETY: `find` has listed the card, so the driver is there; the pointer outlives the call
@@ -107,6 +110,11 @@ impl Gpu {
     /// run.
     pub fn has_hopper(&self) -> bool {
         self.has_hopper.load(Ordering::Relaxed)
+    }
+
+    /// Whether long sequences attend by Hopper's kernels; known once `self_check` has run.
+    pub fn has_hopper_attention(&self) -> bool {
+        self.has_hopper_attention.load(Ordering::Relaxed)
     }
 
     /// How many blocks of threads it runs at a time, at least.

@@ -155,7 +155,7 @@ __device__ __forceinline__ float exp2_approximate(float v) {
 }
 #endif
 
-/// A matrix descriptor (9.7.15.5.1.3) of what lies in rows of 128 bytes with the swizzle of 128 bytes, from row `row`, a multiple
+/// A matrix descriptor (9.7.15.5.1.2, "Matrix descriptor") of what lies in rows of 128 bytes with the swizzle of 128 bytes, from row `row`, a multiple
 /// of 8, on of the tile at `tile`, a multiple of 1024. Eight rows are 1024 bytes, the stride; the base offset is zero since
 /// tiles are aligned.
 __device__ __forceinline__ uint64_t descriptor(const unsigned char* tile, int row, int leading) {
@@ -170,7 +170,7 @@ __device__ __forceinline__ uint64_t slice_of(uint64_t operand, int slice) { retu
 
 /// A second operand of wgmma that lies in rows of columns of what is multiplied, 64 to a row, which is one of k ("MN-major"): its
 /// 16 rows of k from `row` on. The leading direction is that of columns: 64 further ones are `leading` bytes further; the
-/// stride is from 8 rows of k to the next (9.7.15.5.1.2.1, "Strides").
+/// stride is from 8 rows of k to the next (9.7.15.5.1.2, "Strides").
 __device__ __forceinline__ uint64_t transposed_operand(const unsigned char* tile, int row, int leading) {
     return descriptor(tile, row, leading);
 }

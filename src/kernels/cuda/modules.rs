@@ -2,10 +2,11 @@
 //! model does not use is not translated for the card, which takes the driver seconds for all of them.
 
 /// The files of `ptx/`.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     include_str!("ptx/attention.ptx"),
     include_str!("ptx/elementwise.ptx"),
     include_str!("ptx/hopper.ptx"),
+    include_str!("ptx/hopper_attention.ptx"),
     include_str!("ptx/images.ptx"),
     include_str!("ptx/product_bf16.ptx"),
     include_str!("ptx/product_int8.ptx"),

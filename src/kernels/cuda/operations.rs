@@ -419,30 +419,48 @@ pub fn has_attention(dim: usize) -> bool {
     matches!(dim, 64 | 128)
 }
 
+/// Which kernels compute an attention. Both round probabilities to bfloat16, and add in another order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AttentionKernel {
+    /// attention.cu, of every card.
+    Ampere,
+    /// hopper_attention.cu, where [`Gpu::has_hopper_attention`](super::Gpu::has_hopper_attention).
+    Hopper,
+}
+
+/// Queries of a sequence from which on Hopper's tiles, which are large, are the faster ones.
+const LEAST_HOPPER_QUERIES: usize = 128;
+
 /// Attention of sequences to themselves: `out` is [queries, heads * dim], as `q` is; `k` and `v` are [rows, kv_heads * dim].
 /// `starts` holds, from place `first` on, where each of `sequences` sequences begins among the queries, and where the last
 /// ends; then the same among the rows. `longest` is how many queries one of them has at most. There may be more memory than rows.
 pub fn attention(
     queue: &Queue,
+    heads: Heads,
+    qkv: (Part<'_, u16>, Part<'_, u16>, Part<'_, u16>),
+    starts: (&Indices, usize, usize, usize),
+    out: Part<'_, f32>,
+) -> Result<()> {
+    let hopper = queue.gpu().has_hopper_attention() && starts.3 >= LEAST_HOPPER_QUERIES;
+    attention_by(queue, if hopper { AttentionKernel::Hopper } else { AttentionKernel::Ampere }, heads, qkv, starts, out)
+}
+
+/// The same by kernels that the caller chooses, and the card has.
+pub fn attention_by(
+    queue: &Queue,
+    kernel: AttentionKernel,
     Heads { heads, kv_heads, dim }: Heads,
     (q, k, v): (Part<'_, u16>, Part<'_, u16>, Part<'_, u16>),
     (starts, first, sequences, longest): (&Indices, usize, usize, usize),
     out: Part<'_, f32>,
 ) -> Result<()> {
-    const QUERIES: usize = 64;
     let (queries, rows) = (q.len() / (heads * dim), k.len() / (kv_heads * dim));
     let right = q.len() == queries * heads * dim && k.len() == rows * kv_heads * dim && v.len() == k.len();
     let whole = heads.is_multiple_of(kv_heads) && has_attention(dim) && out.len() == q.len();
     check(right && whole && starts.limit() <= queries.min(rows) + 1, "an attention")?;
     let all = starts.part(first..first + 2 * (sequences + 1));
     let (of_queries, of_rows) = (all.part(0..sequences + 1), all.part(sequences + 1..2 * (sequences + 1)));
-    let grid = Grid {
-        blocks: [longest.div_ceil(QUERIES), heads, sequences],
-        threads: 128,
-        // two tiles of keys and two of values
-        shared: 4 * QUERIES * dim * size_of::<u16>(),
-    };
-    let mut arguments: [Argument; 9] = [
+    let mut arguments: [Argument; 11] = [
         q.into(),
         k.into(),
         v.into(),
@@ -452,7 +470,27 @@ pub fn attention(
         (heads as i32).into(),
         (kv_heads as i32).into(),
         out.into(),
+        (sequences as i32).into(),
+        (longest as i32).into(),
     ];
+    let (name, grid, arguments) = match kernel {
+        AttentionKernel::Ampere => {
+            const QUERIES: usize = 64;
+            let blocks = [longest.div_ceil(QUERIES), heads, sequences];
+            // two tiles of keys and two of values
+            let grid = Grid { blocks, threads: 128, shared: 4 * QUERIES * dim * size_of::<u16>() };
+            (if dim == 64 { "attention_64" } else { "attention_128" }, grid, &mut arguments[..9])
+        }
+        AttentionKernel::Hopper => {
+            let (name, queries, threads, shared) = match dim {
+                64 => ("attention_64_sm90", 192, 512, 189_616),
+                _ => ("attention_128_sm90", 128, 384, 230_512),
+            };
+            // as many blocks as there are multiprocessors, which go through the tiles in turn
+            let blocks = (longest.div_ceil(queries) * heads * sequences).min(queue.gpu().multiprocessors());
+            (name, Grid { blocks: [blocks, 1, 1], threads, shared }, &mut arguments[..])
+        }
+    };
     // SAFETY: where sequences begin and end is below the limit, so at most as many as there are queries and rows
-    unsafe { queue.launch(if dim == 64 { "attention_64" } else { "attention_128" }, grid, &mut arguments) }
+    unsafe { queue.launch(name, grid, arguments) }
 }

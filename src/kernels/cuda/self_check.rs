@@ -1,12 +1,12 @@
 //! Whether a card computes what it should, before anything is trusted to it: a small product of each kind and an attention,
-//! beside the processor's.
+//! beside the processor's; and attention by Hopper's kernels, beside that by the others.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::device::{Gpu, Indices, Memory, Queue};
 use super::driver::knows_hopper;
-use super::operations::{self as ops, Heads, Int8, Int8Memory, Weights};
+use super::operations::{self as ops, AttentionKernel, Heads, Int8, Int8Memory, Weights};
 use super::unpacked::Unpacked;
 use crate::error::{Error, Result};
 use crate::kernels::attention::{Attention, Precision, Scratch};
@@ -24,23 +24,36 @@ const HEADS: Heads = Heads { heads: 2, kv_heads: 1, dim: 64 };
 const WHAT: &str = "a check of a graphics card";
 
 /// An error if kernels do not give on this card what they give on the processor. Looked at once, while it goes well. Kernels
-/// for Hopper that go wrong are left alone, as others do their work: a sentence says so.
+/// for Hopper that go wrong are left alone, products and attention by themselves, as others do their work: a sentence says so.
 pub fn self_check(gpu: &Arc<Gpu>) -> Result<Option<String>> {
     if gpu.is_checked.load(Ordering::Acquire) {
         return Ok(None);
     }
     compare(gpu, false)?;
-    let sentence = match knows_hopper(gpu.card()).then(|| compare(gpu, true)) {
-        None => None,
-        Some(Ok(())) => {
-            gpu.has_hopper.store(true, Ordering::Relaxed);
-            None
-        }
-        Some(Err(error @ Error::Device { .. })) => Some(format!("the kernels for Hopper are left alone: {error}")),
-        Some(Err(error)) => return Err(error),
-    };
+    let mut sentence = None;
+    if knows_hopper(gpu.card()) {
+        let products = reason_against(compare(gpu, true))?;
+        let attentions = reason_against(compare_attentions(gpu))?;
+        gpu.has_hopper.store(products.is_none(), Ordering::Relaxed);
+        gpu.has_hopper_attention.store(attentions.is_none(), Ordering::Relaxed);
+        let error = products.or(attentions);
+        sentence = error.map(|error| format!("kernels for Hopper are left alone: {error}"));
+    }
     gpu.is_checked.store(true, Ordering::Release); // the last: what was found before is seen by whoever sees this
     Ok(sentence)
+}
+
+/// What speaks against kernels that others can do the work of: an error of the device, which may be their own.
+fn reason_against(outcome: Result<()>) -> Result<Option<Error>> {
+    match outcome {
+        Ok(()) => Ok(None),
+        Err(error @ Error::Device { .. }) => Ok(Some(error)),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_wrong(gpu: &Gpu, what: &str) -> Error {
+    Error::Device { device: gpu.name(), reason: format!("{what} come out wrong on it") }
 }
 
 /// With `unpacked`, products are those of Hopper's kernels.
@@ -48,7 +61,7 @@ fn compare(gpu: &Arc<Gpu>, unpacked: bool) -> Result<()> {
     let queue = Queue::new(gpu)?;
     let threads = Threads::new(1)?;
     let exec = Exec::new(&threads, Kernels::best(), None);
-    let wrong = |what: &str| Error::Device { device: gpu.name(), reason: format!("{what} come out wrong on it") };
+    let wrong = |what: &str| is_wrong(gpu, what);
     let x = numbers(1, TOKENS * COLS)?;
     let rows = numbers(2, ROWS * COLS)?;
     for (scales, dtype) in [(Scales::Blocks, GgmlType::Q8_0), (Scales::Wide, GgmlType::Q4_K)] {
@@ -69,7 +82,7 @@ fn compare(gpu: &Arc<Gpu>, unpacked: bool) -> Result<()> {
         return Err(wrong("products in bfloat16"));
     }
     if unpacked {
-        return Ok(()); // attention has no other kernels
+        return Ok(()); // `compare_attentions`
     }
     let (d, kv) = (HEADS.heads * HEADS.dim, HEADS.kv_heads * HEADS.dim);
     let (q, k, v) = (numbers(3, TOKENS * d)?, numbers(4, TOKENS * kv)?, numbers(5, TOKENS * kv)?);
@@ -82,7 +95,29 @@ fn compare(gpu: &Arc<Gpu>, unpacked: bool) -> Result<()> {
     };
     let mut out = try_vec(TOKENS * d, WHAT)?;
     shape.run(&exec, Precision::F32, &mut Scratch::default(), &q, &k, &v, &mut out)?;
-    if close(&attention(&queue, &q, &k, &v)?, &out) { Ok(()) } else { Err(wrong("attentions")) }
+    let got = attention(&queue, AttentionKernel::Ampere, HEADS, (&q, &k, &v), (TOKENS, TOKENS))?;
+    if close(&got, &out) { Ok(()) } else { Err(wrong("attentions")) }
+}
+
+/// Attention by Hopper's kernels beside that by the others, with heads of both sizes: more queries than a tile has, and more
+/// keys than a ring of tiles.
+fn compare_attentions(gpu: &Arc<Gpu>) -> Result<()> {
+    const QUERIES: usize = 200;
+    const KEYS: usize = 700;
+    let queue = Queue::new(gpu)?;
+    for dim in [64, 128] {
+        let heads = Heads { heads: 2, kv_heads: 1, dim };
+        let (d, kv) = (heads.heads * dim, heads.kv_heads * dim);
+        let (mut q, k, v) = (numbers(6, KEYS * d)?, numbers(7, KEYS * kv)?, numbers(8, KEYS * kv)?);
+        // scores far enough apart that the largest matter, which come in any tile
+        q.iter_mut().for_each(|q| *q *= 8.0);
+        let by = |kernel| attention(&queue, kernel, heads, (&q, &k, &v), (QUERIES, KEYS));
+        let (got, expected) = (by(AttentionKernel::Hopper)?, by(AttentionKernel::Ampere)?);
+        if !close(&got, &expected) {
+            return Err(is_wrong(gpu, "attentions"));
+        }
+    }
+    Ok(())
 }
 
 /// Numbers in [-1, 1), always the same.
@@ -147,17 +182,22 @@ fn bf16_product(queue: &Queue, rows: &[f32], x: &[f32], unpacked: bool) -> Resul
     download(queue, &y)
 }
 
-fn attention(queue: &Queue, q: &[f32], k: &[f32], v: &[f32]) -> Result<Vec<f32>> {
-    let row = |heads: usize| heads * HEADS.dim;
+/// Of as many queries and keys, for which there is memory for as many rows as there are keys.
+fn attention(
+    queue: &Queue,
+    kernel: AttentionKernel,
+    heads: Heads,
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    (queries, keys): (usize, usize),
+) -> Result<Vec<f32>> {
     let out = Memory::new(queue.gpu(), q.len(), WHAT)?;
-    let (q, k, v) = (
-        rounded(queue, q, row(HEADS.heads))?,
-        rounded(queue, k, row(HEADS.kv_heads))?,
-        rounded(queue, v, row(HEADS.kv_heads))?,
-    );
-    let mut starts = Indices::new(queue.gpu(), 4, TOKENS + 1, WHAT)?;
-    starts.set(0, [0, TOKENS, 0, TOKENS])?;
+    let (d, kv) = (heads.heads * heads.dim, heads.kv_heads * heads.dim);
+    let (q, k, v) = (rounded(queue, q, d)?, rounded(queue, k, kv)?, rounded(queue, v, kv)?);
+    let mut starts = Indices::new(queue.gpu(), 4, keys + 1, WHAT)?;
+    starts.set(0, [0, queries, 0, keys])?;
     starts.send(queue, 4)?;
-    ops::attention(queue, HEADS, (q.all(), k.all(), v.all()), (&starts, 0, 1, TOKENS), out.all())?;
-    download(queue, &out)
+    ops::attention_by(queue, kernel, heads, (q.all(), k.all(), v.all()), (&starts, 0, 1, queries), out.all())?;
+    let mut out = download(queue, &out)?;
+    out.truncate(queries * d);
+    Ok(out)
 }

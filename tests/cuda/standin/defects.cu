@@ -102,6 +102,39 @@ KERNEL defect_wgmma_written(float* x, int) {
 }
 REGISTER(defect_wgmma_written)
 
+// A product of a first operand in registers and a second one in rows of columns, both of numbers that are all different:
+// x[64][64] becomes the sums. `WRITES`: to the operand in registers before the product has been waited for.
+template <bool WRITES, int SHIFT>
+void multiply_transposed(float* x, int) {
+    TILE(tile);
+    for (int i = (int)threadIdx.x; i < 16 * 64; i += WARPGROUP) {
+        const int k = i / 64, c = i % 64;
+        *(uint16_t*)(tile + k * ROW_BYTES + (c / 8 ^ k % 8) * 16 + c % 8 * 2) = bf16_bits((float)(k * 3 - c % 13 + c / 8));
+    }
+    fence_async_proxy();
+    __syncthreads();
+    const int lane = (int)threadIdx.x % 32, row = (int)threadIdx.x / 32 * 16 + lane / 4, k = lane % 4 * 2;
+    const auto a_at = [](int row, int k) { return (float)(row % 17 - k + row / 17); };
+    uint32_t a[1][4];
+    for (int i = 0; i < 4; i++) {
+        const int r = row + i % 2 * 8, c = k + i / 2 * 8;
+        a[0][i] = bf16_pair(a_at(r, c), a_at(r, c + 1));
+    }
+    float d[32] = {};
+    wgmma_fence();
+    wgmma_bf16_transposed(d, a[0], transposed_operand(tile + SHIFT, 0, 1024));
+    wgmma_commit();
+    if (WRITES) a[0][3] = 0;
+    wgmma_wait<0>(d, a);
+    for (int i = 0; i < 32; i++) x[fragment_row(i) * 64 + fragment_column(i)] = d[i];
+}
+KERNEL right_wgmma_transposed(float* x, int n) { multiply_transposed<false, 0>(x, n); }
+REGISTER(right_wgmma_transposed)
+KERNEL defect_wgmma_operand_written(float* x, int n) { multiply_transposed<true, 0>(x, n); }
+REGISTER(defect_wgmma_operand_written)
+KERNEL defect_wgmma_transposed_shifted(float* x, int n) { multiply_transposed<false, 128>(x, n); }
+REGISTER(defect_wgmma_transposed_shifted)
+
 // Hands copies over: a warp copies, another reads. `FENCE`: as wgmma has to be told; `ARRIVALS`: of the 32 that are expected.
 template <bool FENCE, int ARRIVALS>
 void hand_over(float* x, int) {

@@ -95,7 +95,7 @@ Phases& phases(uint64_t* barrier) {
     return found->second;
 }
 
-/// What a descriptor has (9.7.15.5.1.3), of operands with the swizzle of 128 bytes.
+/// What a descriptor has (9.7.15.5.1.2, "Matrix descriptor"), of operands with the swizzle of 128 bytes.
 struct Fields {
     uint32_t start, leading, stride;
     explicit Fields(uint64_t d)
@@ -123,7 +123,7 @@ void for_pieces_k_major(const Operand& operand, const Piece& piece) {
 
 /// Every 16 bytes of an MN-major operand of 16-bit elements: for each of the 16 of k, 8 rows of M or N after the other. A
 /// swizzle atom is 64 of M or N, which lie side by side, by 8 of k (9.7.15.5.1.2, table of atoms: 8x8 of 128 bits). By
-/// "Strides" (9.7.15.5.1.2.1), the leading offset is from the first 8 of 128 bits along M or N to the next, and the stride from
+/// "Strides" there, the leading offset is from the first 8 of 128 bits along M or N to the next, and the stride from
 /// the first 8 of k to the next. With elements of 128 bits that is ((8,n),(8,k)):((1,leading),(8,stride)).
 template <class Piece>
 void for_pieces_mn_major(const Operand& operand, const Piece& piece) {

@@ -81,6 +81,7 @@ struct Counters {
     uint64_t pinned = 0;                                  // pieces of host memory that have not been freed
     uint64_t objects = 0;                                 // streams, events, modules, graphs that have not been destroyed
     uint64_t contexts = 0;                                // that are retained
+    std::map<std::string, uint64_t> ran;                  // kernels by name
 };
 Counters& counters();
 

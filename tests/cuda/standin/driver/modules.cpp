@@ -114,6 +114,7 @@ Work launch_of(const Function& function, const Size& size, void** arguments) {
         for (auto& value : values) pointers.push_back(value.data());
         // threads take turns in another order every time
         const unsigned order = unsigned(counters().kernels++);
+        counters().ran[name]++;
         standin::launch(name, kernel, size.grid, size.block, size.shared, pointers.data(), order);
     };
 }
