@@ -30,9 +30,18 @@
 #include "hopper.cuh"
 
 #define ROWS 128
+#define PIECE 16
+#define PIECES (ROW_BYTES / PIECE)
 #define CONSUMER_WARPS 8
 // of all three warpgroups, 168 a thread at the start; what one has less, the others share
 #define REGISTERS (3 * 168)
+
+/// A matrix whose rows are `row_bytes` apart, a multiple of 16.
+struct Rows {
+    const unsigned char* at;
+    uint64_t row_bytes;
+    int rows;
+};
 
 /// What is multiplied along `step_count` stages of k.
 struct Operands {
@@ -87,6 +96,21 @@ __device__ __forceinline__ M& begin(unsigned char* dynamic) {
 }
 
 // The warpgroup that copies.
+
+/// Starts the copies of stage `step` of the `COUNT` rows from `first` on.
+template <int COUNT>
+__device__ __forceinline__ void copy_rows(unsigned char* tile, const Rows& from, int first, int step) {
+    const int piece = (int)threadIdx.x % PIECES, row = (int)threadIdx.x / PIECES;
+    const uint64_t k = (uint64_t)step * ROW_BYTES + piece * PIECE;
+    const unsigned char* at = from.at + (uint64_t)(first + row) * from.row_bytes + k;
+    // rows of a thread are 16 apart, so that their pieces change places alike
+    unsigned char* to = tile + row * ROW_BYTES + ((piece ^ (row & 7)) << 4);
+    const int there = k < from.row_bytes ? from.rows - first - row : 0;
+    #pragma unroll 4
+    for (int i = 0; i < COUNT; i += WARPGROUP / PIECES) {
+        cp_async_16(to + i * ROW_BYTES, at + (uint64_t)i * from.row_bytes, i < there);
+    }
+}
 
 /// Goes along all tiles. `scales.start(to, token0, row0, step)` starts copies of scales of a stage.
 template <class M, class S>
@@ -185,12 +209,12 @@ __device__ __forceinline__ void multiply_bf16(M& memory, int step_count, const T
             wgmma_commit();
             // tensor cores go on with this stage, and are done with the one before
             wgmma_wait<1>();
-            if (before >= 0) release(&memory.empty[before]);
+            if (before >= 0) release(memory, before);
             before = ring.stage;
             ring.next();
         } while (++step < step_count);
         wgmma_wait<0>(acc);
-        release(&memory.empty[before]);
+        release(memory, before);
         output.write(acc, tiles.first_token(tile, M::TOKENS), row0);
     }
 }
@@ -325,7 +349,7 @@ __device__ __forceinline__ void multiply_wide(M& memory, int step_count, const T
             }
             #pragma unroll
             for (int i = 0; i < 2; i++) {
-                release(&memory.empty[ring.stage]);
+                release(memory, ring.stage);
                 ring.next();
             }
         }
@@ -368,7 +392,7 @@ __device__ __forceinline__ void multiply_blocks(M& memory, int groups, int step_
                 }
                 if (before < slices) leave(scales, before, 0, sum[before % 2], acc);
             }
-            release(&memory.empty[ring.stage]);
+            release(memory, ring.stage);
             ring.next();
         }
         output.write(acc, tiles.first_token(tile, M::TOKENS), tiles.first_row(tile));

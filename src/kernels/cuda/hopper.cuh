@@ -200,29 +200,8 @@ __device__ __forceinline__ void release(uint64_t* empty) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
 }
-
-#define PIECE 16
-#define PIECES (ROW_BYTES / PIECE)
-
-/// A matrix whose rows are `row_bytes` apart, a multiple of 16.
-struct Rows {
-    const unsigned char* at;
-    uint64_t row_bytes;
-    int rows;
-};
-
-/// The first warpgroup starts the copies of `COUNT` rows from `first` on, 128 bytes of each: step `step` of k. What is past the
-/// end of the matrix becomes zeros.
-template <int COUNT>
-__device__ __forceinline__ void copy_rows(unsigned char* tile, const Rows& from, int first, int step) {
-    const int piece = (int)threadIdx.x % PIECES, row = (int)threadIdx.x / PIECES;
-    const uint64_t k = (uint64_t)step * ROW_BYTES + piece * PIECE;
-    const unsigned char* at = from.at + (uint64_t)(first + row) * from.row_bytes + k;
-    // rows of a thread are 16 apart, so that their pieces change places alike
-    unsigned char* to = tile + row * ROW_BYTES + ((piece ^ (row & 7)) << 4);
-    const int there = k < from.row_bytes ? from.rows - first - row : 0;
-    #pragma unroll 4
-    for (int i = 0; i < COUNT; i += WARPGROUP / PIECES) {
-        cp_async_16(to + i * ROW_BYTES, at + (uint64_t)i * from.row_bytes, i < there);
-    }
+/// The same of a stage.
+template <class M>
+__device__ __forceinline__ void release(M& memory, int stage) {
+    release(&memory.empty[stage]);
 }

@@ -87,6 +87,29 @@ __device__ __forceinline__ M& begin(unsigned char* dynamic) {
 
 // The warpgroup that copies.
 
+/// Rows of a head, `row_bytes` apart; those from `end` on are zeros.
+struct Rows {
+    const unsigned char* at;
+    uint64_t row_bytes;
+    int end;
+    __device__ __forceinline__ Rows(const uint16_t* all, int heads, int head, int dim, int end_)
+        : at((const unsigned char*)(all + head * dim)), row_bytes(2 * (uint64_t)heads * dim), end(end_) {}
+};
+
+/// Starts the copies of `COUNT` rows from `first` on, 64 elements of each.
+template <int COUNT>
+__device__ __forceinline__ void copy_rows(unsigned char* tile, const Rows& from, int first, int half) {
+    constexpr int PIECES = ROW_BYTES / 16;
+    const int piece = (int)threadIdx.x % PIECES, row = (int)threadIdx.x / PIECES;
+    const unsigned char* at = from.at + (uint64_t)(first + row) * from.row_bytes + half * ROW_BYTES + piece * 16;
+    // rows of a thread are 16 apart, so that their pieces change places alike
+    unsigned char* to = tile + row * ROW_BYTES + ((piece ^ (row & 7)) << 4);
+    #pragma unroll 4
+    for (int i = 0; i < COUNT; i += WARPGROUP / PIECES) {
+        cp_async_16(to + i * ROW_BYTES, at + (uint64_t)i * from.row_bytes, first + row + i < from.end);
+    }
+}
+
 /// Copies of stages that are on their way. The first of a tile is announced as soon as the second has been begun, so that it
 /// can be multiplied; the others when half a ring has been begun after them.
 template <class M>
@@ -134,12 +157,9 @@ __device__ __forceinline__ void copy_all(M& memory, const Call& call) {
     for (int number = (int)blockIdx.x; number < call.count(); number += (int)gridDim.x) {
         const Tile tile(call, number, M::QUERIES);
         if (tile.is_empty()) continue;
-        const auto rows = [&](const uint16_t* all, int heads, int head, int end) {
-            return Rows{(const unsigned char*)(all + head * M::DIM), 2 * (uint64_t)heads * M::DIM, end};
-        };
-        const Rows q = rows(call.q, call.heads, tile.head, tile.query_end);
-        const Rows k = rows(call.k, call.kv_heads, tile.kv_head, tile.end);
-        const Rows v = rows(call.v, call.kv_heads, tile.kv_head, tile.end);
+        const Rows q(call.q, call.heads, tile.head, M::DIM, tile.query_end);
+        const Rows k(call.k, call.kv_heads, tile.kv_head, M::DIM, tile.end);
+        const Rows v(call.v, call.kv_heads, tile.kv_head, M::DIM, tile.end);
         mbarrier_wait(&memory.queries_empty, parity);
         parity ^= 1;
         for (int half = 0; half < M::HALVES; half++) copy_rows<M::QUERIES>(memory.q[half], q, tile.first_query, half);
@@ -160,8 +180,8 @@ __device__ __forceinline__ void copy_all(M& memory, const Call& call) {
 
 // The warpgroups that multiply.
 
-/// The warpgroup's first query of the tile.
-__device__ __forceinline__ int warpgroup_query() { return ((int)threadIdx.x / WARPGROUP - 1) * 64; }
+/// The warpgroup's first query of the tile: from one lane, so that the compiler sees that it is the same in all.
+__device__ __forceinline__ int warpgroup_query() { return (__shfl_sync(FULL_WARP, (int)threadIdx.x, 0) / WARPGROUP - 1) * 64; }
 
 /// Of a warpgroup's 64 queries, of which a thread has parts of two rows: the rows' largest scores so far, as powers of two, the
 /// parts' sums of exponentials, and their weighted values.
@@ -286,7 +306,7 @@ __device__ __forceinline__ void attend(M& memory, Ring<M::STAGES>& ring, const C
     wgmma_fence();
     start_scores(s, memory, ring.stage);
     wgmma_wait<0>(s);
-    release(&memory.empty[ring.stage]);
+    release(memory, ring.stage);
     ring.next();
     take_out(s, call.mask, tile.start, tile.end);
     soften(s, run, shrink);
@@ -302,7 +322,7 @@ __device__ __forceinline__ void attend(M& memory, Ring<M::STAGES>& ring, const C
         wgmma_fence();
         start_values(run.out, p, memory, ring.stage);
         wgmma_wait<1>(s);
-        release(&memory.empty[keys]);
+        release(memory, keys);
         take_out(s, call.mask, tile.start + step * KEYS, tile.end);
         if (soften(s, run, shrink)) {
             wgmma_wait<0>(run.out, p);
@@ -311,7 +331,7 @@ __device__ __forceinline__ void attend(M& memory, Ring<M::STAGES>& ring, const C
         }
         // past the branch, or ptxas would wait here before it takes the exponentials
         wgmma_wait<0>(run.out, p);
-        release(&memory.empty[ring.stage]);
+        release(memory, ring.stage);
         ring.next();
         round_all(p, s);
     }
@@ -320,7 +340,7 @@ __device__ __forceinline__ void attend(M& memory, Ring<M::STAGES>& ring, const C
     wgmma_fence();
     start_values(run.out, p, memory, ring.stage);
     wgmma_wait<0>(run.out, p);
-    release(&memory.empty[ring.stage]);
+    release(memory, ring.stage);
     ring.next();
     write(run, call, tile);
 }
