@@ -112,6 +112,25 @@ fn long_sequences_attend_by_a_kernel_of_their_own_on_a_card_of_hopper() {
 }
 
 #[test]
+fn attention_for_hopper_that_comes_out_wrong_is_left_alone_with_a_sentence() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    driver.set("CAPABILITY", "9.0");
+    driver.set("DRIVER", "12.0");
+    driver.set("SKIP_KERNEL", "attention_128_sm90");
+    let lines = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let heard = lines.clone();
+    let logger = mmada::Logger::new(move |_, line: &str| heard.lock().unwrap().push(line.to_owned()));
+    let context = Context::new(demo(), ContextOptions { logger: Some(logger), ..card.options() }).unwrap();
+    let left_alone = |line: &String| line.contains("left alone") && line.contains("attentions come out wrong");
+    assert_eq!(lines.lock().unwrap().iter().filter(|line| left_alone(line)).count(), 1);
+    let ran = || driver.count("ran attention_64_sm90") + driver.count("ran attention_128_sm90");
+    let before = ran();
+    pass(&context, 130).unwrap();
+    assert_eq!(ran(), before);
+}
+
+#[test]
 fn auto_takes_the_first_card() {
     let card = Card::open();
     let context = Context::new(demo(), ContextOptions { device: DeviceChoice::Auto, ..card.options() }).unwrap();

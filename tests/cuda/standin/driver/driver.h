@@ -63,6 +63,7 @@ struct Settings {
     int multiprocessors = 4;
     std::string name = "Stand-in";
     bool quiet = false;  // messages are not written
+    std::string skip_kernel;  // one that does nothing, so that its results are wrong
     // what is to fail: the number of calls until then, 0 for never
     uint64_t fail_launch = 0, fail_allocation = 0;
     CUresult launch_error = LAUNCH_FAILED;

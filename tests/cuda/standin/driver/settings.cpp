@@ -47,6 +47,7 @@ const Setting SETTINGS[] = {
          auto [calls, error] = numbers(v, ':');
          s.fail_launch = calls, s.launch_error = CUresult(error);
      }},
+    {"MMADA_STANDIN_SKIP_KERNEL", [](Settings& s, const std::string& v) { s.skip_kernel = v; }},
     {"MMADA_STANDIN_FAIL_ALLOCATION", [](Settings& s, const std::string& v) { s.fail_allocation = number(v); }},
 };
 
