@@ -147,7 +147,7 @@ __device__ __forceinline__ void wgmma_s8(int (&d)[64], uint64_t a, uint64_t b, b
                  : "l"(a), "l"(b), "r"((int)add));
 }
 
-/// 2^v in one instruction: within two units of the last place, and 0 where it would be subnormal.
+/// 2^v in one instruction, with an error of 2^-22 or so of it, and 0 where it would be subnormal.
 __device__ __forceinline__ float exp2_approximate(float v) {
     float power;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v));
