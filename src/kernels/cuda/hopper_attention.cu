@@ -224,11 +224,14 @@ __device__ __forceinline__ void start_values(float (&out)[M::DIM / 2], const uin
 /// Takes out keys from row `first` on that the mask leaves out, or that are past the end.
 __device__ __forceinline__ void take_out(float (&s)[KEYS / 2], const uint8_t* mask, int first, int end) {
     if (!mask && first + KEYS <= end) return;
-    uint32_t live = 0;  // of the thread's 32 keys
-    #pragma unroll 1
-    for (int i = KEYS / 4 - 1; i >= 0; i--) {
-        const int key = first + fragment_column(i / 2 * 4 + i % 2);
-        live = live << 1 | (key < end && (!mask || mask[key]) ? 1 : 0);
+    // the thread's 32 keys are two side by side, then two that are 8 further
+    const int left = min(max(end - first - fragment_column(0), 0), KEYS), count = left / 8 * 2 + min(left % 8, 2);
+    uint32_t live = count < 32 ? (1u << count) - 1 : 0xffffffffu;
+    if (mask) {
+        #pragma unroll 1
+        for (int i = 0; i < count; i++) {
+            if (!mask[first + fragment_column(i / 2 * 4 + i % 2)]) live &= ~(1u << i);
+        }
     }
     #pragma unroll
     for (int i = 0; i < KEYS / 2; i++) s[i] = live >> (i / 4 * 2 + i % 2) & 1 ? s[i] : -INFINITE;
