@@ -46,7 +46,16 @@ pub fn build(output: &Output) -> PathBuf {
         } else if output.races {
             compiler.arg("-DSTANDIN_THREADS");
         }
-        compiler.args(["-std=c++17", "-O2", "-g1", "-Wall", "-Wextra", "-ffp-contract=off", "-DMMADA_STANDIN"]);
+        compiler.args([
+            "-std=c++17",
+            "-O2",
+            "-g1",
+            "-Wall",
+            "-Wextra",
+            "-Wno-psabi",
+            "-ffp-contract=off",
+            "-DMMADA_STANDIN",
+        ]);
         compiler.args(["-fPIC", "-fvisibility=hidden"]);
         compiler.arg("-I").arg(&standin).arg("-I").arg(&kernels).arg("-c").arg("-o").arg(&object).arg(source);
         running.extend(Job::start(compiler, &object, headers.iter().chain([source])));

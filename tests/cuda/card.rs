@@ -66,6 +66,33 @@ impl Card {
         to
     }
 
+    /// The bytes of a tensor map: see `Device::tensor_map`.
+    pub fn tensor_map(&self, at: u64, rows: usize, row_bytes: usize, box_rows: usize) -> Vec<u8> {
+        use CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8;
+        use CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
+        use CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE;
+        use CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+        use CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B;
+        let (dims, strides) = ([row_bytes as u64, rows as u64], [row_bytes as u64]);
+        let (box_dims, steps) = ([128, box_rows as u32], [1, 1]);
+        let mut map = CUtensorMap { opaque: [0; 16] };
+        ok!(cuTensorMapEncodeTiled(
+            &mut map,
+            CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            2,
+            at as *mut c_void,
+            dims.as_ptr(),
+            strides.as_ptr(),
+            box_dims.as_ptr(),
+            steps.as_ptr(),
+            CU_TENSOR_MAP_INTERLEAVE_NONE,
+            CU_TENSOR_MAP_SWIZZLE_128B,
+            CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        ));
+        map.opaque.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
     /// Runs a kernel. `arguments` have the sizes of its parameters.
     pub fn launch(&self, name: &str, grid: [usize; 3], threads: usize, shared: usize, arguments: &[&[u8]]) {
         let mut functions = self.functions.borrow_mut();

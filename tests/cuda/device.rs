@@ -65,6 +65,15 @@ impl Device {
         memory
     }
 
+    /// A tensor map of `memory` as a matrix of bytes, in boxes of 128 bytes by `box_rows` rows that are swizzled.
+    pub fn tensor_map<T: Pod>(&self, memory: &Memory<T>, row_bytes: usize, box_rows: usize) -> Argument {
+        let rows = memory.len * size_of::<T>() / row_bytes;
+        Argument(match self {
+            Device::Card(card) => card.tensor_map(memory.address, rows, row_bytes, box_rows),
+            Device::Processor(processor) => processor.tensor_map(memory.address, rows, row_bytes, box_rows),
+        })
+    }
+
     /// Runs a kernel.
     pub fn launch(&self, name: &str, grid: [usize; 3], threads: usize, shared: usize, arguments: &[Argument]) {
         match self {
@@ -132,6 +141,11 @@ impl Processor {
         self.receive(bytes)
     }
 
+    pub fn tensor_map(&self, address: u64, rows: usize, row_bytes: usize, box_rows: usize) -> Vec<u8> {
+        self.send(b'T', &[address, rows as u64, row_bytes as u64, box_rows as u64]);
+        self.receive(128)
+    }
+
     /// Runs a kernel. Threads take turns in another order at every launch.
     fn launch(&self, name: &str, grid: [usize; 3], threads: usize, shared: usize, arguments: &[Argument]) {
         let order = self.launches.replace(self.launches.get() + 1);
@@ -191,6 +205,13 @@ impl<T: Pod> Memory<'_, T> {
 /// The value of a kernel's parameter.
 pub struct Argument(Vec<u8>);
 
+impl Argument {
+    /// One of more bytes than a number.
+    pub fn of_bytes(bytes: Vec<u8>) -> Self {
+        Argument(bytes)
+    }
+}
+
 macro_rules! numbers {
     ($($number:ty),*) => {
         $(impl From<$number> for Argument {
@@ -211,6 +232,12 @@ impl<T: Pod> From<Option<&Memory<'_, T>>> for Argument {
     /// A pointer that may be null.
     fn from(memory: Option<&Memory<'_, T>>) -> Self {
         memory.map_or(Argument::from(0u64), Memory::argument)
+    }
+}
+
+impl From<&Argument> for Argument {
+    fn from(argument: &Argument) -> Self {
+        Argument(argument.0.clone())
     }
 }
 

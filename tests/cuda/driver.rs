@@ -24,13 +24,13 @@ macro_rules! refused {
 }
 
 /// A context and a stream.
-struct Gpu {
+pub struct Gpu {
     device: CUdevice,
     stream: CUstream,
 }
 
 impl Gpu {
-    fn new(device: i32) -> Gpu {
+    pub fn new(device: i32) -> Gpu {
         let mut gpu = Gpu { device: 0, stream: null_mut() };
         let mut context = null_mut();
         ok!(cuInit(0));
@@ -47,7 +47,7 @@ impl Gpu {
         stream
     }
 
-    fn memory(&self, floats: usize) -> CUdeviceptr {
+    pub fn memory(&self, floats: usize) -> CUdeviceptr {
         let mut at = 0;
         ok!(cuMemAlloc_v2(&mut at, 4 * floats));
         at

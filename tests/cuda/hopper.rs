@@ -7,7 +7,7 @@ use crate::arguments;
 use crate::device::{Argument, Device, Memory, races};
 use crate::floats::{Case, assert_sums, tolerance};
 use crate::products::{expected, quantize, types};
-use crate::support::{Random, bits, types as all_types};
+use crate::support::{Random, bits, to_bf16, types as all_types};
 
 /// Rows of a tile, and threads.
 const ROWS: usize = 128;
@@ -84,15 +84,16 @@ fn compare_int8(device: &Device, kernel: &Kernel, dtype: GgmlType, scales: Scale
     let (on_device, unpacked, quantized) =
         (device.upload(&y), unpack(device, &w, &bytes, scales), quantize(device, &x, k, scales));
     let arguments = arguments![
-        &unpacked.q,
-        &unpacked.scale,
-        &unpacked.offset,
+        &device.tensor_map(&unpacked.q, k, ROWS),
+        &device.tensor_map(&quantized.q, k, kernel.tokens),
+        0,
         rows as i32,
-        &quantized.q,
-        &quantized.scale,
-        &quantized.sums,
         n as i32,
         k as i32,
+        &unpacked.scale,
+        &unpacked.offset,
+        &quantized.scale,
+        &quantized.sums,
         &on_device,
         stride as i32,
         i32::from(add)
@@ -151,7 +152,8 @@ fn compare_bf16(device: &Device, kernel: &Kernel, dtype: GgmlType, unpacked: boo
     let (on_device, x, bias) = (device.upload(&case.y), device.upload(&case.x), device.upload(&case.bias));
     let bias = if case.add { Argument::from(0u64) } else { Argument::from(&bias) };
     let add = i32::from(case.add);
-    let arguments = arguments![&w, row_bytes, r, &x, stride, n as i32, k_, bias, &on_device, r, add];
+    let maps = (device.tensor_map(&w, row_bytes as usize, ROWS), device.tensor_map(&x, 2 * case.stride, kernel.tokens));
+    let arguments = arguments![&maps.0, &maps.1, 0, r, n as i32, k_, bias, &on_device, r, add];
     kernel.launch(device, (rows, n), arguments);
     let what = format!("{} of {rows} x {k} in {} by {n}", kernel.name, dtype.name());
     assert_sums(&on_device.download(), &case.expected, tolerance(dtype), &what);
@@ -175,5 +177,29 @@ fn hopper_products_in_bfloat16_are_the_sums_of_the_rounded_operands() {
     }
     for dtype in all_types() {
         compare_bf16(&device, &BF16[1], dtype, true, (37, 256 + dtype.block_len(), 19));
+    }
+}
+
+#[test]
+fn hopper_products_of_some_rows_are_those_of_the_whole_matrix() {
+    let device = Device::new();
+    if !device.has_hopper() {
+        return;
+    }
+    let (rows, k, n, first) = (if races() { 60 } else { 300 }, 136, 19, 37);
+    let mut rng = Random(5);
+    let mut numbers = |len| to_bf16(&rng.floats(len));
+    let (bytes, x) = (numbers(rows * k), device.upload(&numbers(n * k)));
+    for kernel in &BF16 {
+        let product = |w: &[u16], first: usize| {
+            let (w, rows) = (device.upload(w), w.len() / k - first);
+            let y = device.memory::<f32>(n * rows);
+            let maps = (device.tensor_map(&w, 2 * k, ROWS), device.tensor_map(&x, 2 * k, kernel.tokens));
+            let sizes = [first, rows, n, k].map(|size| Argument::from(size as i32));
+            let [first_, r, n_, k_] = &sizes;
+            kernel.launch(&device, (rows, n), arguments![&maps.0, &maps.1, first_, r, n_, k_, 0u64, &y, r, 0]);
+            bits(&y.download())
+        };
+        assert_eq!(product(&bytes, first), product(&bytes[first * k..], 0), "{}", kernel.name);
     }
 }

@@ -16,3 +16,4 @@ mod products;
 mod sampling;
 mod standin;
 mod support;
+mod tensor_maps;

@@ -144,3 +144,76 @@ fn an_mbarrier_orders_what_was_written_before_and_waits_for_all() {
     assert_message(ending("defect_mbarrier_unfenced", 128, 64, 1), "without fence.proxy.async");
     assert_message(ending("defect_mbarrier_too_few", 128, 64, 1), "some for an mbarrier");
 }
+
+/// A matrix of 20 rows of 40 floats, which are their numbers, and a tensor map of it in boxes of 8 rows.
+fn numbered(device: &Processor) -> (Argument, Argument) {
+    let numbers: Vec<f32> = (0..800).map(|i| i as f32).collect();
+    let at = device.allocate(4 * numbers.len());
+    device.write(at, bytemuck::cast_slice(&numbers));
+    (at.into(), Argument::of_bytes(device.tensor_map(at, 20, 160, 8)))
+}
+
+#[test]
+fn a_bulk_copy_swizzles_its_box_and_fills_it_up_with_zeros() {
+    let device = Device::new();
+    if !device.has_hopper() {
+        return;
+    }
+    let numbers: Vec<f32> = (0..800).map(|i| i as f32).collect();
+    let from = device.upload(&numbers);
+    let map = device.tensor_map(&from, 160, 8);
+    // columns are bytes; in each order of the threads
+    for (column, row) in [(0, 0), (32, 12), (16, 17), (96, -3), (-64, 19), (160, 0)] {
+        let x = device.memory::<f32>(256);
+        device.launch("right_box", [1, 1, 1], 64, 0, arguments![&x, &map, column, row]);
+        let expected = (0..256).map(|i| match (row + i / 32, column / 4 + i % 32) {
+            (r @ 0..20, c @ 0..40) => (40 * r + c) as f32,
+            _ => 0.0,
+        });
+        assert_eq!(x.download(), expected.collect::<Vec<_>>(), "the box at {column}, {row}");
+    }
+    if !races() {
+        let x = device.memory::<f32>(256);
+        device.launch("defect_box_early_read", [1, 1, 1], 64, 0, arguments![&x, &map, 0, 0]);
+        assert!(x.download().iter().all(|v| v.is_nan()));
+    }
+}
+
+#[test]
+fn bulk_copies_that_are_not_waited_for_or_not_where_they_should_be_are_found() {
+    for (kernel, message) in [
+        ("defect_box_too_many_bytes", "some for an mbarrier"),
+        ("defect_box_too_few_bytes", "a block ends while its bulk copies are on their way"),
+        ("defect_box_unfenced_barrier", "without fence.proxy.async after its initialization"),
+        ("defect_box_shifted", "does not begin where the swizzle does"),
+        ("defect_box_overwritten", "written while a bulk copy was on its way"),
+    ] {
+        let device = Processor::quiet();
+        let (x, map) = numbered(&device);
+        let found = device.failed_launch(kernel, 64, &[x, map, 0.into(), 0.into()]);
+        assert!(found.0.contains(message) || races() && found.1 == RACE, "{kernel}: {found:?}");
+    }
+    if races() {
+        let device = Processor::quiet();
+        let (x, map) = numbered(&device);
+        let (message, status) = device.failed_launch("defect_box_early_read", 64, &[x, map, 0.into(), 0.into()]);
+        assert!(status == RACE && message.contains("data race"), "{status:?}: {message}");
+    }
+    let device = Processor::quiet();
+    let (x, map) = numbered(&device);
+    assert_message(device.failed_launch("defect_box_half_waited", 64, &[x, map]), "before copies that it waits for");
+    let device = Processor::quiet();
+    let (x, _) = numbered(&device);
+    let no_map = Argument::of_bytes(vec![1; 128]);
+    let found = device.failed_launch("right_box", 64, &[x, no_map, 0.into(), 0.into()]);
+    assert_message(found, "that cuTensorMapEncodeTiled has not written");
+}
+
+#[test]
+fn copies_that_arrive_by_themselves_are_not_fenced_for_products() {
+    let device = Device::new();
+    let x = device.upload(&[0.0f32; 128]);
+    device.launch("right_copied_operand", [1, 1, 1], 128, 0, arguments![&x, 0]);
+    assert_eq!(x.download(), [0.0; 128]);
+    assert_message(ending("defect_copied_operand_unfenced", 128, 128, 0), "without fence.proxy.async");
+}

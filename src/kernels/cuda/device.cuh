@@ -2,9 +2,10 @@
 // sums over a warp or a block.
 //
 // Kernels compile with NVRTC alone, which knows no header; and with a C++ compiler for the processor, for which the tests
-// define MMADA_STANDIN (tests/cuda). So no file but this one and hopper.cuh holds assembly, entry points are declared with
-// KERNEL and REGISTER, and shared memory with SHARED and DYNAMIC_SHARED. Products and sums are not contracted (--fmad=false):
-// where one rounding is meant, it says fmaf, and results in int8 are those of the processor's kernels to the bit.
+// define MMADA_STANDIN (tests/cuda). So no file but this one, hopper.cuh and tma.cuh holds assembly, entry points are declared
+// with KERNEL and REGISTER, and shared memory with SHARED and DYNAMIC_SHARED. Products and sums are not contracted
+// (--fmad=false): where one rounding is meant, it says fmaf, and results in int8 are those of the processor's kernels to the
+// bit.
 #pragma once
 
 #ifdef MMADA_STANDIN

@@ -12,6 +12,7 @@ use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUfunction, CU
 
 use super::driver::{Card, check, find};
 use super::modules;
+use super::tensor_map::TensorMap;
 use crate::error::{Error, Result};
 use crate::memory::try_push;
 
@@ -132,18 +133,18 @@ impl Gpu {
     }
 
     /// Whether an error has ended its context for this process.
-    fn is_lost(&self) -> bool {
+    pub(super) fn is_lost(&self) -> bool {
         matches!(self.free_memory(), Err(Error::Device { .. }))
     }
 
     /// Makes its context the thread's.
-    fn enter(&self) -> Result<()> {
+    pub(super) fn enter(&self) -> Result<()> {
         // SAFETY: the context was retained and is released by `drop` alone
         self.check(unsafe { sys::cuCtxSetCurrent(self.context) }, "be used")
     }
 
     /// `Device` with what the driver says, unless it says that all is well: the card cannot `verb`.
-    fn check(&self, status: CUresult, verb: &str) -> Result<()> {
+    pub(super) fn check(&self, status: CUresult, verb: &str) -> Result<()> {
         check(status).map_err(|reason| Error::Device {
             device: self.name(),
             reason: format!("it could not {verb}: the driver says {reason}"),
@@ -314,6 +315,11 @@ impl<T: Pod> Part<'_, T> {
 
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Where they begin.
+    pub(super) fn address(&self) -> u64 {
+        self.at
     }
 
     /// The numbers of `range` within it. Panics if they are not.
@@ -498,44 +504,64 @@ impl Indices {
     }
 }
 
-/// The value of a kernel's parameter: in the low bytes, as many as it has.
+/// The value of a kernel's parameter.
 #[derive(Clone, Copy, Debug)]
-pub struct Argument(u64);
+pub enum Argument<'a> {
+    /// In the low bytes, as many as it has.
+    Number(u64),
+    Map(&'a TensorMap),
+}
 
-impl<T> From<Part<'_, T>> for Argument {
-    fn from(part: Part<'_, T>) -> Self {
-        Argument(part.at)
+impl Argument<'_> {
+    /// Where the driver reads it.
+    fn as_mut_ptr(&mut self) -> *mut c_void {
+        match self {
+            Argument::Number(number) => ptr::from_mut(number).cast(),
+            Argument::Map(map) => map.as_ptr().cast_mut(),
+        }
     }
 }
-impl<T> From<Option<Part<'_, T>>> for Argument {
+
+impl<'a> From<&'a TensorMap> for Argument<'a> {
+    fn from(map: &'a TensorMap) -> Self {
+        Argument::Map(map)
+    }
+}
+
+impl<T> From<Part<'_, T>> for Argument<'_> {
+    fn from(part: Part<'_, T>) -> Self {
+        Argument::Number(part.at)
+    }
+}
+impl<T> From<Option<Part<'_, T>>> for Argument<'_> {
     /// None is a null pointer.
     fn from(part: Option<Part<'_, T>>) -> Self {
-        Argument(part.map_or(0, |part| part.at))
+        Argument::Number(part.map_or(0, |part| part.at))
     }
 }
-impl From<u64> for Argument {
+impl From<u64> for Argument<'_> {
     fn from(v: u64) -> Self {
-        Argument(v)
+        Argument::Number(v)
     }
 }
-impl From<i32> for Argument {
+impl From<i32> for Argument<'_> {
     fn from(v: i32) -> Self {
-        Argument(u64::from(v as u32))
+        Argument::Number(u64::from(v as u32))
     }
 }
-impl From<u32> for Argument {
+impl From<u32> for Argument<'_> {
     fn from(v: u32) -> Self {
-        Argument(u64::from(v))
+        Argument::Number(u64::from(v))
     }
 }
-impl From<f32> for Argument {
+impl From<f32> for Argument<'_> {
     fn from(v: f32) -> Self {
-        Argument(u64::from(v.to_bits()))
+        Argument::Number(u64::from(v.to_bits()))
     }
 }
-impl From<f64> for Argument {
+impl From<f64> for Argument<'_> {
     fn from(v: f64) -> Self {
-        Argument(v.to_bits())
+        Argument::Number(v.to_bits())
     }
 }
 
@@ -547,6 +573,13 @@ pub struct Grid {
     pub threads: usize,
     /// Bytes of dynamic shared memory of a block.
     pub shared: usize,
+}
+
+impl Grid {
+    /// Whether there is nothing to do, which the driver takes for an error.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.contains(&0)
+    }
 }
 
 /// Work for a card, done in the order in which it is queued. Where it says so a function waits; others only queue.
@@ -590,8 +623,8 @@ impl Queue {
     /// The kernel's parameters are of the kinds of `arguments`, and what it reads and writes for them and this grid is
     /// within the memory that they point to.
     pub(super) unsafe fn launch(&self, name: &str, grid: Grid, arguments: &mut [Argument]) -> Result<()> {
-        if grid.blocks.contains(&0) {
-            return Ok(()); // nothing to do, which the driver takes for an error
+        if grid.is_empty() {
+            return Ok(());
         }
         self.gpu.enter()?; // whoever is called in between may have used another card
         let function = self.gpu.function(name, grid.shared)?;
@@ -603,7 +636,7 @@ impl Queue {
         let mut pointers = [ptr::null_mut::<c_void>(); 24];
         assert!(arguments.len() <= pointers.len(), "{} arguments", arguments.len());
         for (pointer, argument) in pointers.iter_mut().zip(arguments) {
-            *pointer = ptr::from_mut(&mut argument.0).cast();
+            *pointer = argument.as_mut_ptr();
         }
         let [x, y, z] = blocks;
         let (threads, shared) = (grid.threads as c_uint, grid.shared as c_uint);

@@ -54,6 +54,9 @@ const FUNCTIONS: [&CStr; 35] = [
     c"cuLaunchKernel",
 ];
 
+/// What Hopper's kernels need besides, which a driver has since CUDA 12.0.
+const TENSOR_MAPS: &CStr = c"cuTensorMapEncodeTiled";
+
 /// A graphics card, before anything is done with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Card {
@@ -138,13 +141,14 @@ fn available() -> Result<(), String> {
     }
 }
 
-/// Whether Hopper's kernels can be translated for a card.
+/// Whether Hopper's kernels can be translated for a card, and given what they need.
 pub(super) fn knows_hopper(card: &Card) -> bool {
     let mut version = 0;
     // SAFETY: the driver has listed the card, so the function is there; the pointer outlives the call
     let status = unsafe { sys::cuDriverGetVersion(&mut version) };
     // `sm_90a` is for this processor alone
-    card.compute_capability == (9, 0) && status == CUresult::CUDA_SUCCESS && version >= OLDEST_FOR_HOPPER
+    let is_new = status == CUresult::CUDA_SUCCESS && version >= OLDEST_FOR_HOPPER;
+    card.compute_capability == (9, 0) && is_new && has_function(TENSOR_MAPS)
 }
 
 fn too_old(version: c_int) -> String {
@@ -160,20 +164,22 @@ fn find_functions() -> Result<(), String> {
             "there is no CUDA driver on this machine (its library, libcuda or nvcuda, was not found)".to_owned()
         );
     }
-    // SAFETY: the library is there, so this does not panic
-    let library = unsafe { sys::culib() };
-    let has = |name: &CStr| {
-        // SAFETY: the symbol is not used as what it is taken for, only its presence is looked at
-        unsafe { library.get::<*const c_void>(name.to_bytes_with_nul()) }.is_ok()
-    };
-    let Some(name) = FUNCTIONS.into_iter().find(|name| !has(name)) else { return Ok(()) };
+    let Some(name) = FUNCTIONS.into_iter().find(|name| !has_function(name)) else { return Ok(()) };
     let mut version = 0;
     // SAFETY: the function is asked for only where it is there
-    let told = has(c"cuDriverGetVersion") && unsafe { sys::cuDriverGetVersion(&mut version) } == CUresult::CUDA_SUCCESS;
+    let told = has_function(c"cuDriverGetVersion")
+        && unsafe { sys::cuDriverGetVersion(&mut version) } == CUresult::CUDA_SUCCESS;
     if told && version < OLDEST_DRIVER {
         return Err(too_old(version));
     }
     Err(format!("the CUDA driver has no function {}: it is too old", name.to_string_lossy()))
+}
+
+/// Whether the driver's library, which was found, has a function.
+fn has_function(name: &CStr) -> bool {
+    // SAFETY: the library is there, so this does not panic; the symbol is not used as what it is taken for, only its presence
+    // is looked at
+    unsafe { sys::culib().get::<*const c_void>(name.to_bytes_with_nul()) }.is_ok()
 }
 
 /// A card, or one sentence that says why it does not answer.

@@ -19,48 +19,47 @@
 // tensor cores are done with them and 256 tokens in 2048, in which sums have to leave too. Unpacked once for a model they cost
 // memory alone, a byte a weight. So kernels are few, and know nothing of blocks.
 //
-// Copies are cp.async, 16 bytes a thread, not TMA: that would take a tensor map of every matrix from the host, or rows
-// that lie in memory as tiles do; and what is past the end of a matrix is filled with zeros either way. A stage is 128 bytes
-// of each row of the tile. Four stages or six go round: copied, waited for by the threads that copy it a few stages later,
-// fenced for wgmma, announced (`full`); multiplied, and handed back (`empty`) by each warp.
+// Tiles are copied by the Tensor Memory Accelerator, which one thread asks: the host makes a tensor map of each matrix, of its
+// bytes in boxes of 128 by as many rows as a tile has, and what is past its end is filled with zeros. Scales are copied by
+// cp.async, 4 bytes a thread, as their rows begin anywhere and are turned on the way. A stage is 128 bytes of each row of the
+// tile. Four stages or six go round: copied (`full` waits for the bytes of tiles and for the threads that copy scales),
+// multiplied, and handed back (`empty`) by each warp.
 //
 // Results in int8 are those of product_int8.cu to the bit: sums in int32 of what shares a scale, one conversion, one product
 // of scales, one fused multiply-add, groups in order.
 
-#include "hopper.cuh"
+#include "tma.cuh"
 
 #define ROWS 128
-#define PIECE 16
-#define PIECES (ROW_BYTES / PIECE)
 #define CONSUMER_WARPS 8
+// of a row, that share a scale where there is one for 256
+#define WIDE_BYTES 256
+// of the warpgroup that copies: a warp, of which one thread works, and the others
+#define TILE_COPIERS 32
+#define SCALE_COPIERS (WARPGROUP - TILE_COPIERS)
 // of all three warpgroups, 168 a thread at the start; what one has less, the others share
 #define REGISTERS (3 * 168)
 
-/// A matrix whose rows are `row_bytes` apart, a multiple of 16.
-struct Rows {
-    const unsigned char* at;
-    uint64_t row_bytes;
-    int rows;
-};
-
-/// What is multiplied along `step_count` stages of k.
+/// What is multiplied, along so many bytes of the rows: weights from a row on.
 struct Operands {
-    Rows w, x;
-    int step_count;
+    const TensorMap &w, &x;
+    int first, row_bytes;
 };
 
-/// Tiles of the result, tokens first.
+/// Tiles of the result, tokens first: found anew for each, since they are of no use in between.
+template <int TOKENS>
 struct Tiles {
-    int across, count;
-    __device__ __forceinline__ Tiles(int rows, int tokens, int tile_tokens) {
-        across = (tokens + tile_tokens - 1) / tile_tokens;
-        count = across * ((rows + ROWS - 1) / ROWS);
-    }
-    __device__ __forceinline__ int first_row(int tile) const { return tile / across * ROWS; }
-    __device__ __forceinline__ int first_token(int tile, int tile_tokens) const { return tile % across * tile_tokens; }
+    int rows, tokens;
+    __device__ __forceinline__ int across() const { return (here(tokens) + TOKENS - 1) / TOKENS; }
+    __device__ __forceinline__ int count() const { return across() * ((rows + ROWS - 1) / ROWS); }
+    __device__ __forceinline__ int first_row(int tile) const { return tile / across() * ROWS; }
+    __device__ __forceinline__ int first_token(int tile) const { return tile % across() * TOKENS; }
 };
 
-struct NoScales {};
+/// Scales of a stage, and how many threads copy them.
+struct NoScales {
+    static constexpr int COPIERS = 0;
+};
 
 template <int TOKENS_, int STAGES_, class S>
 struct Memory {
@@ -87,9 +86,10 @@ __device__ __forceinline__ M& begin(unsigned char* dynamic) {
     M& memory = *(M*)(dynamic + (-shared_address(dynamic) & 1023));
     if (threadIdx.x == 0) {
         for (int i = 0; i < M::STAGES; i++) {
-            mbarrier_init(&memory.full[i], WARPGROUP);
+            mbarrier_init(&memory.full[i], 1 + M::Scales::COPIERS);
             mbarrier_init(&memory.empty[i], CONSUMER_WARPS);
         }
+        fence_async_proxy();  // bulk copies arrive there
     }
     __syncthreads();
     return memory;
@@ -97,69 +97,50 @@ __device__ __forceinline__ M& begin(unsigned char* dynamic) {
 
 // The warpgroup that copies.
 
-/// Starts the copies of stage `step` of the `COUNT` rows from `first` on.
-template <int COUNT>
-__device__ __forceinline__ void copy_rows(unsigned char* tile, const Rows& from, int first, int step) {
-    const int piece = (int)threadIdx.x % PIECES, row = (int)threadIdx.x / PIECES;
-    const uint64_t k = (uint64_t)step * ROW_BYTES + piece * PIECE;
-    const unsigned char* at = from.at + (uint64_t)(first + row) * from.row_bytes + k;
-    // rows of a thread are 16 apart, so that their pieces change places alike
-    unsigned char* to = tile + row * ROW_BYTES + ((piece ^ (row & 7)) << 4);
-    const int there = k < from.row_bytes ? from.rows - first - row : 0;
-    #pragma unroll 4
-    for (int i = 0; i < COUNT; i += WARPGROUP / PIECES) {
-        cp_async_16(to + i * ROW_BYTES, at + (uint64_t)i * from.row_bytes, i < there);
+/// Goes along all tiles: `start(stage, token0, row0, at)` starts copies of a stage that was handed back, from byte `at` of rows
+/// on.
+template <class M, class F>
+__device__ __forceinline__ void for_stages(M& memory, const Tiles<M::TOKENS>& tiles, int row_bytes, const F& start) {
+    Ring<M::STAGES> ring;
+    for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x) {
+        const int row0 = tiles.first_row(tile), token0 = tiles.first_token(tile);
+        #pragma unroll 1
+        for (int at = 0; at < row_bytes; at += ROW_BYTES) {
+            mbarrier_wait(&memory.empty[ring.stage], ring.parity ^ 1);
+            start(ring.stage, token0, row0, at);
+            ring.next();
+        }
     }
 }
 
-/// Goes along all tiles. `scales.start(to, token0, row0, step)` starts copies of scales of a stage.
-template <class M, class S>
-__device__ __forceinline__ void copy_tiles(M& memory, const Operands& operands, const Tiles& tiles, const S& scales) {
-    // stages whose copies are on their way while the next is begun; those that multiply may hold the two before
-    constexpr int LAG = M::STAGES - 2;
-    Ring<M::STAGES> begun, waited;
-    int on_their_way = 0;
-    for (int tile = (int)blockIdx.x; tile < tiles.count; tile += (int)gridDim.x) {
-        const int row0 = tiles.first_row(tile), token0 = tiles.first_token(tile, M::TOKENS);
-        #pragma unroll 1
-        for (int step = 0; step < operands.step_count; step++) {
-            mbarrier_wait(&memory.empty[begun.stage], begun.parity ^ 1);
-            copy_rows<ROWS>(memory.tile[begun.stage].w, operands.w, row0, step);
-            copy_rows<M::TOKENS>(memory.tile[begun.stage].x, operands.x, token0, step);
-            scales.start(memory.scales[begun.stage], token0, row0, step);
-            cp_async_commit();
-            begun.next();
-            if (on_their_way < LAG) {
-                on_their_way++;
-                continue;
-            }
-            cp_async_wait<LAG>();
-            fence_async_proxy();
-            mbarrier_arrive(&memory.full[waited.stage]);
-            waited.next();
-        }
-    }
-    cp_async_wait<0>();
-    fence_async_proxy();
-    for (; on_their_way > 0; on_their_way--) {
-        mbarrier_arrive(&memory.full[waited.stage]);
-        waited.next();
-    }
+/// One thread copies all that wgmma reads.
+template <class M>
+__device__ __forceinline__ void copy_tiles(M& memory, const Operands& operands, const Tiles<M::TOKENS>& tiles) {
+    prefetch_tensor_map(operands.w);
+    prefetch_tensor_map(operands.x);
+    for_stages(memory, tiles, operands.row_bytes, [&](int stage, int token0, int row0, int at) {
+        typename M::Tile& to = memory.tile[stage];
+        uint64_t* full = &memory.full[stage];
+        mbarrier_arrive_expect_tx(full, (uint32_t)sizeof(to));
+        cp_async_bulk_tensor_2d(to.w, operands.w, at, operands.first + row0, full);
+        cp_async_bulk_tensor_2d(to.x, operands.x, at, token0, full);
+    });
 }
 
 // The warpgroups that multiply.
 
-/// The warpgroup's first row in the tile.
-__device__ __forceinline__ int warpgroup_row() { return ((int)threadIdx.x / WARPGROUP - 1) * 64; }
+/// The warpgroup's first row in the tile: from one lane, so that the compiler sees that it is the same in all, and keeps what
+/// is computed from it (wgmma's descriptors) in registers that a warp shares.
+__device__ __forceinline__ int warpgroup_row() { return (__shfl_sync(FULL_WARP, (int)threadIdx.x, 0) / WARPGROUP - 1) * 64; }
 
 struct Output {
     float* y;
     int stride, add, tokens, rows;
 
-    /// Writes an accumulator, whose registers are of rows 8 apart and of tokens side by side, then 8 further.
+    /// Writes a warpgroup's accumulator, whose registers are of rows 8 apart and of tokens side by side, then 8 further.
     template <int N>
     __device__ __forceinline__ void write(const float (&acc)[N], int token0, int row0) const {
-        const int row = row0 + warpgroup_row() + fragment_row(0);
+        const int row = row0 + fragment_row(0);
         int token = token0 + fragment_column(0);
         float* at = y + (uint64_t)token * stride + row;
         #pragma unroll
@@ -179,30 +160,27 @@ struct Output {
 
 // bfloat16
 
-struct CopiesNoScales {
-    __device__ __forceinline__ void start(NoScales&, int, int, int) const {}
-};
-
 template <class M>
-__device__ __forceinline__ void multiply_bf16(M& memory, int step_count, const Tiles& tiles, const float* bias,
+__device__ __forceinline__ void multiply_bf16(M& memory, int row_bytes, const Tiles<M::TOKENS>& tiles, const float* bias,
                                               const Output& output) {
+    const int own = warpgroup_row();
     Ring<M::STAGES> ring;
-    for (int tile = (int)blockIdx.x; tile < tiles.count; tile += (int)gridDim.x) {
-        const int row0 = tiles.first_row(tile);
+    for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x) {
+        const int row0 = tiles.first_row(tile) + own;
         float start[2], acc[M::TOKENS / 2];  // registers are of two rows, in turn two by two
         #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const int row = row0 + warpgroup_row() + fragment_row(2 * i);
+            const int row = row0 + fragment_row(2 * i);
             start[i] = bias && row < output.rows ? bias[row] : 0.0f;
         }
         #pragma unroll
         for (int i = 0; i < M::TOKENS / 2; i++) acc[i] = start[i / 2 % 2];
-        int step = 0, before = -1;
+        int at = 0, before = -1;
         // at least once, or ptxas would not see that nothing but wgmma writes accumulators until the last wait
         do {
             const typename M::Tile& now = memory.tile[ring.stage];
             mbarrier_wait(&memory.full[ring.stage], ring.parity);
-            const uint64_t w = operand(now.w, warpgroup_row()), x = operand(now.x, 0);
+            const uint64_t w = operand(now.w, own), x = operand(now.x, 0);
             wgmma_fence();
             #pragma unroll
             for (int slice = 0; slice < ROW_SLICES; slice++) wgmma_bf16(acc, slice_of(w, slice), slice_of(x, slice));
@@ -212,10 +190,10 @@ __device__ __forceinline__ void multiply_bf16(M& memory, int step_count, const T
             if (before >= 0) release(memory, before);
             before = ring.stage;
             ring.next();
-        } while (++step < step_count);
+        } while ((at += ROW_BYTES) < row_bytes);
         wgmma_wait<0>(acc);
         release(memory, before);
-        output.write(acc, tiles.first_token(tile, M::TOKENS), row0);
+        output.write(acc, tiles.first_token(tile), row0);
     }
 }
 
@@ -223,13 +201,13 @@ template <class M, int COPYING>
 __device__ __forceinline__ void product_bf16(const Operands& operands, const float* bias, const Output& output) {
     DYNAMIC_SHARED(dynamic);
     M& memory = begin<M>(dynamic);
-    const Tiles tiles(output.rows, output.tokens, M::TOKENS);
+    const Tiles<M::TOKENS> tiles{output.rows, output.tokens};
     if (threadIdx.x < WARPGROUP) {
         fewer_registers<COPYING>();
-        copy_tiles(memory, operands, tiles, CopiesNoScales());
+        if (threadIdx.x == 0) copy_tiles(memory, operands, tiles);
     } else {
         more_registers<(REGISTERS - COPYING) / 2>();
-        multiply_bf16(memory, operands.step_count, tiles, bias, output);
+        multiply_bf16(memory, operands.row_bytes, tiles, bias, output);
     }
 }
 
@@ -239,7 +217,7 @@ __device__ __forceinline__ void product_bf16(const Operands& operands, const flo
 /// 16 elements each.
 template <int GROUPS_, int TOKENS, bool OFFSET_>
 struct Scales {
-    static constexpr int GROUPS = GROUPS_;
+    static constexpr int COPIERS = SCALE_COPIERS, GROUPS = GROUPS_, BYTES = GROUPS_ == 1 ? WIDE_BYTES : ROW_BYTES;
     static constexpr bool OFFSET = OFFSET_;
     float w[GROUPS][ROWS];
     float x[GROUPS][TOKENS];
@@ -258,7 +236,7 @@ struct ScaleSource {
 template <int GROUPS, int COUNT>
 __device__ __forceinline__ void copy_groups(void* to, const void* from, int first, int count, int group0, int groups) {
     #pragma unroll 1
-    for (int unit = (int)threadIdx.x; unit < COUNT * GROUPS; unit += WARPGROUP) {
+    for (int unit = (int)threadIdx.x - TILE_COPIERS; unit < COUNT * GROUPS; unit += SCALE_COPIERS) {
         const int row = unit / GROUPS, group = unit % GROUPS;
         const uint64_t at = (uint64_t)(first + row) * groups + group0 + group;
         cp_async_4((uint32_t*)to + group * COUNT + row, (const uint32_t*)from + at,
@@ -266,29 +244,35 @@ __device__ __forceinline__ void copy_groups(void* to, const void* from, int firs
     }
 }
 
-/// Copies scales with every stage, or with the first of the `STAGES` that share one.
-template <class S, int TOKENS, int STAGES>
-struct CopiesScales {
-    ScaleSource from;
-    __device__ __forceinline__ void start(S& to, int token0, int row0, int step) const {
-        if (step % STAGES) return;
-        const int group0 = step / STAGES * S::GROUPS;
-        copy_groups<S::GROUPS, ROWS>(to.w, from.w, row0, from.rows, group0, from.groups);
-        copy_groups<S::GROUPS, TOKENS>(to.x, from.x, token0, from.tokens, group0, from.groups);
-        if (S::OFFSET) {
-            copy_groups<S::GROUPS, ROWS>(to.offset, from.offset, row0, from.rows, group0, from.groups);
-            copy_groups<S::GROUPS, TOKENS>(to.sums, from.sums, token0, from.tokens, group0, from.groups);
+/// SCALE_COPIERS threads copy scales with every stage, or with the first of those that share one.
+template <class M>
+__device__ __forceinline__ void copy_scales(M& memory, const ScaleSource& from, const Tiles<M::TOKENS>& tiles, int row_bytes) {
+    typedef typename M::Scales S;
+    for_stages(memory, tiles, row_bytes, [&](int stage, int token0, int row0, int at) {
+        S& to = memory.scales[stage];
+        if (at % S::BYTES == 0) {
+            const int group0 = at / S::BYTES * S::GROUPS;
+            copy_groups<S::GROUPS, ROWS>(to.w, from.w, row0, from.rows, group0, from.groups);
+            copy_groups<S::GROUPS, M::TOKENS>(to.x, from.x, token0, from.tokens, group0, from.groups);
+            if (S::OFFSET) {
+                copy_groups<S::GROUPS, ROWS>(to.offset, from.offset, row0, from.rows, group0, from.groups);
+                copy_groups<S::GROUPS, M::TOKENS>(to.sums, from.sums, token0, from.tokens, group0, from.groups);
+            }
         }
-    }
-};
+        cp_async_mbarrier_arrive(&memory.full[stage]);
+    });
+    // no thread ends before its copies
+    cp_async_commit();
+    cp_async_wait<0>();
+}
 
 /// A sum of products of int8 as a float: exact, and cheaper than a conversion. Sums over 256 are at most 2^22 in magnitude.
 __device__ __forceinline__ float float_of_sum(int sum) { return __uint_as_float(0x4b400000u + (uint32_t)sum) - 12582912.0f; }
 
-/// Sums of a group for 64 rows and 128 tokens, from token `first` of the tile on, to floats.
+/// Sums of a group for 64 rows and 128 tokens, from row `own` and token `first` of the tile on, to floats.
 template <class S>
-__device__ __forceinline__ void leave(const S& scales, int group, int first, const int (&sum)[64], float (&acc)[64]) {
-    const int row = warpgroup_row() + fragment_row(0);
+__device__ __forceinline__ void leave(const S& scales, int group, int own, int first, const int (&sum)[64], float (&acc)[64]) {
+    const int row = own + fragment_row(0);
     const float w_scale[2] = {scales.w[group][row], scales.w[group][row + 8]};
     float w_offset[2] = {};
     if (S::OFFSET) {
@@ -317,18 +301,19 @@ __device__ __forceinline__ void leave(const S& scales, int group, int first, con
     }
 }
 
-/// One scale for 256: two stages (`step_count` is even), multiplied for 128 tokens at a time, so that there are registers for
+/// One scale for 256: two stages, of which the second may be zeros, multiplied for 128 tokens at a time, so that there are registers for
 /// sums and results. While one warpgroup's sums leave, tensor cores have the other's.
 template <class M>
-__device__ __forceinline__ void multiply_wide(M& memory, int step_count, const Tiles& tiles, const Output& output) {
+__device__ __forceinline__ void multiply_wide(M& memory, int k, const Tiles<M::TOKENS>& tiles, const Output& output) {
     static_assert(M::STAGES % 2 == 0, "two stages are in the same phase");
     constexpr int HALVES = M::TOKENS / 128;
+    const int own = warpgroup_row();
     Ring<M::STAGES> ring;
     int sum[64] = {};
-    for (int tile = (int)blockIdx.x; tile < tiles.count; tile += (int)gridDim.x) {
+    for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x) {
         float acc[HALVES][64] = {};
         #pragma unroll 1
-        for (int step = 0; step < step_count; step += 2) {
+        for (int at = 0; at < k; at += WIDE_BYTES) {
             #pragma unroll
             for (int i = 0; i < 2; i++) mbarrier_wait(&memory.full[ring.stage + i], ring.parity);
             #pragma unroll
@@ -337,7 +322,7 @@ __device__ __forceinline__ void multiply_wide(M& memory, int step_count, const T
                 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const typename M::Tile& now = memory.tile[ring.stage + i];
-                    const uint64_t w = operand(now.w, warpgroup_row()), x = operand(now.x, 128 * half);
+                    const uint64_t w = operand(now.w, own), x = operand(now.x, 128 * half);
                     #pragma unroll
                     for (int slice = 0; slice < ROW_SLICES; slice++) {
                         wgmma_s8(sum, slice_of(w, slice), slice_of(x, slice), i + slice > 0);
@@ -345,7 +330,7 @@ __device__ __forceinline__ void multiply_wide(M& memory, int step_count, const T
                 }
                 wgmma_commit();
                 wgmma_wait<0>(sum);
-                leave(memory.scales[ring.stage], 0, 128 * half, sum, acc[half]);
+                leave(memory.scales[ring.stage], 0, own, 128 * half, sum, acc[half]);
             }
             #pragma unroll
             for (int i = 0; i < 2; i++) {
@@ -355,27 +340,27 @@ __device__ __forceinline__ void multiply_wide(M& memory, int step_count, const T
         }
         #pragma unroll
         for (int half = 0; half < HALVES; half++) {
-            output.write(acc[half], tiles.first_token(tile, M::TOKENS) + 128 * half, tiles.first_row(tile));
+            output.write(acc[half], tiles.first_token(tile) + 128 * half, tiles.first_row(tile) + own);
         }
     }
 }
 
 /// One scale for 32, a slice: while its sums leave, tensor cores have the next.
 template <class M>
-__device__ __forceinline__ void multiply_blocks(M& memory, int groups, int step_count, const Tiles& tiles,
-                                                const Output& output) {
+__device__ __forceinline__ void multiply_blocks(M& memory, int k, const Tiles<M::TOKENS>& tiles, const Output& output) {
+    const int own = warpgroup_row();
     Ring<M::STAGES> ring;
     int sum[2][64] = {};
-    for (int tile = (int)blockIdx.x; tile < tiles.count; tile += (int)gridDim.x) {
+    for (int tile = (int)blockIdx.x; tile < tiles.count(); tile += (int)gridDim.x) {
         float acc[64] = {};
         #pragma unroll 1
-        for (int step = 0; step < step_count; step++) {
+        for (int at = 0; at < k; at += ROW_BYTES) {
             const typename M::Tile& now = memory.tile[ring.stage];
             const typename M::Scales& scales = memory.scales[ring.stage];
             mbarrier_wait(&memory.full[ring.stage], ring.parity);
-            const uint64_t w = operand(now.w, warpgroup_row()), x = operand(now.x, 0);
+            const uint64_t w = operand(now.w, own), x = operand(now.x, 0);
             // slices past the end are zeros, and are not added
-            const int slices = min(ROW_SLICES, groups - step * ROW_SLICES);
+            const int slices = min(ROW_SLICES, (k - at) / 32);
             #pragma unroll
             for (int slice = 0; slice <= ROW_SLICES; slice++) {
                 if (slice < ROW_SLICES) {
@@ -390,64 +375,64 @@ __device__ __forceinline__ void multiply_blocks(M& memory, int groups, int step_
                 } else {
                     wgmma_wait<0>(sum[before % 2]);
                 }
-                if (before < slices) leave(scales, before, 0, sum[before % 2], acc);
+                if (before < slices) leave(scales, before, own, 0, sum[before % 2], acc);
             }
             release(memory, ring.stage);
             ring.next();
         }
-        output.write(acc, tiles.first_token(tile, M::TOKENS), tiles.first_row(tile));
+        output.write(acc, tiles.first_token(tile), tiles.first_row(tile) + own);
     }
 }
 
 template <class M, int COPYING, bool WIDE>
-__device__ __forceinline__ void product_int8(const Operands& operands, const ScaleSource& scales, const Output& output) {
+__device__ __forceinline__ void product_int8(const Operands& operands, const ScaleSource& scales, int k,
+                                             const Output& output) {
     DYNAMIC_SHARED(dynamic);
     M& memory = begin<M>(dynamic);
-    const Tiles tiles(output.rows, output.tokens, M::TOKENS);
+    const Tiles<M::TOKENS> tiles{output.rows, output.tokens};
     if (threadIdx.x < WARPGROUP) {
         fewer_registers<COPYING>();
-        copy_tiles(memory, operands, tiles, CopiesScales<typename M::Scales, M::TOKENS, WIDE ? 2 : 1>{scales});
+        if (threadIdx.x == 0) copy_tiles(memory, operands, tiles);
+        if (threadIdx.x >= TILE_COPIERS) copy_scales(memory, scales, tiles, operands.row_bytes);
     } else {
         more_registers<(REGISTERS - COPYING) / 2>();
         if constexpr (WIDE) {
-            multiply_wide(memory, operands.step_count, tiles, output);
+            multiply_wide(memory, k, tiles, output);
         } else {
-            multiply_blocks(memory, scales.groups, operands.step_count, tiles, output);
+            multiply_blocks(memory, k, tiles, output);
         }
     }
 }
 
-/// Stages of rows, in whole groups of `group` bytes: past the end they are zeros.
-__device__ __forceinline__ int steps_of(uint64_t row_bytes, int group) {
-    return (int)((row_bytes + group - 1) / group) * (group / ROW_BYTES);
-}
+// w and x are tensor maps of the bytes of matrices, in boxes of 128 by 128 rows of weights and by as many tokens as the tile
+// has, with the swizzle of 128 bytes. `first` is the row of w that is the first of `rows`; those behind are not looked at, but
+// may be copied.
 
-// w is bfloat16, rows `row_bytes` apart: k filled up to a multiple of 8 with zeros, at a multiple of 16, as x (x_stride
-// elements) is with numbers that are finite. `bias` may be null.
+// In bfloat16: rows of w, and of x with numbers that are finite, begin at multiples of 16 bytes; those of w are filled up with
+// zeros. `bias` may be null.
 #define PRODUCT_BF16(NAME, TOKENS, STAGES, BYTES)                                                                       \
     typedef Memory<TOKENS, STAGES, NoScales> NAME##_memory;                                                             \
     static_assert(SHARED_BYTES<NAME##_memory> == BYTES, "the table above");                                             \
     KERNEL __launch_bounds__(BLOCK_THREADS, 1)                                                                          \
-        NAME(const uint8_t* w, uint64_t row_bytes, int rows, const uint16_t* x, int x_stride, int n, int k,                \
+        NAME(const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x, int first, int rows, int n, int k,  \
              const float* bias, float* y, int y_stride, int add) {                                                      \
-        const Rows activations{(const unsigned char*)x, 2 * (uint64_t)x_stride, n};                                     \
-        const Operands operands{Rows{w, row_bytes, rows}, activations, steps_of(2 * (uint64_t)k, ROW_BYTES)};           \
+        const Operands operands{w, x, first, 2 * k};                                                                    \
         product_bf16<NAME##_memory, 40>(operands, bias, Output{y, y_stride, add, n, rows});                             \
     }                                                                                                                   \
     REGISTER(NAME)
 
-// w[rows][k] is int8, k a multiple of 32, with scales as unpack.cu has them; x, x_scale and x_sums are those of
-// product_int8.cu. w_offset and x_sums are not looked at where there are no offsets.
+// In int8: k is a multiple of 32. Scales are those of `rows` rows and of all tokens, as unpack.cu has them and as
+// product_int8.cu does; w_offset and x_sums are not looked at where there are no offsets.
 #define PRODUCT_INT8(NAME, WIDE, TOKENS, STAGES, OFFSET, COPYING, BYTES)                                                \
     typedef Memory<TOKENS, STAGES, Scales<WIDE ? 1 : ROW_SLICES, TOKENS, OFFSET>> NAME##_memory;                        \
     static_assert(SHARED_BYTES<NAME##_memory> == BYTES, "the table above");                                             \
     KERNEL __launch_bounds__(BLOCK_THREADS, 1)                                                                          \
-        NAME(const int8_t* w, const float* w_scale, const float* w_offset, int rows, const int8_t* x,                      \
-             const float* x_scale, const int16_t* x_sums, int n, int k, float* y, int y_stride, int add) {              \
-        const Rows weights{(const unsigned char*)w, (uint64_t)k, rows}, activations{(const unsigned char*)x, (uint64_t)k, n}; \
+        NAME(const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x, int first, int rows, int n, int k,  \
+             const float* w_scale, const float* w_offset, const float* x_scale, const int16_t* x_sums, float* y,           \
+             int y_stride, int add) {                                                                                   \
         const ScaleSource scales{w_scale, x_scale, w_offset, x_sums, rows, n, WIDE ? (k + 255) / 256 : k / 32};         \
-        const Operands operands{weights, activations, steps_of((uint64_t)k, WIDE ? 2 * ROW_BYTES : ROW_BYTES)};         \
-        product_int8<NAME##_memory, COPYING, WIDE>(operands, scales, Output{y, y_stride, add, n, rows});                \
+        const Operands operands{w, x, first, WIDE ? (k + 255) / 256 * 256 : k};                                         \
+        product_int8<NAME##_memory, COPYING, WIDE>(operands, scales, k, Output{y, y_stride, add, n, rows});             \
     }                                                                                                                   \
     REGISTER(NAME)
 

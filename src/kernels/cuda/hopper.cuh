@@ -38,14 +38,30 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(shared_address(barrier))
                  : "memory");
 }
-__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+__device__ __forceinline__ bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
     uint32_t over;
-    do {
-        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
-                     : "=r"(over)
-                     : "r"(shared_address(barrier)), "r"(parity)
-                     : "memory");
-    } while (!over);
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
+                 : "=r"(over)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+    return over;
+}
+__device__ __forceinline__ uint32_t clock_high() {
+    uint32_t cycles;
+    asm volatile("mov.u32 %0, %%clock_hi;" : "=r"(cycles));
+    return cycles;
+}
+// A phase that never ends would hold the card for ever, so a wait of seconds ends the launch with an error: the second time
+// that a try finds another 2^32 cycles begun. Once does not count, as the kernel may have been suspended meanwhile.
+__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+    if (mbarrier_try_wait(barrier, parity)) return;
+    uint32_t before = clock_high(), changes = 0;
+    while (!mbarrier_try_wait(barrier, parity)) {
+        const uint32_t now = clock_high();
+        if (now == before) continue;
+        if (++changes == 2) asm volatile("trap;");
+        before = now;
+    }
 }
 
 // Starts a copy of 4 bytes to shared memory, zeros where they are not `there`, as cp_async_16.
@@ -56,7 +72,8 @@ __device__ __forceinline__ void cp_async_4(void* shared, const void* global, boo
 }
 
 // What this thread wrote to shared memory (cp.async that it has waited for too) comes before what wgmma reads there after a
-// barrier (9.7.15.4, "Async Proxy"). The end of a wgmma needs no such fence before the next copy: it is one.
+// barrier (9.7.15.4, "Async Proxy"), and the initialization of an mbarrier before bulk copies arrive there. The end of a wgmma
+// needs no such fence before the next copy: it is one.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Before a warpgroup's first wgmma, and before one whose accumulators were read or written since (9.7.15.7.1).
@@ -155,9 +172,15 @@ __device__ __forceinline__ float exp2_approximate(float v) {
 }
 #endif
 
-/// A matrix descriptor (9.7.15.5.1.2, "Matrix descriptor") of what lies in rows of 128 bytes with the swizzle of 128 bytes, from row `row`, a multiple
-/// of 8, on of the tile at `tile`, a multiple of 1024. Eight rows are 1024 bytes, the stride; the base offset is zero since
-/// tiles are aligned.
+/// The same number, from which nothing is computed ahead: for loops that have no registers to keep such results in.
+__device__ __forceinline__ int here(int v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
+/// A matrix descriptor (9.7.15.5.1.2, "Matrix descriptor") of what lies in rows of 128 bytes with the swizzle of 128 bytes, from
+/// row `row`, a multiple of 8, on of the tile at `tile`, a multiple of 1024. Eight rows are 1024 bytes, the stride; the base
+/// offset is zero since tiles are aligned.
 __device__ __forceinline__ uint64_t descriptor(const unsigned char* tile, int row, int leading) {
     const uint32_t at = shared_address(tile) + (uint32_t)(row * ROW_BYTES);
     return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(leading >> 4) << 16 | (at & 0x3ffff) >> 4;

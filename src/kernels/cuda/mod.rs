@@ -12,6 +12,7 @@ mod modules;
 pub mod operations;
 pub mod sampling;
 mod self_check;
+mod tensor_map;
 mod unpacked;
 
 pub use arena::Arena;

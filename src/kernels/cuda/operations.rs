@@ -58,7 +58,7 @@ impl<'a> Weights<'a> {
     }
 
     /// Where the rows are, and how many bytes apart.
-    pub(super) fn place(&self) -> [Argument; 2] {
+    pub(super) fn place(&self) -> [Argument<'_>; 2] {
         [self.data.into(), (self.row_bytes() as u64).into()]
     }
 
@@ -101,8 +101,13 @@ impl Int8Memory {
         })
     }
 
+    /// The first `n` rows of `k` elements, as bytes.
+    pub(super) fn rows(&self, n: usize, k: usize) -> Part<'_, u8> {
+        self.q.part(0..n * k).bytes()
+    }
+
     /// Elements, scales and sums.
-    pub(super) fn arguments(&self) -> [Argument; 3] {
+    pub(super) fn arguments(&self) -> [Argument<'_>; 3] {
         [self.q.all().into(), self.scale.all().into(), self.sums.all().into()]
     }
 
@@ -142,7 +147,7 @@ impl Source<'_> {
     }
 
     /// A kernel that goes over rows, by the form it gives them: its name and first arguments.
-    fn kernel(&self, form: &str) -> (String, Vec<Argument>) {
+    fn kernel(&self, form: &str) -> (String, Vec<Argument<'_>>) {
         match *self {
             Source::Plain(x) => {
                 let name = if form == "bf16" { "round_to_bf16" } else { form };

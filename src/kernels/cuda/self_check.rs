@@ -25,6 +25,7 @@ const WHAT: &str = "a check of a graphics card";
 
 /// An error if kernels do not give on this card what they give on the processor. Looked at once, while it goes well. Kernels
 /// for Hopper that go wrong are left alone, products and attention by themselves, as others do their work: a sentence says so.
+/// Those that had to be ended have taken the context with them, though.
 pub fn self_check(gpu: &Arc<Gpu>) -> Result<Option<String>> {
     if gpu.is_checked.load(Ordering::Acquire) {
         return Ok(None);
@@ -32,8 +33,8 @@ pub fn self_check(gpu: &Arc<Gpu>) -> Result<Option<String>> {
     compare(gpu, false)?;
     let mut sentence = None;
     if knows_hopper(gpu.card()) {
-        let products = reason_against(compare(gpu, true))?;
-        let attentions = reason_against(compare_attentions(gpu))?;
+        let products = reason_against(gpu, compare(gpu, true))?;
+        let attentions = reason_against(gpu, compare_attentions(gpu))?;
         gpu.has_hopper.store(products.is_none(), Ordering::Relaxed);
         gpu.has_hopper_attention.store(attentions.is_none(), Ordering::Relaxed);
         let error = products.or(attentions);
@@ -43,11 +44,12 @@ pub fn self_check(gpu: &Arc<Gpu>) -> Result<Option<String>> {
     Ok(sentence)
 }
 
-/// What speaks against kernels that others can do the work of: an error of the device, which may be their own.
-fn reason_against(outcome: Result<()>) -> Result<Option<Error>> {
+/// What speaks against kernels that others can do the work of: an error of the device, which may be their own, if others can
+/// still run on it.
+fn reason_against(gpu: &Gpu, outcome: Result<()>) -> Result<Option<Error>> {
     match outcome {
         Ok(()) => Ok(None),
-        Err(error @ Error::Device { .. }) => Ok(Some(error)),
+        Err(error @ Error::Device { .. }) if !gpu.is_lost() => Ok(Some(error)),
         Err(error) => Err(error),
     }
 }

@@ -3,6 +3,7 @@
 
 use super::device::{Argument, Grid, Memory, Part, Queue};
 use super::operations::{Int8, Weights, adds, arithmetic, check};
+use super::tensor_map::TensorMap;
 use crate::error::Result;
 use crate::kernels::activations::Scales;
 use crate::kernels::product::Epilogue;
@@ -14,6 +15,8 @@ pub struct Unpacked {
     form: Form,
     rows: usize,
     cols: usize,
+    /// of `data`
+    map: TensorMap,
     /// [rows, cols] in int8, or [rows, cols filled up to a multiple of 8] in bfloat16
     data: Memory<u8>,
     /// [rows, groups]
@@ -65,21 +68,23 @@ impl Unpacked {
         })
     }
 
-    /// Queues the unpacking of `w`; `None` if its type stays as it is.
+    /// Queues the unpacking of `w`; `None` if its type stays as it is, or there is nothing of it.
     ///
     /// # Errors
     /// `OutOfMemory`, `Device`.
     pub fn new(queue: &Queue, w: Weights) -> Result<Option<Unpacked>> {
         let (dtype, rows, cols) = (w.dtype(), w.rows(), w.cols());
-        let Some(form) = Form::of(dtype) else { return Ok(None) };
+        let Some(form) = Form::of(dtype).filter(|_| rows * cols > 0) else { return Ok(None) };
         let (data, scales) = form.row(cols);
         let gpu = queue.gpu();
         let offsets = if form == (Form::Blocks { offset: true }) { rows * scales } else { 0 };
+        let memory = Memory::new(gpu, rows.saturating_mul(data), WHAT)?;
         let to = Unpacked {
             form,
             rows,
             cols,
-            data: Memory::new(gpu, rows.saturating_mul(data), WHAT)?,
+            map: TensorMap::new(gpu, memory.all(), data, ROWS)?,
+            data: memory,
             scale: Memory::new(gpu, rows.saturating_mul(scales), WHAT)?,
             offset: Memory::new(gpu, offsets, WHAT)?,
         };
@@ -131,22 +136,27 @@ impl Unpacked {
         };
         let at = first * scales..(first + rows) * scales;
         let offset = if self.offset.is_empty() { self.offset.all() } else { self.offset.part(at.clone()) };
-        let [q, scale, sums] = x.memory.arguments();
-        let mut arguments: [Argument; 12] = [
-            self.data.part(first * self.cols..(first + rows) * self.cols).into(),
-            self.scale.part(at).into(),
-            offset.into(),
+        let grid = tiles(queue, (rows, x.n), tokens, shared);
+        if grid.is_empty() {
+            return Ok(());
+        }
+        let map = TensorMap::new(queue.gpu(), x.memory.rows(x.n, x.k), x.k, tokens)?;
+        let [_, scale, sums] = x.memory.arguments();
+        let mut arguments: [Argument; 13] = [
+            (&self.map).into(),
+            (&map).into(),
+            (first as i32).into(),
             (rows as i32).into(),
-            q,
-            scale,
-            sums,
             (x.n as i32).into(),
             (self.cols as i32).into(),
+            self.scale.part(at).into(),
+            offset.into(),
+            scale,
+            sums,
             y.into(),
             (rows as i32).into(),
             adds(epilogue).into(),
         ];
-        let grid = tiles(queue, (rows, x.n), tokens, shared);
         // SAFETY: weights, scales, activations and results of the sizes that were checked, which the kernel keeps to
         unsafe { queue.launch(name, grid, &mut arguments) }
     }
@@ -161,16 +171,19 @@ impl Unpacked {
         y: Part<'_, f32>,
         epilogue: Epilogue,
     ) -> Result<()> {
-        let (row_bytes, _) = self.form.row(self.cols);
         check(first + rows <= self.rows && self.form == Form::Bf16, "a product")?;
         let (name, tokens, shared) =
             if n > 128 { ("product_bf16_256_sm90", 256, 197_712) } else { ("product_bf16_128_sm90", 128, 197_744) };
-        let mut arguments: [Argument; 11] = [
-            self.data.part(first * row_bytes..(first + rows) * row_bytes).into(),
-            (row_bytes as u64).into(),
+        let grid = tiles(queue, (rows, n), tokens, shared);
+        if grid.is_empty() {
+            return Ok(());
+        }
+        let map = TensorMap::new(queue.gpu(), x.bytes(), 2 * x_stride, tokens)?;
+        let mut arguments: [Argument; 10] = [
+            (&self.map).into(),
+            (&map).into(),
+            (first as i32).into(),
             (rows as i32).into(),
-            x.into(),
-            (x_stride as i32).into(),
             (n as i32).into(),
             (self.cols as i32).into(),
             bias.into(),
@@ -179,7 +192,7 @@ impl Unpacked {
             adds(epilogue).into(),
         ];
         // SAFETY: weights, activations and results of the sizes that were checked, which the kernel keeps to
-        unsafe { queue.launch(name, tiles(queue, (rows, n), tokens, shared), &mut arguments) }
+        unsafe { queue.launch(name, grid, &mut arguments) }
     }
 
     /// Whether it is in bfloat16.

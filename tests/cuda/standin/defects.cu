@@ -1,5 +1,5 @@
 // Kernels with a defect each, which the stand-in must find.
-#include "hopper.cuh"
+#include "tma.cuh"
 
 KERNEL defect_past_the_end(float* x, int n) { x[n + threadIdx.x] = 1.0f; }
 REGISTER(defect_past_the_end)
@@ -160,3 +160,84 @@ KERNEL defect_mbarrier_unfenced(float* x, int n) { hand_over<false, 32>(x, n); }
 REGISTER(defect_mbarrier_unfenced)
 KERNEL defect_mbarrier_too_few(float* x, int n) { hand_over<true, 31>(x, n); }
 REGISTER(defect_mbarrier_too_few)
+
+// Copies by the Tensor Memory Accelerator: thread 0 copies a box of 8 rows of 128 bytes of floats, another warp reads it. What
+// is expected of it, in bytes; whether the barrier is fenced, the box waited for, written to meanwhile, and where it begins.
+template <int BYTES, bool FENCE, bool WAIT, bool OVERWRITES, int SHIFT>
+void copy_box(float* x, const TensorMap& map, int column, int row) {
+    TILE(tile);
+    SHARED(uint64_t, full, 1);
+    if (threadIdx.x == 0) {
+        mbarrier_init(full, 1);
+        if (FENCE) fence_async_proxy();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect_tx(full, BYTES);
+        cp_async_bulk_tensor_2d(tile + SHIFT, map, column, row, full);
+        if (OVERWRITES) tile[0] = 1;
+    }
+    if (threadIdx.x < 32) return;
+    const int lane = (int)threadIdx.x % 32;
+    if (WAIT) mbarrier_wait(full, 0);
+    for (int r = 0; r < 8; r++) {
+        const int piece = lane / 4 ^ r;  // the swizzle of 128 bytes
+        x[32 * r + lane] = ((const float*)tile)[32 * r + 4 * piece + lane % 4];
+    }
+    __syncwarp();
+    if (!WAIT) mbarrier_wait(full, 0);
+}
+#define COPY_BOX(NAME, ...)                                                                                               \
+    KERNEL NAME(float* x, const __grid_constant__ TensorMap map, int column, int row) {                                     \
+        copy_box<__VA_ARGS__>(x, map, column, row);                                                                         \
+    }                                                                                                                       \
+    REGISTER(NAME)
+COPY_BOX(right_box, 1024, true, true, false, 0)
+COPY_BOX(defect_box_early_read, 1024, true, false, false, 0)
+COPY_BOX(defect_box_too_many_bytes, 1040, true, true, false, 0)
+COPY_BOX(defect_box_too_few_bytes, 0, true, true, false, 0)
+COPY_BOX(defect_box_unfenced_barrier, 1024, false, true, false, 0)
+COPY_BOX(defect_box_overwritten, 1024, true, true, true, 0)
+COPY_BOX(defect_box_shifted, 1024, true, true, false, 512)
+
+// Waits for a phase that has only the bytes of the first of two copies.
+KERNEL defect_box_half_waited(float* x, const __grid_constant__ TensorMap map) {
+    TILE(tile);
+    SHARED(uint64_t, full, 1);
+    if (threadIdx.x == 0) {
+        mbarrier_init(full, 1);
+        fence_async_proxy();
+        mbarrier_arrive_expect_tx(full, 1024);
+        for (int i = 0; i < 2; i++) cp_async_bulk_tensor_2d(tile + 1024 * i, map, 0, 0, full);
+        mbarrier_wait(full, 0);
+        x[0] = ((const float*)tile)[0];
+    }
+}
+REGISTER(defect_box_half_waited)
+
+// wgmma reads what cp.async has copied, announced by itself: a barrier, but no fence.
+template <bool FENCE>
+void multiply_copied(float* x, int) {
+    TILE(tile);
+    SHARED(uint64_t, full, 1);
+    if (threadIdx.x == 0) mbarrier_init(full, WARPGROUP);
+    __syncthreads();
+    for (int i = 0; i < 4; i++) cp_async_16(tile + 16 * (threadIdx.x + WARPGROUP * i), x, true);
+    cp_async_mbarrier_arrive(full);
+    mbarrier_wait(full, 0);
+    if (FENCE) fence_async_proxy();
+    __syncthreads();
+    float d[64] = {};
+    wgmma_fence();
+    const uint64_t rows = operand(tile, 0);
+    wgmma_bf16(d, rows, rows & ~((uint64_t)0x3fff << 32));
+    wgmma_commit();
+    wgmma_wait<0>(d);
+    cp_async_commit();
+    cp_async_wait<0>();
+    x[threadIdx.x] = d[0];
+}
+KERNEL right_copied_operand(float* x, int n) { multiply_copied<true>(x, n); }
+REGISTER(right_copied_operand)
+KERNEL defect_copied_operand_unfenced(float* x, int n) { multiply_copied<false>(x, n); }
+REGISTER(defect_copied_operand_unfenced)

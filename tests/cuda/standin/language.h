@@ -15,6 +15,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __constant__ static const
+#define __grid_constant__
 
 struct alignas(8) uint2 {
     unsigned x, y;

@@ -69,6 +69,7 @@ struct Copy {
     const void* from;
     size_t bytes;
     int group;
+    uint64_t number;
 };
 
 struct Thread {
@@ -77,8 +78,10 @@ struct Thread {
     Dim3 index{};
     unsigned number = 0;
     std::vector<Copy> copies;
+    uint64_t copies_started = 0;
     int copy_group = 0;
     bool copied_unfenced = false;
+    char copied = 0;  // for ThreadSanitizer: what it has waited for itself comes before the arrival that waits for it too
     const void* waits_for = nullptr;
     void* fiber = nullptr;  // ThreadSanitizer's
 };
@@ -202,6 +205,7 @@ void start_thread(Thread& thread, unsigned number) {
     thread.number = number;
     thread.index = {number % size_now.x, number / size_now.x % size_now.y, number / size_now.x / size_now.y};
     thread.copies.clear();
+    thread.copies_started = 0;
     thread.copy_group = 0;
     thread.copied_unfenced = false;
     SANITIZER(if (!thread.fiber) thread.fiber = __tsan_create_fiber(0));
@@ -473,17 +477,18 @@ unsigned ballot(unsigned mask, bool predicate) {
 void start_copy(void* to, const void* from, size_t bytes) {
     writes(to, bytes);
     if (from) reads(from, bytes);
-    current->copies.push_back({to, from, bytes, current->copy_group});
+    current->copies.push_back({to, from, bytes, current->copy_group, current->copies_started++});
 }
 
 void commit_copies() { current->copy_group++; }
 
-void finish_copies(int groups_left) {
-    auto& copies = current->copies;
+/// Ends the copies of a thread that are `ended`, with a call of `copied` for each.
+template <class E, class C>
+static void finish_some(Thread& thread, const E& ended, const C& copied) {
     size_t kept = 0;
-    for (const Copy& copy : copies) {
-        if (copy.group >= current->copy_group - groups_left) {
-            copies[kept++] = copy;
+    for (const Copy& copy : thread.copies) {
+        if (!ended(copy)) {
+            thread.copies[kept++] = copy;
             continue;
         }
         if (copy.from) {
@@ -492,14 +497,30 @@ void finish_copies(int groups_left) {
             memset(copy.to, 0, copy.bytes);
         }
         writes(copy.to, copy.bytes);
-        current->copied_unfenced = true;
+        copied(copy);
     }
-    copies.resize(kept);
+    thread.copies.resize(kept);
+}
+
+void finish_copies(int groups_left) {
+    const int until = current->copy_group - groups_left;
+    finish_some(*current, [=](const Copy& copy) { return copy.group < until; },
+                [](const Copy&) { current->copied_unfenced = true; });
+    release(&current->copied);
+}
+
+uint64_t copies_started() { return current->copies_started; }
+
+void finish_copies_of(unsigned thread, uint64_t started, void (*copied)(void* to, size_t bytes)) {
+    acquire(&threads[thread].copied);
+    finish_some(threads[thread], [=](const Copy& copy) { return copy.number < started; },
+                [=](const Copy& copy) { copied(copy.to, copy.bytes); });
 }
 
 bool& copied_unfenced() { return current->copied_unfenced; }
 
 void reads_16(const void* at) { reads(at, 16); }
+void writes_16(void* at) { writes(at, 16); }
 
 Registration::Registration(const char* name, Kernel kernel) { registry()[name] = kernel; }
 

@@ -53,6 +53,10 @@ void together_in_group(int operation, void* in, GroupWork work);
 void start_copy(void* to, const void* from, size_t bytes);
 void commit_copies();
 void finish_copies(int groups_left);
+/// How many copies the current CUDA thread has started; and the end of those of a thread up to such a number, with a call of
+/// `copied` for each.
+uint64_t copies_started();
+void finish_copies_of(unsigned thread, uint64_t started, void (*copied)(void* to, size_t bytes));
 /// Whether the current CUDA thread's copies have arrived since this was last made false.
 bool& copied_unfenced();
 
@@ -76,8 +80,9 @@ struct Blocks {
 void release(void* what);
 void acquire(void* what);
 
-/// For ThreadSanitizer: that the current CUDA thread reads 16 bytes.
+/// For ThreadSanitizer: that the current CUDA thread reads or writes 16 bytes.
 void reads_16(const void* at);
+void writes_16(void* at);
 
 /// While there is one, what the current CUDA thread does is not for ThreadSanitizer, which knows memcpy and the like wherever
 /// they are called. No other thread may get its turn meanwhile.
@@ -103,9 +108,16 @@ struct Call;
 template <class... A, void (*F)(A...)>
 struct Call<F> {
     static constexpr size_t sizes[sizeof...(A) + 1] = {sizeof(A)..., 0};
+    /// Arguments may lie less aligned than parameters do.
+    template <class T>
+    static T value(const void* argument) {
+        T value;
+        __builtin_memcpy(&value, argument, sizeof value);
+        return value;
+    }
     template <size_t... I>
     static void spread(void** arguments, std::index_sequence<I...>) {
-        F(*static_cast<A*>(arguments[I])...);
+        F(value<A>(arguments[I])...);
     }
     static void call(void** arguments) { spread(arguments, std::index_sequence_for<A...>{}); }
     static constexpr Kernel with{&call, sizes, sizeof...(A)};

@@ -4,6 +4,7 @@
 //   'A' bytes                     new memory, filled with bytes of ones       -> its address
 //   'W' address bytes, the bytes  copies to it
 //   'R' address bytes             copies from it                              -> the bytes
+//   'T' address, rows, bytes of a row, rows of a box   -> a tensor map of the matrix, in swizzled boxes of 128 bytes
 //   'L' order, grid (3), block (3), shared, name length, name, arguments, each: length and bytes      -> 0
 // A launch that is not right ends the program with a message on the standard error.
 #include <cstdio>
@@ -13,6 +14,7 @@
 
 #include "memory.h"
 #include "runtime.h"
+#include "tma.h"
 
 namespace {
 
@@ -40,6 +42,17 @@ unsigned char* checked(uint64_t address, size_t bytes) {
     auto memory = reinterpret_cast<unsigned char*>(address);
     if (!standin::is_within(memory, bytes, nullptr)) standin::fail("a copy outside the memory");
     return memory;
+}
+
+void tensor_map() {
+    const uint64_t address = number(), rows = number(), row_bytes = number();
+    const uint64_t dims[2] = {row_bytes, rows}, strides[1] = {row_bytes};
+    const uint32_t box[2] = {128, uint32_t(number())}, steps[2] = {1, 1};
+    alignas(128) unsigned char map[standin::TENSOR_MAP_BYTES];
+    checked(address, rows * row_bytes);
+    const standin::Tiled tiled{0, 2, reinterpret_cast<void*>(address), dims, strides, box, steps, 0, 3, 3, 0};
+    if (const auto wrong = standin::encode(tiled, map)) standin::fail("a tensor map with " + *wrong);
+    answer(map, sizeof map);
 }
 
 standin::Dim3 dim3() {
@@ -89,6 +102,9 @@ void serve() {
                 answer(checked(address, bytes), bytes);
                 break;
             }
+            case 'T':
+                tensor_map();
+                break;
             case 'L':
                 launch();
                 break;

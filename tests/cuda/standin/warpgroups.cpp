@@ -1,5 +1,5 @@
 // What the PTX in hopper.cuh does, from the PTX manual (ISA 8.0 on; sections as in ISA 9.2): products of warpgroups, which are
-// asynchronous (9.7.15), barriers in shared memory (mbarrier) and registers that move (setmaxnreg).
+// asynchronous (9.7.15), and registers that move (setmaxnreg).
 //
 // A product reads shared memory at some time between its start and the end of the wait for it: its operands are read at the
 // start, and must still be the same at the end, when the last thread has waited. Its accumulators hold bytes of ones in the
@@ -10,16 +10,13 @@
 #include <map>
 #include <vector>
 
+#include "mbarriers.h"
+
 namespace {
 
 constexpr int WARPGROUP = 128;
 constexpr int SLICE = 32;  // bytes of a row that one product takes
 constexpr uint32_t ON_ITS_WAY = 0xffffffffu;
-
-struct Phases {
-    uint32_t count, missing, phase = 0;
-    char ordered[2];  // for ThreadSanitizer, of phases by parity
-};
 
 /// An accumulator of a thread, and what it will hold.
 struct Accumulator {
@@ -57,7 +54,6 @@ struct Product {
     int threads = WARPGROUP;  // that have not waited for it
 };
 
-std::map<uint32_t, Phases> barriers;
 std::map<unsigned, Thread> threads;
 std::map<unsigned, std::list<Product>> products;  // of warpgroups
 std::map<unsigned, int> registers;                // of threads of warpgroups
@@ -67,7 +63,6 @@ int registers_at_start() { return int(65536 / standin::block_size().x / 8 * 8); 
 
 void begin_block() {
     const standin::Unseen unseen;
-    barriers.clear();
     threads.clear();
     products.clear();
     registers.clear();
@@ -88,12 +83,6 @@ Thread& self() {
     return threads[standin::number()];
 }
 unsigned warpgroup() { return standin::number() / WARPGROUP; }
-
-Phases& phases(uint64_t* barrier) {
-    auto found = barriers.find(shared_address(barrier));
-    if (found == barriers.end()) standin::fail("an mbarrier that was never initialized");
-    return found->second;
-}
 
 /// What a descriptor has (9.7.15.5.1.2, "Matrix descriptor"), of operands with the swizzle of 128 bytes.
 struct Fields {
@@ -150,7 +139,10 @@ void for_pieces(const Operand& operand, const Piece& piece) {
 
 std::vector<unsigned char> read(const Operand& operand) {
     if (operand.rows == 0) return {};
-    for_pieces(operand, [](size_t, const void* from) { standin::reads_16(from); });
+    for_pieces(operand, [](size_t, const void* from) {
+        if (standin::is_unfenced(from)) standin::fail("wgmma reads what cp.async has written, without fence.proxy.async");
+        standin::reads_16(from);
+    });
     const standin::Unseen unseen;
     std::vector<unsigned char> bytes(size_t(operand.rows) * SLICE);
     for_pieces(operand, [&](size_t at, const void* from) { memcpy(&bytes[at], from, 16); });
@@ -277,35 +269,12 @@ void set_registers(int count) {
     registers[warpgroup()] = count;
 }
 
-void mbarrier_init(uint64_t* barrier, uint32_t count) {
-    const standin::Unseen unseen;
-    if (uintptr_t(barrier) % 8) standin::fail("an mbarrier at an address that is no multiple of 8");
-    if (!barriers.emplace(shared_address(barrier), Phases{count, count, 0, {}}).second) {
-        standin::fail("an mbarrier that is initialized twice");
-    }
-}
-void mbarrier_arrive(uint64_t* barrier) {
-    if (standin::copied_unfenced()) standin::fail("copies are announced without fence.proxy.async, and wgmma may not see them");
-    Phases& p = phases(barrier);
-    standin::release(&p.ordered[p.phase % 2]);
-    if (--p.missing) return;
-    p.missing = p.count;
-    p.phase++;
-    standin::wake(&p);
-}
-void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
-    Phases& p = phases(barrier);
-    while (p.phase % 2 == parity) standin::wait_for(&p);
-    standin::acquire(&p.ordered[parity]);
-}
-
 void cp_async_4(void* shared, const void* global, bool there) {
     if (uintptr_t(shared) % 4 || (there && uintptr_t(global) % 4)) {
         standin::fail("cp.async of 4 bytes from or to an address that is no multiple of 4");
     }
     standin::start_copy(shared, there ? global : nullptr, 4);
 }
-void fence_async_proxy() { standin::copied_unfenced() = false; }
 
 void wgmma_fence() { self().fenced = true; }
 void wgmma_commit() { self().groups++; }
