@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Epilogue;
 use crate::kernels::conv::Sampling;
 use crate::kernels::cuda::images::{GroupNorm, Matrix, Sides, Terms, convolve, pad, product, softmax};
-use crate::kernels::cuda::{Gpu, Memory, Part, Queue};
+use crate::kernels::cuda::{Gpu, Memory, Part, Queue, image_check};
 use crate::memory::{try_push, try_reserve_entry, try_vec};
 use crate::parallel::Exec;
 use crate::tensor;
@@ -107,8 +107,12 @@ const WHAT: &str = "a feature map of the image tokenizer";
 const WEIGHTS: &str = "the image tokenizer's weights";
 
 impl CudaImages {
+    /// # Errors
+    /// `Device`, where the kernels do not compute on this card what they should; those of a card.
     pub fn new(gpu: &Arc<Gpu>) -> Result<Self> {
-        Ok(CudaImages { queue: Queue::new(gpu)?, convs: HashMap::new(), norms: HashMap::new() })
+        let queue = Queue::new(gpu)?;
+        image_check(&queue)?;
+        Ok(CudaImages { queue, convs: HashMap::new(), norms: HashMap::new() })
     }
 
     /// An error where the kernels do not have the sizes of an image tokenizer.

@@ -64,6 +64,20 @@ fn a_picture_that_the_card_has_no_memory_for_is_an_error_and_smaller_ones_go_on(
 }
 
 #[test]
+fn convolutions_that_come_out_wrong_are_an_error_and_the_rest_goes_on() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    driver.set("SKIP_KERNEL", "convolve_BF16");
+    let context = card.context(None);
+    let error = context.decode_image(&codes(4), 2, 2).unwrap_err();
+    assert!(matches!(error, Error::Device { .. }), "{error}");
+    assert!(error.to_string().contains("convolutions come out wrong on it"), "{error}");
+    context.logits(&[mmada::SequenceRequest { ids: &[5, 6], rows: &[1], vocab: 0..9 }]).unwrap();
+    driver.set("SKIP_KERNEL", "");
+    context.decode_image(&codes(4), 2, 2).unwrap();
+}
+
+#[test]
 fn a_cancelled_picture_can_be_followed_by_another_and_all_memory_is_given_back() {
     let card = Card::open();
     let context = card.context(None);

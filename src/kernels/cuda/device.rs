@@ -26,6 +26,8 @@ pub struct Gpu {
     multiprocessors: usize,
     /// Whether it was found to compute right: see `self_check`.
     pub(super) is_checked: AtomicBool,
+    /// The same of the image tokenizer's kernels: see `image_check`.
+    pub(super) images_are_checked: AtomicBool,
     /// Whether it has Hopper's tensor cores, a driver that knows them, and products on them that were found to be right.
     pub(super) has_hopper: AtomicBool,
     /// The same of attention.
@@ -81,6 +83,7 @@ impl Gpu {
             context: ptr::null_mut(),
             multiprocessors: 1,
             is_checked: AtomicBool::new(false),
+            images_are_checked: AtomicBool::new(false),
             has_hopper: AtomicBool::new(false),
             has_hopper_attention: AtomicBool::new(false),
             functions: Mutex::default(),

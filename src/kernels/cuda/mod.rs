@@ -7,6 +7,7 @@
 mod arena;
 mod device;
 mod driver;
+mod image_check;
 pub mod images;
 mod modules;
 pub mod operations;
@@ -18,6 +19,7 @@ mod unpacked;
 pub use arena::Arena;
 pub use device::{Gpu, Graph, Indices, Memory, Part, Pinned, Queue, Staged};
 pub use driver::{Card, cards};
+pub use image_check::image_check;
 pub use modules::ptx_of;
 pub use self_check::self_check;
 pub use unpacked::Unpacked;

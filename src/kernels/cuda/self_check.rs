@@ -1,5 +1,6 @@
 //! Whether a card computes what it should, before anything is trusted to it: a small product of each kind and an attention,
-//! beside the processor's; and attention by Hopper's kernels, beside that by the others.
+//! beside the processor's; and attention by Hopper's kernels, beside that by the others. What pictures need is looked at when the
+//! first one comes: `image_check`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -54,7 +55,7 @@ fn reason_against(gpu: &Gpu, outcome: Result<()>) -> Result<Option<Error>> {
     }
 }
 
-fn is_wrong(gpu: &Gpu, what: &str) -> Error {
+pub(super) fn is_wrong(gpu: &Gpu, what: &str) -> Error {
     Error::Device { device: gpu.name(), reason: format!("{what} come out wrong on it") }
 }
 
@@ -123,7 +124,7 @@ fn compare_attentions(gpu: &Arc<Gpu>) -> Result<()> {
 }
 
 /// Numbers in [-1, 1), always the same.
-fn numbers(seed: u32, len: usize) -> Result<Vec<f32>> {
+pub(super) fn numbers(seed: u32, len: usize) -> Result<Vec<f32>> {
     let mut state = seed.wrapping_mul(0x9e37_79b9);
     let next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -142,7 +143,7 @@ fn close(got: &[f32], expected: &[f32]) -> bool {
     got.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 0.03 * size)
 }
 
-fn download(queue: &Queue, from: &Memory<f32>) -> Result<Vec<f32>> {
+pub(super) fn download(queue: &Queue, from: &Memory<f32>) -> Result<Vec<f32>> {
     let mut to = try_vec(from.len(), WHAT)?;
     queue.read(from.all(), &mut to)?;
     Ok(to)
