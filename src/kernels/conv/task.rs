@@ -11,7 +11,7 @@ use super::pixels::{Affine, Row, bring};
 use super::results::Results;
 use super::unit::{Operands, Sums, Unit};
 use super::{Convolution, Scratch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Epilogue;
 use crate::kernels::isa::{Isa, Op, prefetch_to_write};
 use crate::memory::{Aligned, Charge, try_push, try_resize, try_vec};
@@ -84,6 +84,11 @@ pub fn run<U: Unit>(
     }
     let sides = (conv.height, conv.width);
     let plan = &Plan::new(conv.sampling, conv.kernel, sides, (conv.channels(), outputs), &U::MEASURES);
+    let tasks = (4 * exec.threads.count()).div_ceil(plan.strips);
+    let band = plan.row_pairs().div_ceil(tasks).max(LEAST_PAIRS).min(plan.row_pairs());
+    let bands = plan.row_pairs().div_ceil(band);
+    let at_a_time = exec.threads.count().min(plan.out_blocks.max(bands * plan.strips));
+    memories(exec, plan, conv.weights.cols(), at_a_time, scratch)?;
     weights(unit, conv, exec, plan, scratch)?;
     let Scratch { weights: packed, memories, .. } = scratch;
     let _charge = exec.take(plan.shared_bytes(), WHAT)?;
@@ -93,9 +98,6 @@ pub fn run<U: Unit>(
     bias.try_grow_to(padded, "the biases of a convolution")?;
     bias[..outputs].copy_from_slice(conv.bias);
 
-    let tasks = (4 * exec.threads.count()).div_ceil(plan.strips);
-    let band = plan.row_pairs().div_ceil(tasks).max(LEAST_PAIRS).min(plan.row_pairs());
-    let bands = plan.row_pairs().div_ceil(band);
     let mut sums = try_vec::<f64>(plan.sums(), WHAT)?;
     let work = &Work {
         conv,
@@ -111,7 +113,6 @@ pub fn run<U: Unit>(
         (0..bands * plan.strips).into_par_iter().try_for_each(|task| {
             let (first, strip) = (task / plan.strips * band, task % plan.strips);
             with_memory(memories, |memory| {
-                memory.grow_to(exec, plan, conv.weights.cols())?;
                 for pair in (first..plan.row_pairs().min(first + band)).step_by(plan.depth) {
                     exec.check()?;
                     let pairs = pair..plan.row_pairs().min(first + band).min(pair + plan.depth);
@@ -130,6 +131,16 @@ pub fn run<U: Unit>(
     Ok(total)
 }
 
+/// Makes memory for as many threads as work at a time: before they do, so that what a convolution needs does not hang on which
+/// of them come to work.
+fn memories(exec: &Exec, plan: &Plan, cols: usize, count: usize, scratch: &mut Scratch) -> Result<()> {
+    let all = scratch.memories.get_mut().unwrap_or_else(PoisonError::into_inner);
+    while all.len() < count {
+        try_push(all, Memory::default(), "the list of a convolution's memories")?;
+    }
+    all.iter_mut().try_for_each(|memory| memory.grow_to(exec, plan, cols))
+}
+
 /// Brings the weights into tiles.
 fn weights<U: Unit>(unit: U, conv: &Convolution, exec: &Exec, plan: &Plan, scratch: &mut Scratch) -> Result<()> {
     const WHAT: &str = "the weights of a convolution in tiles";
@@ -143,7 +154,6 @@ fn weights<U: Unit>(unit: U, conv: &Convolution, exec: &Exec, plan: &Plan, scrat
     exec.run(|| {
         (0..plan.out_blocks).into_par_iter().try_for_each(|block| {
             with_memory(memories, |memory| {
-                memory.grow_to(exec, plan, conv.weights.cols())?;
                 // SAFETY: the memory holds all tiles; every task writes those of its own block
                 unsafe { pack(unit, plan, conv.weights, block, &mut memory.rows, to.get().cast()) }
             })
@@ -151,10 +161,12 @@ fn weights<U: Unit>(unit: U, conv: &Convolution, exec: &Exec, plan: &Plan, scrat
     })
 }
 
-/// Runs `work` with memory that nobody else has meanwhile: there are never more than threads.
+/// Runs `work` with memory that nobody else has meanwhile.
 fn with_memory(memories: &Mutex<Vec<Memory>>, work: impl FnOnce(&mut Memory) -> Result<()>) -> Result<()> {
     let all = || memories.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut memory = all().pop().unwrap_or_default();
+    let Some(mut memory) = all().pop() else {
+        return Err(Error::Internal("more convolutions at a time than there is memory for".to_owned()));
+    };
     let result = work(&mut memory);
     try_push(&mut all(), memory, "the list of a convolution's memories")?;
     result
