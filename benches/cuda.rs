@@ -110,8 +110,10 @@ mod cuda {
         println!("card\t{}, compute capability {major}.{minor}, {} MiB\t", card.name, card.memory_bytes >> 20);
         let gpu = Gpu::open(o.device)?;
         // Hopper's kernels are taken once they were found to be right
-        if let Some(sentence) = self_check(&gpu)? {
-            println!("{sentence}");
+        for dim in [64, 128] {
+            if let Some(sentence) = self_check(&gpu, dim)? {
+                println!("{sentence}");
+            }
         }
         let queue = Queue::new(&gpu)?;
         if o.wants("products") {
@@ -250,7 +252,7 @@ mod cuda {
         let what = format!("attention {heads} heads of {dim}, {tokens} tokens");
         let work = 4e-12 * (heads * dim) as f64 * (tokens * tokens) as f64;
         line(&what, work / seconds, "TFLOP/s");
-        if queue.gpu().has_hopper_attention() {
+        if queue.gpu().has_hopper_attention(dim) {
             let (kernel, out) = (AttentionKernel::Ampere, out.all());
             let seconds = best(queue, || ops::attention_by(queue, kernel, shape, qkv, starts, out))?;
             line(&format!("ampere {what}"), work / seconds, "TFLOP/s");

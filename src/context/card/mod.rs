@@ -104,7 +104,7 @@ impl Card {
         if let Some(images) = model.images() {
             CudaImages::check(images.config(), model.file())?;
         }
-        if let (Some(sentence), Some(logger)) = (self_check(&gpu)?, &options.logger) {
+        if let (Some(sentence), Some(logger)) = (self_check(&gpu, c.head_dim)?, &options.logger) {
             logger.log(LogLevel::Warn, &format!("{}: {sentence}", model.file()));
         }
         let first = match options.gpu_layers {

@@ -75,18 +75,7 @@ impl<I: Isa> Unit for Float<I> {
         before: Option<&Results>,
     ) {
         // SAFETY: the caller's promise
-        unsafe {
-            if let Some(before) = before {
-                before.finish(self.0);
-            }
-            // the tiles of products of matrices: as many sums as there are registers
-            match (I::PANEL.min(BLOCKS), I::F32_COLUMNS) {
-                (2, _) => registers::multiply::<Self, BLOCKS, 2, 12>(self, &p, from, results),
-                (_, 12..) => registers::multiply::<Self, BLOCKS, 1, 12>(self, &p, from, results),
-                (_, 6..) => registers::multiply::<Self, BLOCKS, 1, 6>(self, &p, from, results),
-                _ => registers::multiply::<Self, BLOCKS, 1, 4>(self, &p, from, results),
-            }
-        }
+        unsafe { registers::multiply::<Self, BLOCKS>(self, p, from, results, before) }
     }
 }
 

@@ -78,14 +78,6 @@ impl Unit for InPairs {
         before: Option<&Results>,
     ) {
         // SAFETY: the caller's promise
-        unsafe {
-            if let Some(before) = before {
-                before.finish(self.0.base());
-            }
-            match BLOCKS {
-                2 => registers::multiply::<Self, BLOCKS, 2, 12>(self, &p, from, results),
-                _ => registers::multiply::<Self, BLOCKS, 1, 12>(self, &p, from, results),
-            }
-        }
+        unsafe { registers::multiply::<Self, BLOCKS>(self, p, from, results, before) }
     }
 }

@@ -19,13 +19,39 @@ pub trait Products: Copy {
     fn add(self, sum: <Self::Isa as Isa>::F32, pixel: Self::Cells, weights: Self::Cells) -> <Self::Isa as Isa>::F32;
 }
 
-/// [`Unit::multiply`](super::unit::Unit::multiply) without what is left from before, for one term, in tiles of MR
-/// vectors of outputs x NR pixels; what is left over is in tiles of 8 and 4 pixels.
+/// [`Unit::multiply`](super::unit::Unit::multiply) for one term.
 ///
 /// # Safety
 /// As that function. Where not all results of a tile are wanted, four pixels at a time are written.
 #[inline(always)]
-pub unsafe fn multiply<P: Products, const BLOCKS: usize, const MR: usize, const NR: usize>(
+pub unsafe fn multiply<P: Products, const BLOCKS: usize>(
+    products: P,
+    p: Operands,
+    from: Sums,
+    results: &Results,
+    before: Option<&Results>,
+) {
+    // SAFETY: the caller's promise
+    unsafe {
+        if let Some(before) = before {
+            before.finish(products.isa());
+        }
+        // the tiles of products of matrices: as many sums as there are registers
+        match (P::Isa::PANEL.min(BLOCKS), P::Isa::F32_COLUMNS) {
+            (2, _) => tiles::<P, BLOCKS, 2, 12>(products, &p, from, results),
+            (_, 12..) => tiles::<P, BLOCKS, 1, 12>(products, &p, from, results),
+            (_, 6..) => tiles::<P, BLOCKS, 1, 6>(products, &p, from, results),
+            _ => tiles::<P, BLOCKS, 1, 4>(products, &p, from, results),
+        }
+    }
+}
+
+/// All tiles, of MR vectors of outputs x NR pixels; what is left over is in tiles of 8 and 4 pixels.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn tiles<P: Products, const BLOCKS: usize, const MR: usize, const NR: usize>(
     products: P,
     p: &Operands,
     from: Sums,

@@ -16,6 +16,14 @@ use super::tensor_map::TensorMap;
 use crate::error::{Error, Result};
 use crate::memory::try_push;
 
+/// What `self_check` found out about some kernels of a card.
+#[derive(Default)]
+pub(super) struct Checks {
+    pub is_done: AtomicBool,
+    /// Whether it has Hopper's tensor cores, a driver that knows them, and kernels for them that were found to be right.
+    pub has_hopper: AtomicBool,
+}
+
 /// A card that kernels run on. One for each card and process, for as long as anybody holds it.
 ///
 /// Threads: all functions may be called from any. Work is queued on [`Queue`]s, which order it.
@@ -24,14 +32,11 @@ pub struct Gpu {
     device: CUdevice,
     context: CUcontext,
     multiprocessors: usize,
-    /// Whether it was found to compute right: see `self_check`.
-    pub(super) is_checked: AtomicBool,
-    /// The same of the image tokenizer's kernels: see `image_check`.
+    /// See `self_check`: of products, and of attention with heads of 64 and of 128.
+    pub(super) product_checks: Checks,
+    attention_checks: [Checks; 2],
+    /// Whether the image tokenizer's kernels were found to be right: see `image_check`.
     pub(super) images_are_checked: AtomicBool,
-    /// Whether it has Hopper's tensor cores, a driver that knows them, and products on them that were found to be right.
-    pub(super) has_hopper: AtomicBool,
-    /// The same of attention.
-    pub(super) has_hopper_attention: AtomicBool,
     /// Translated when they are first launched.
     functions: Mutex<Functions>,
 }
@@ -82,10 +87,9 @@ impl Gpu {
             device: 0,
             context: ptr::null_mut(),
             multiprocessors: 1,
-            is_checked: AtomicBool::new(false),
+            product_checks: Checks::default(),
+            attention_checks: Default::default(),
             images_are_checked: AtomicBool::new(false),
-            has_hopper: AtomicBool::new(false),
-            has_hopper_attention: AtomicBool::new(false),
             functions: Mutex::default(),
         };
         // SAFETY: `find` has listed the card, so the driver is there; the pointer outlives the call
@@ -113,12 +117,22 @@ impl Gpu {
     /// Whether weights are worth unpacking for Hopper's kernels ([`Unpacked`](super::Unpacked)); known once `self_check` has
     /// run.
     pub fn has_hopper(&self) -> bool {
-        self.has_hopper.load(Ordering::Relaxed)
+        self.product_checks.has_hopper.load(Ordering::Relaxed)
     }
 
-    /// Whether long sequences attend by Hopper's kernels; known once `self_check` has run.
-    pub fn has_hopper_attention(&self) -> bool {
-        self.has_hopper_attention.load(Ordering::Relaxed)
+    /// Whether long sequences attend by Hopper's kernels with heads of `dim`; known once `self_check` has run.
+    pub fn has_hopper_attention(&self, dim: usize) -> bool {
+        self.attention_checks(dim).is_some_and(|checks| checks.has_hopper.load(Ordering::Relaxed))
+    }
+
+    /// `None` for heads that attention has no kernels for.
+    pub(super) fn attention_checks(&self, dim: usize) -> Option<&Checks> {
+        let [of_64, of_128] = &self.attention_checks;
+        match dim {
+            64 => Some(of_64),
+            128 => Some(of_128),
+            _ => None,
+        }
     }
 
     /// How many blocks of threads it runs at a time, at least.

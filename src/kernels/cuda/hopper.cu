@@ -76,19 +76,12 @@ struct Memory {
     uint64_t empty[STAGES];
 };
 
-/// What a launch asks for: tiles begin at a multiple of 1024 of shared memory, which may begin at any multiple of 16.
-template <class M>
-constexpr int SHARED_BYTES = (int)sizeof(M) + 1024;
-
 /// The memory of a block, with barriers that are ready.
 template <class M>
 __device__ __forceinline__ M& begin(unsigned char* dynamic) {
-    M& memory = *(M*)(dynamic + (-shared_address(dynamic) & 1023));
+    M& memory = memory_in<M>(dynamic);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < M::STAGES; i++) {
-            mbarrier_init(&memory.full[i], 1 + M::Scales::COPIERS);
-            mbarrier_init(&memory.empty[i], CONSUMER_WARPS);
-        }
+        init_ring(memory, 1 + M::Scales::COPIERS, CONSUMER_WARPS);
         fence_async_proxy();  // bulk copies arrive there
     }
     __syncthreads();

@@ -218,6 +218,26 @@ struct Ring {
     }
 };
 
+/// What a launch asks for, for memory that is an `M`: tiles begin at a multiple of 1024 of shared memory, which may begin at any
+/// multiple of 16.
+template <class M>
+constexpr int SHARED_BYTES = (int)sizeof(M) + 1024;
+
+/// The memory of a block. One thread makes its barriers ready before `__syncthreads`.
+template <class M>
+__device__ __forceinline__ M& memory_in(unsigned char* dynamic) {
+    return *(M*)(dynamic + (-shared_address(dynamic) & 1023));
+}
+
+/// The barriers of a ring: `full` ends a phase when so many threads have arrived, `empty` when so many warps have.
+template <class M>
+__device__ __forceinline__ void init_ring(M& memory, int copiers, int consumer_warps) {
+    for (int i = 0; i < M::STAGES; i++) {
+        mbarrier_init(&memory.full[i], copiers);
+        mbarrier_init(&memory.empty[i], consumer_warps);
+    }
+}
+
 /// Hands back what this warp has read everything of.
 __device__ __forceinline__ void release(uint64_t* empty) {
     __syncwarp();

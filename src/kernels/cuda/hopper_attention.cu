@@ -66,19 +66,12 @@ struct Memory {
     uint64_t queries_empty;  // full with the first keys
 };
 
-/// What a launch asks for: tiles begin at a multiple of 1024 of shared memory, which may begin at any multiple of 16.
-template <class M>
-constexpr int SHARED_BYTES = (int)sizeof(M) + 1024;
-
 /// The memory of a block, with barriers that are ready.
 template <class M>
 __device__ __forceinline__ M& begin(unsigned char* dynamic) {
-    M& memory = *(M*)(dynamic + (-shared_address(dynamic) & 1023));
+    M& memory = memory_in<M>(dynamic);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < M::STAGES; i++) {
-            mbarrier_init(&memory.full[i], WARPGROUP);
-            mbarrier_init(&memory.empty[i], 4 * M::CONSUMERS);
-        }
+        init_ring(memory, WARPGROUP, 4 * M::CONSUMERS);
         mbarrier_init(&memory.queries_empty, 4 * M::CONSUMERS);
     }
     __syncthreads();

@@ -446,7 +446,7 @@ pub fn attention(
     starts: (&Indices, usize, usize, usize),
     out: Part<'_, f32>,
 ) -> Result<()> {
-    let hopper = queue.gpu().has_hopper_attention() && starts.3 >= LEAST_HOPPER_QUERIES;
+    let hopper = queue.gpu().has_hopper_attention(heads.dim) && starts.3 >= LEAST_HOPPER_QUERIES;
     attention_by(queue, if hopper { AttentionKernel::Hopper } else { AttentionKernel::Ampere }, heads, qkv, starts, out)
 }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::device::{Gpu, Indices, Memory, Queue};
+use super::device::{Checks, Gpu, Indices, Memory, Queue};
 use super::driver::knows_hopper;
 use super::operations::{self as ops, AttentionKernel, Heads, Int8, Int8Memory, Weights};
 use super::unpacked::Unpacked;
@@ -21,28 +21,36 @@ use crate::tensor::{GgmlType, Matrix, quantize};
 const TOKENS: usize = 65;
 const ROWS: usize = 40;
 const COLS: usize = 256;
-const HEADS: Heads = Heads { heads: 2, kv_heads: 1, dim: 64 };
 const WHAT: &str = "a check of a graphics card";
 
-/// An error if kernels do not give on this card what they give on the processor. Looked at once, while it goes well. Kernels
-/// for Hopper that go wrong are left alone, products and attention by themselves, as others do their work: a sentence says so.
-/// Those that had to be ended have taken the context with them, though.
-pub fn self_check(gpu: &Arc<Gpu>) -> Result<Option<String>> {
-    if gpu.is_checked.load(Ordering::Acquire) {
+/// An error if kernels do not give on this card what they give on the processor. Products, and attention of heads of `dim`, are
+/// looked at once each, while it goes well: what a model does not use is not translated for it. Kernels for Hopper that go
+/// wrong are left alone, products and attention by themselves, as others do their work: a sentence says so. Those that had to
+/// be ended have taken the context with them, though.
+pub fn self_check(gpu: &Arc<Gpu>, dim: usize) -> Result<Option<String>> {
+    let attention = gpu.attention_checks(dim).ok_or_else(|| is_wrong(gpu, &format!("attentions of heads of {dim}")))?;
+    let products = once(gpu, &gpu.product_checks, |hopper| compare_products(gpu, hopper))?;
+    let attentions = once(gpu, attention, |hopper| match hopper {
+        false => compare_attentions(gpu, dim),
+        true => compare_hopper_attentions(gpu, dim),
+    })?;
+    Ok(products.or(attentions).map(|error| format!("kernels for Hopper are left alone: {error}")))
+}
+
+/// Compares kernels for every card, then those for Hopper, where it is one, unless that was done. Returns what speaks against
+/// the latter.
+fn once(gpu: &Gpu, checks: &Checks, compare: impl Fn(bool) -> Result<()>) -> Result<Option<Error>> {
+    if checks.is_done.load(Ordering::Acquire) {
         return Ok(None);
     }
-    compare(gpu, false)?;
-    let mut sentence = None;
+    compare(false)?;
+    let mut reason = None;
     if knows_hopper(gpu.card()) {
-        let products = reason_against(gpu, compare(gpu, true))?;
-        let attentions = reason_against(gpu, compare_attentions(gpu))?;
-        gpu.has_hopper.store(products.is_none(), Ordering::Relaxed);
-        gpu.has_hopper_attention.store(attentions.is_none(), Ordering::Relaxed);
-        let error = products.or(attentions);
-        sentence = error.map(|error| format!("kernels for Hopper are left alone: {error}"));
+        reason = reason_against(gpu, compare(true))?;
+        checks.has_hopper.store(reason.is_none(), Ordering::Relaxed);
     }
-    gpu.is_checked.store(true, Ordering::Release); // the last: what was found before is seen by whoever sees this
-    Ok(sentence)
+    checks.is_done.store(true, Ordering::Release); // the last: what was found before is seen by whoever sees this
+    Ok(reason)
 }
 
 /// What speaks against kernels that others can do the work of: an error of the device, which may be their own, if others can
@@ -60,7 +68,7 @@ pub(super) fn is_wrong(gpu: &Gpu, what: &str) -> Error {
 }
 
 /// With `unpacked`, products are those of Hopper's kernels.
-fn compare(gpu: &Arc<Gpu>, unpacked: bool) -> Result<()> {
+fn compare_products(gpu: &Arc<Gpu>, unpacked: bool) -> Result<()> {
     let queue = Queue::new(gpu)?;
     let threads = Threads::new(1)?;
     let exec = Exec::new(&threads, Kernels::best(), None);
@@ -81,46 +89,43 @@ fn compare(gpu: &Arc<Gpu>, unpacked: bool) -> Result<()> {
         }
     }
     let y = try_collect(x.chunks_exact(COLS).flat_map(|x| rows.chunks_exact(COLS).map(|w| dot(w, x))), WHAT)?;
-    if !close(&bf16_product(&queue, &rows, &x, unpacked)?, &y) {
-        return Err(wrong("products in bfloat16"));
-    }
-    if unpacked {
-        return Ok(()); // `compare_attentions`
-    }
-    let (d, kv) = (HEADS.heads * HEADS.dim, HEADS.kv_heads * HEADS.dim);
+    if close(&bf16_product(&queue, &rows, &x, unpacked)?, &y) { Ok(()) } else { Err(wrong("products in bfloat16")) }
+}
+
+/// Attention by the kernels for every card, beside the processor's.
+fn compare_attentions(gpu: &Arc<Gpu>, dim: usize) -> Result<()> {
+    let queue = Queue::new(gpu)?;
+    let threads = Threads::new(1)?;
+    let exec = Exec::new(&threads, Kernels::best(), None);
+    let heads = Heads { heads: 2, kv_heads: 1, dim };
+    let (d, kv) = (heads.heads * dim, heads.kv_heads * dim);
     let (q, k, v) = (numbers(3, TOKENS * d)?, numbers(4, TOKENS * kv)?, numbers(5, TOKENS * kv)?);
     let shape = Attention {
-        heads: HEADS.heads,
-        kv_heads: HEADS.kv_heads,
-        head_dim: HEADS.dim,
+        heads: heads.heads,
+        kv_heads: heads.kv_heads,
+        head_dim: dim,
         sequences: std::slice::from_ref(&(0..TOKENS)),
         mask: None,
     };
     let mut out = try_vec(TOKENS * d, WHAT)?;
     shape.run(&exec, Precision::F32, &mut Scratch::default(), &q, &k, &v, &mut out)?;
-    let got = attention(&queue, AttentionKernel::Ampere, HEADS, (&q, &k, &v), (TOKENS, TOKENS))?;
-    if close(&got, &out) { Ok(()) } else { Err(wrong("attentions")) }
+    let got = attention(&queue, AttentionKernel::Ampere, heads, (&q, &k, &v), (TOKENS, TOKENS))?;
+    if close(&got, &out) { Ok(()) } else { Err(is_wrong(gpu, "attentions")) }
 }
 
-/// Attention by Hopper's kernels beside that by the others, with heads of both sizes: more queries than a tile has, and more
-/// keys than a ring of tiles.
-fn compare_attentions(gpu: &Arc<Gpu>) -> Result<()> {
+/// Attention by Hopper's kernels beside that by the others: more queries than a tile has, and more keys than a ring of tiles.
+fn compare_hopper_attentions(gpu: &Arc<Gpu>, dim: usize) -> Result<()> {
     const QUERIES: usize = 200;
     const KEYS: usize = 700;
     let queue = Queue::new(gpu)?;
-    for dim in [64, 128] {
-        let heads = Heads { heads: 2, kv_heads: 1, dim };
-        let (d, kv) = (heads.heads * dim, heads.kv_heads * dim);
-        let (mut q, k, v) = (numbers(6, KEYS * d)?, numbers(7, KEYS * kv)?, numbers(8, KEYS * kv)?);
-        // scores far enough apart that the largest matter, which come in any tile
-        q.iter_mut().for_each(|q| *q *= 8.0);
-        let by = |kernel| attention(&queue, kernel, heads, (&q, &k, &v), (QUERIES, KEYS));
-        let (got, expected) = (by(AttentionKernel::Hopper)?, by(AttentionKernel::Ampere)?);
-        if !close(&got, &expected) {
-            return Err(is_wrong(gpu, "attentions"));
-        }
-    }
-    Ok(())
+    let heads = Heads { heads: 2, kv_heads: 1, dim };
+    let (d, kv) = (heads.heads * dim, heads.kv_heads * dim);
+    let (mut q, k, v) = (numbers(6, KEYS * d)?, numbers(7, KEYS * kv)?, numbers(8, KEYS * kv)?);
+    // scores far enough apart that the largest matter, which come in any tile
+    q.iter_mut().for_each(|q| *q *= 8.0);
+    let by = |kernel| attention(&queue, kernel, heads, (&q, &k, &v), (QUERIES, KEYS));
+    let (got, expected) = (by(AttentionKernel::Hopper)?, by(AttentionKernel::Ampere)?);
+    if close(&got, &expected) { Ok(()) } else { Err(is_wrong(gpu, "attentions")) }
 }
 
 /// Numbers in [-1, 1), always the same.
