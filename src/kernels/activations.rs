@@ -226,21 +226,21 @@ fn quantize_group<I: Isa>(isa: I, x: &[f32], rows: &mut [[[u32; LANES]; LANES]],
     let x = x.as_chunks::<LANES>().0;
     let mut peak = isa.splat(0.0);
     for x in x {
-        // NaN in the first operand would give the second
-        peak = isa.max(peak, isa.abs(isa.load(x)));
+        peak = isa.peak(peak, isa.load(x));
     }
-    let d = isa.reduce_max(peak) / 127.0;
-    // a group whose scale would be subnormal, infinite or NaN counts as zeros (or as its NaN, in the scale)
-    let inverse = if d.is_normal() { 1.0 / d } else { 0.0 };
-    let inverse = isa.splat(if inverse.is_finite() { inverse } else { 0.0 });
+    let d = isa.reduce_peak(peak) / 127.0;
+    // a group whose scale is subnormal, infinite or NaN has zeros; the latter two stay what they are, in the scale
+    let (is_normal, inverse) = (d.is_normal(), isa.splat(1.0 / d));
     let mut q = [0i8; LANES];
     for (i, x) in x.iter().enumerate() {
-        isa.store_i8(isa.round(isa.mul(isa.load(x), inverse)), &mut q);
+        if is_normal {
+            isa.store_i8(isa.round(isa.mul(isa.load(x), inverse)), &mut q);
+        }
         let cell = at / 4 + i * 4;
         let to: &mut [u8] = bytemuck::cast_slice_mut(&mut rows[cell / LANES][t][cell % LANES..][..4]);
         to.copy_from_slice(bytemuck::cast_slice(&q));
     }
-    if d.is_normal() || !d.is_finite() { d } else { 0.0 }
+    if is_normal || !d.is_finite() { d } else { 0.0 }
 }
 
 /// `n` rows of `k` activations in bfloat16, in pairs; an odd row ends with a zero.

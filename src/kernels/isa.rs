@@ -59,6 +59,12 @@ pub fn prefetch_to_write(line: *const u8) {
     let _ = line;
 }
 
+/// The larger of two numbers without a sign; NaN is larger than anything.
+#[inline(always)]
+pub(super) fn larger(a: f32, b: f32) -> f32 {
+    if a.to_bits() > b.to_bits() { a } else { b }
+}
+
 /// Work that is generic over the instruction set.
 pub trait Op {
     type Output;
@@ -177,11 +183,14 @@ pub trait Isa: Copy + Send + Sync + 'static {
         self.store(v, &mut a);
         fold(a, |x, y| x + y)
     }
+    /// The larger of `peak`, which is not negative, and the magnitude of `v`; NaN is larger than anything.
+    fn peak(self, peak: Self::F32, v: Self::F32) -> Self::F32;
+    /// The largest of peaks.
     #[inline(always)]
-    fn reduce_max(self, v: Self::F32) -> f32 {
+    fn reduce_peak(self, peak: Self::F32) -> f32 {
         let mut a = [0.0; LANES];
-        self.store(v, &mut a);
-        fold(a, f32::max)
+        self.store(peak, &mut a);
+        fold(a, larger)
     }
 
     /// Rows of weights of a tile of the integer product, and vectors of 16 activation rows.

@@ -252,6 +252,27 @@ fn int8_products_are_bit_identical_on_every_instruction_set_and_near_the_dequant
     }
 }
 
+#[test]
+fn nan_and_infinity_in_activations_reach_the_results_that_they_touch_alone() {
+    let mut rng = Random(31);
+    let threads = threads(1);
+    for dtype in int8_types() {
+        let (rows, k, n) = (19, 768, 6);
+        let bytes = random_weights(&mut rng, dtype, rows, k);
+        let w = Matrix::new(dtype, rows, k, &bytes).unwrap();
+        let mut x = rng.floats(n * k);
+        // at the beginning of a group, in its middle, and as its last
+        (x[k], x[2 * k + 300], x[4 * k + 767]) = (f32::NAN, -f32::NAN, f32::INFINITY);
+        for (scales, kernels) in SCALES.into_iter().flat_map(|s| Kernels::available().iter().map(move |k| (s, k))) {
+            let y = int8_product(&threads, kernels, &w, &x, scales);
+            for (i, v) in y.iter().enumerate() {
+                let touched = [1, 2, 4].contains(&(i / rows));
+                assert_eq!(v.is_finite(), !touched, "{dtype} {scales:?} {}: result {i} is {v}", kernels.name());
+            }
+        }
+    }
+}
+
 /// What wide scales may do to output `i`: half a step of each operand against the other, and both, in every 256
 /// elements. A step is the largest magnitude over 127; the weights' is that of the largest value that their scales
 /// allow, which is at most 16 times the largest there is, or none where they keep their own.

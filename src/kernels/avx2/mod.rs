@@ -91,6 +91,14 @@ impl<D: Dot> Isa for Avx2<D> {
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         both!(_mm256_max_ps, a, b)
     }
+    /// As integers: what stands for NaN is larger than what stands for infinity.
+    #[inline(always)]
+    fn peak(self, peak: Self::F32, v: Self::F32) -> Self::F32 {
+        let v = self.abs(v);
+        let (peak, v) = (both!(_mm256_castps_si256, peak), both!(_mm256_castps_si256, v));
+        let larger = both!(_mm256_max_epi32, peak, v);
+        both!(_mm256_castsi256_ps, larger)
+    }
     #[inline(always)]
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         both!(_mm256_min_ps, a, b)

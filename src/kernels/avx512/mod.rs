@@ -136,14 +136,17 @@ impl Isa for Avx512 {
         // SAFETY: `self` proves AVX-512 (DQ) and AVX2
         unsafe { super::avx2::fold_add(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
+    /// As integers: what stands for NaN is larger than what stands for infinity.
     #[inline(always)]
-    fn reduce_max(self, v: Self::F32) -> f32 {
+    fn peak(self, peak: Self::F32, v: Self::F32) -> Self::F32 {
+        let v = self.abs(v);
         // SAFETY: `self` proves AVX-512
-        unsafe {
-            // as in the fold of `f32::max`, NaN counts for nothing
-            let numbers = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(v, v);
-            _mm512_reduce_max_ps(_mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), numbers, v))
-        }
+        unsafe { _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(peak), _mm512_castps_si512(v))) }
+    }
+    #[inline(always)]
+    fn reduce_peak(self, peak: Self::F32) -> f32 {
+        // SAFETY: `self` proves AVX-512
+        f32::from_bits(unsafe { _mm512_reduce_max_epi32(_mm512_castps_si512(peak)) } as u32)
     }
     #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> Self::F32 {

@@ -129,6 +129,14 @@ impl<D: Dot> Isa for Neon<D> {
         let greater = four!(vcgtq_f32, a, b);
         four!(vbslq_f32, greater, a, b)
     }
+    /// As integers: what stands for NaN is larger than what stands for infinity.
+    #[inline(always)]
+    fn peak(self, peak: Self::F32, v: Self::F32) -> Self::F32 {
+        let v = self.abs(v);
+        let (peak, v) = (four!(vreinterpretq_s32_f32, peak), four!(vreinterpretq_s32_f32, v));
+        let larger = four!(vmaxq_s32, peak, v);
+        four!(vreinterpretq_f32_s32, larger)
+    }
     #[inline(always)]
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         self.if_less(a, b, a, b)

@@ -1,7 +1,7 @@
 //! The specification: plain Rust that every processor runs.
 
 use super::int8;
-use super::isa::{CELLS, Isa, LANES, Op, tables_in_memory};
+use super::isa::{CELLS, Isa, LANES, Op, larger, tables_in_memory};
 use super::product::{F32Block, f32_columns};
 
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,10 @@ impl Isa for Portable {
     #[inline(always)]
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         lanes!(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn peak(self, peak: Self::F32, v: Self::F32) -> Self::F32 {
+        lanes!(|i| larger(peak[i], v[i].abs()))
     }
     #[inline(always)]
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {

@@ -2,7 +2,8 @@
 //!
 //! Types of up to 4 bits per weight have at most 16 values in a group, so the values are scaled and rounded, not the
 //! weights: every group gets a table of 16 bytes, and a weight is looked up in it. The scale fits the largest value that
-//! the group could hold. Products and sums are not fused here, so that all instruction sets make the same bytes.
+//! the group could hold. Products and sums are not fused here, so that all instruction sets make the same bytes, or
+//! the same scale where it is not finite.
 //!
 //! Rows come 16 at a time. What needs all groups of a row (the largest value, from which two divisions follow one another) is
 //! done for 16 rows at once, one in each lane: row by row the processor would wait for that longer than it looks up.
@@ -70,14 +71,13 @@ impl Rows {
             // of the least or the greatest code, since rounding keeps order
             let (a, b) = (isa.load(a), isa.load(b));
             let (low, high) = (isa.add(isa.mul(a, least), b), isa.add(isa.mul(a, greatest), b));
-            isa.store(isa.max(isa.abs(low), isa.abs(high)), peaks);
+            isa.store(isa.peak(isa.abs(low), high), peaks);
         }
         isa.transpose(bytemuck::cast_ref(&by_row), &mut by_group);
         let by_group: &[[f32; LANES]; LANES] = bytemuck::cast_ref(&by_group);
-        // NaN counts for nothing
-        let mut peaks = isa.splat(f32::NEG_INFINITY);
+        let mut peaks = isa.splat(0.0);
         for group in by_group {
-            peaks = isa.max(isa.load(group), peaks);
+            peaks = isa.peak(peaks, isa.load(group));
         }
         let (scales, inverses) = scale_of(isa, peaks);
         isa.store(scales, &mut self.scales);
@@ -127,9 +127,9 @@ impl Rows {
 fn scale_of<I: Isa>(isa: I, peaks: I::F32) -> (I::F32, I::F32) {
     let least = isa.splat(f32::MIN_POSITIVE);
     let d = isa.div(peaks, isa.splat(127.0));
-    // a subnormal scale counts as zero; an infinite one is kept, as the weights are
+    // a subnormal scale counts as zero; an infinite one and NaN are kept, as the weights are
     let inverse = isa.zero_if_less(d, least, isa.div(isa.splat(1.0), d));
-    (isa.zero_if_less(isa.abs(d), least, d), inverse)
+    (isa.zero_if_less(d, least, d), inverse)
 }
 
 /// The values of a row's groups.
@@ -189,10 +189,10 @@ fn scaled<I: Isa>(isa: I, dtype: GgmlType, bytes: &[u8], n: usize, q: &mut [i8; 
         if offset {
             v = isa.add(v, isa.splat(offsets[g]));
         }
-        peak = isa.max(peak, isa.abs(v));
+        peak = isa.peak(peak, v);
         isa.store(v, values);
     }
-    let (scale, inverse) = scale_of(isa, isa.splat(isa.reduce_max(peak)));
+    let (scale, inverse) = scale_of(isa, isa.splat(isa.reduce_peak(peak)));
     for (values, q) in values.iter().zip(q.as_chunks_mut::<LANES>().0).take(n / LANES) {
         isa.store_i8(isa.round(isa.mul(isa.load(values), inverse)), q);
     }
