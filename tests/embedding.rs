@@ -83,6 +83,26 @@ fn a_memory_limit_is_kept_and_named_and_enough_is_enough() {
 }
 
 #[test]
+fn a_limit_of_what_is_estimated_is_enough() {
+    let ids: Vec<u32> = (3..3 + 13).collect();
+    for (cfg_scale, gen_length, block_length) in [(0.0, 24, 8), (1.5, 32, 32), (0.0, 45, 45)] {
+        let options =
+            mmada::TextOptions { gen_length, block_length, steps: gen_length, cfg_scale, ..Default::default() };
+        let estimate = model().estimate_text(ids.len(), &options);
+        let mut generation = limited(estimate.scratch_bytes).text_from_ids(ids.clone(), options).unwrap();
+        while !generation.step().unwrap().done {}
+    }
+    for (count, guidance) in [(1, 0.0), (2, 3.0), (3, 0.0)] {
+        let image = mmada::ImageOptions { guidance, steps: 3, ..model().draw_options(false).1 };
+        let estimate = model().estimate_draw(ids.len(), (64, 48), count, &image);
+        let (prompt, unconditional) = (ids.clone(), ids[..3].to_vec());
+        let request = mmada::DrawFromIds { prompt, unconditional, width: 64, height: 48, count, image };
+        let mut generation = limited(estimate.scratch_bytes).draw_from_ids(request).unwrap();
+        while !generation.step().unwrap().done {}
+    }
+}
+
+#[test]
 fn memory_of_a_generation_is_given_back_with_it() {
     let context = limited(1 << 30);
     assert_eq!(context.memory_used(), 0);

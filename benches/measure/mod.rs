@@ -44,7 +44,9 @@ fn seconds(_threads: usize) -> f64 {
 }
 
 /// The most memory that this process had at a time since it was last asked for, without what is mapped of files, in GiB
-/// (Linux, proc(5): `VmHWM` less `RssFile`, which only grows here).
+/// (Linux, proc(5): `VmHWM` less `RssFile`, which only grows here). Memory that was given back to the allocator may be part
+/// of it, as glibc keeps what it thinks will be asked for again: `MALLOC_MMAP_THRESHOLD_=131072` in the environment leaves
+/// what is in use.
 pub fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let field = |name: &str| -> Option<f64> {

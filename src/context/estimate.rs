@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use super::{Context, Model};
 use crate::error::Result;
-use crate::generate::{ImageOptions, TextOptions};
+use crate::generate::{ImageOptions, ImageStage, TextOptions, TextStage};
+use crate::kernels::attention::Scratch;
 use crate::kernels::{Activations, Arithmetic, Bf16Rows, Epilogue, Int8Rows, matmul};
 use crate::memory::{try_collect, try_vec};
-use crate::model::{Compute, SequenceRequest, State};
-use crate::sampler::choose::SLICE;
+use crate::model::{Compute, Room, SequenceRequest, State};
 
 /// Memory and work of a request. Both are bounds: an answer may end early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +29,8 @@ impl Model {
         let length = prompt.saturating_add(options.gen_length);
         let passes = if options.cfg_scale > 0.0 { 2 } else { 1 };
         let rows = options.block_length.saturating_mul(passes);
-        let vocab = self.vocabulary().text as usize;
-        self.estimate(&[(length, passes)], options.steps, rows, vocab, SLICE.min(vocab))
+        let stage = TextStage::bytes(self.vocabulary(), length, options);
+        self.estimate(&[(length, passes)], options.steps, (rows, self.vocabulary().text as usize), stage)
     }
 
     /// What drawing `count` pictures of `width` x `height` pixels takes after a prompt of `prompt` tokens (with
@@ -43,32 +43,38 @@ impl Model {
         let unconditional = (tokens.saturating_add(3 + 2), if options.guidance > 0.0 { count } else { 0 });
         let rows = count.saturating_add(unconditional.1).saturating_mul(tokens);
         let codes = self.vocabulary().codes as usize;
-        self.estimate(&[own, unconditional], options.steps, rows, codes, codes)
+        let lengths = [own.0, if unconditional.1 > 0 { unconditional.0 } else { 0 }];
+        let stage = ImageStage::bytes(lengths, (tokens, codes), count);
+        self.estimate(&[own, unconditional], options.steps, (rows, codes), stage)
     }
 
-    /// Of sequences given as (tokens, how many of them), with the logits of `vocab` ids in some rows, `width` of them at a
-    /// time. Saturates: sizes come from a request that nobody checked.
+    /// Of sequences given as (tokens, how many of them), with the logits of `vocab` ids in some rows, and `stage` bytes for what
+    /// is done with them. Saturates: sizes come from a request that nobody checked.
     fn estimate(
         &self,
         sequences: &[(usize, usize)],
         steps: usize,
-        rows: usize,
-        vocab: usize,
-        width: usize,
+        (rows, vocab): (usize, usize),
+        stage: usize,
     ) -> Estimate {
         let c = self.config();
         let sum = |term: &dyn Fn(u64) -> u64| {
             let terms = sequences.iter().map(|&(n, count)| term(n as u64).saturating_mul(count as u64));
             terms.fold(0, u64::saturating_add)
         };
-        let tokens = usize::try_from(sum(&|n| n)).unwrap_or(usize::MAX);
+        let all = |of: &dyn Fn(usize) -> usize| {
+            let terms = sequences.iter().map(|&(n, count)| of(n).saturating_mul(count));
+            terms.fold(0, usize::saturating_add)
+        };
+        // in bfloat16, which takes more
+        let room = Room { tokens: all(&|n| n), keys: all(&Scratch::padded), bf16: true };
         let layers = sum(&|n| n.saturating_mul(c.multiply_adds_per_token(usize::try_from(n).unwrap_or(usize::MAX))));
         let output = (rows as u64).saturating_mul(vocab as u64 * c.d_model as u64);
         Estimate {
             weights_bytes: self.bytes().len(),
-            scratch_bytes: State::bytes(c, tokens).saturating_add(rows.saturating_mul(width * 4)),
+            scratch_bytes: State::bytes(c, room).saturating_add(stage),
             multiply_adds: layers.saturating_add(output).saturating_mul(steps as u64),
-            tokens: (tokens as u64).saturating_mul(steps as u64),
+            tokens: (room.tokens as u64).saturating_mul(steps as u64),
         }
     }
 }

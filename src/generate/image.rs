@@ -86,7 +86,7 @@ impl Picture {
     }
 }
 
-pub(super) struct ImageStage {
+pub(crate) struct ImageStage {
     width: usize,
     height: usize,
     /// image codes as ids
@@ -136,8 +136,17 @@ impl Buffers {
 }
 
 impl ImageStage {
+    /// Bytes that it takes for `count` pictures of `tokens` of `codes` codes, with sequences of these lengths, the second 0
+    /// without guidance. Saturates: sizes come from a request that nobody checked.
+    pub fn bytes(lengths: [usize; 2], (tokens, codes): (usize, usize), count: usize) -> usize {
+        let rows = tokens.saturating_mul(count);
+        let logits = rows.saturating_mul(codes).saturating_mul(if lengths[1] > 0 { 2 } else { 1 });
+        let picture = Picture::bytes(lengths, tokens).saturating_add(size_of::<Picture>());
+        Buffers::bytes(logits, rows, tokens).saturating_add(picture.saturating_mul(count))
+    }
+
     /// `count` pictures of `width` x `height` tokens. Lengths and options have been checked.
-    pub fn new(
+    pub(super) fn new(
         engine: &dyn Engine,
         prompt: &[u32],
         unconditional: &[u32],
@@ -153,10 +162,8 @@ impl ImageStage {
         let passes = if guided { 2 } else { 1 };
         let length = |prompt: &[u32]| prompt.len().saturating_add(Frame::len(tokens));
         let lengths = [length(prompt), if guided { length(unconditional) } else { 0 }];
-        let picture_bytes = Picture::bytes(lengths, tokens).saturating_add(size_of::<Picture>());
+        let charge = engine.take(ImageStage::bytes(lengths, (tokens, vocab.len()), count), LOGITS)?;
         let logits = rows.saturating_mul(vocab.len()).saturating_mul(passes);
-        let bytes = Buffers::bytes(logits, rows, tokens).saturating_add(picture_bytes.saturating_mul(count));
-        let charge = engine.take(bytes, LOGITS)?;
         let buffers = Buffers::new(logits, rows, tokens)?;
         let mut pictures = try_with_capacity(count, CANVAS)?;
         for _ in 0..count {

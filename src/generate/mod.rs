@@ -24,12 +24,14 @@ use ::image::RgbImage;
 
 pub use self::defaults::{Defaults, ImageDefaults, TextDefaults};
 pub(crate) use self::engine::{Choosing, Engine, Sampling, choose_from_logits, sample_from_logits};
-use self::image::{Frame, ImageStage};
+use self::image::Frame;
+pub(crate) use self::image::ImageStage;
 pub use self::request::{DrawFromIds, DrawRequest, ImageOptions, TextOptions, TextRequest};
 use self::request::{at_least_one, check_ids, check_length, token_size};
 pub(crate) use self::score::score;
 pub use self::score::{Score, ScoreRequest};
-use self::text::{Question, TextStage};
+use self::text::Question;
+pub(crate) use self::text::TextStage;
 use crate::context::LogLevel;
 use crate::error::{Error, Result};
 use crate::memory::{try_copy, try_reserve, try_vec};

@@ -26,7 +26,7 @@ pub(super) struct Question {
     pub place: Range<usize>,
 }
 
-pub(super) struct TextStage {
+pub(crate) struct TextStage {
     /// prompt, answer, and what stands behind it
     ids: Vec<u32>,
     /// the same with the prompt masked; empty without guidance
@@ -87,9 +87,26 @@ impl Buffers {
 const LOGITS: &str = "the logits of a block of text";
 const CANVAS: &str = "the canvas of an answer";
 
+/// Rows of logits that a step looks at, how many of a row at a time, and passes.
+fn sizes(vocabulary: &Vocabulary, options: &TextOptions) -> (usize, usize, usize) {
+    // Only an unrestricted run can choose [MASK] itself and so leave masks behind in earlier blocks.
+    let (rows, end) = match options.unrestricted {
+        true => (options.gen_length, vocabulary.rows),
+        false => (options.block_length, vocabulary.text),
+    };
+    (rows, SLICE.min(end as usize), if options.cfg_scale > 0.0 { 2 } else { 1 })
+}
+
 impl TextStage {
+    /// Bytes that it takes with a sequence of `length` tokens. Saturates: sizes come from a request that nobody checked.
+    pub fn bytes(vocabulary: &Vocabulary, length: usize, options: &TextOptions) -> usize {
+        let (rows, width, passes) = sizes(vocabulary, options);
+        let slots = size_of::<Slot>().saturating_mul(options.gen_length);
+        Buffers::bytes(rows, width, passes).saturating_add((4 * passes).saturating_mul(length)).saturating_add(slots)
+    }
+
     /// `prompt`, then the answer's masks and pinned tokens, then `behind`. Lengths and options have been checked.
-    pub fn new(
+    pub(super) fn new(
         engine: &dyn Engine,
         prompt: Vec<u32>,
         behind: &[u32],
@@ -102,13 +119,9 @@ impl TextStage {
         let pinned = options.pinned(vocabulary)?;
         let mask = vocabulary.mask;
         let answer = prompt.len()..prompt.len() + options.gen_length;
-        let passes = if options.cfg_scale > 0.0 { 2 } else { 1 };
-        // Only an unrestricted run can choose [MASK] itself and so leave masks behind in earlier blocks.
-        let rows = if options.unrestricted { options.gen_length } else { options.block_length };
         let length = answer.end + behind.len();
-        let canvas = 4 * passes * length + size_of::<Slot>() * options.gen_length;
-        let width = SLICE.min(end as usize);
-        let charge = engine.take(Buffers::bytes(rows, width, passes).saturating_add(canvas), LOGITS)?;
+        let charge = engine.take(TextStage::bytes(vocabulary, length, &options), LOGITS)?;
+        let (rows, width, passes) = sizes(vocabulary, &options);
         let buffers = Buffers::new(rows, width, passes)?;
 
         let mut ids = prompt;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::backend::{Backend, Buffer, Input, Source};
 use super::config::Config;
 use super::layout::Layout;
-use super::state::State;
+use super::state::{Room, State};
 use super::transformer::{Run, SequenceRequest, Transformer};
 use super::weights::TensorRef;
 use crate::error::{Error, Result};
@@ -74,8 +74,8 @@ impl<'a> Cpu<'a> {
 
 impl Backend for Cpu<'_> {
     fn begin(&mut self, batch: &[SequenceRequest], all: bool) -> Result<()> {
-        let tokens = batch.iter().map(|s| s.ids.len()).sum();
-        self.state.reserve(self.run.exec, self.config, tokens)?;
+        let room = Room::of(batch.iter().map(|s| s.ids.len()), self.run.uses_bf16());
+        self.state.reserve(self.run.exec, self.config, room)?;
         self.state.layout.set(batch, all)
     }
 

@@ -24,7 +24,7 @@ pub(crate) use cuda::{Cuda, CudaState, CudaWeights};
 pub(crate) use offload::Offload;
 pub use packed::PackedWeights;
 pub(crate) use packed::WHAT as PACKED;
-pub use state::State;
+pub use state::{Room, State};
 #[cfg(feature = "cuda")]
 pub(crate) use transformer::parts_of;
 pub use transformer::{

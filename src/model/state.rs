@@ -9,7 +9,34 @@ use crate::kernels::{Bf16Rows, Int8Rows};
 use crate::memory::{Charge, try_resize, try_vec};
 use crate::parallel::Exec;
 
-/// Scratch memory of one context, for batches of up to `tokens` tokens (over all sequences).
+/// What batches there is room for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Room {
+    /// over all sequences
+    pub tokens: usize,
+    /// the same, each sequence's keys as attention pads them
+    pub keys: usize,
+    /// whether products and attention may be in bfloat16
+    pub bf16: bool,
+}
+
+impl Room {
+    /// For sequences of these lengths.
+    pub fn of(lengths: impl Iterator<Item = usize>, bf16: bool) -> Self {
+        lengths.fold(Room { bf16, ..Room::default() }, |room, n| Room {
+            tokens: room.tokens.saturating_add(n),
+            keys: room.keys.saturating_add(Scratch::padded(n)),
+            ..room
+        })
+    }
+
+    /// Keys that attention packs.
+    fn packed(self) -> usize {
+        if self.bf16 { self.keys } else { 0 }
+    }
+}
+
+/// Scratch memory of one context.
 #[derive(Default)]
 pub struct State {
     tokens: usize,
@@ -35,19 +62,20 @@ pub struct State {
 }
 
 impl State {
-    /// Room for `tokens` tokens; memory that is there already is kept. It counts against the budget of `exec`.
+    /// Room for a batch; memory that is there already is kept. It counts against the budget of `exec`.
     ///
     /// # Errors
-    /// `OutOfMemory`, after which there is no room at all.
-    pub fn reserve(&mut self, exec: &Exec, c: &Config, tokens: usize) -> Result<()> {
+    /// `OutOfMemory`, after which there is no room at all, or none for attention.
+    pub fn reserve(&mut self, exec: &Exec, c: &Config, room: Room) -> Result<()> {
+        let tokens = room.tokens;
         if tokens <= self.tokens {
-            return Ok(());
+            return self.attention.reserve(exec, room.packed(), c.kv_heads, c.head_dim);
         }
         // give back before asking again: the peak is one set of buffers
         *self = State::default();
         let mut attention = Scratch::default();
-        attention.reserve(exec, tokens, c.kv_heads, c.head_dim)?;
-        let charge = exec.take(State::own_bytes(c, tokens), &format!("a run over {tokens} tokens"))?;
+        attention.reserve(exec, room.packed(), c.kv_heads, c.head_dim)?;
+        let charge = exec.take(State::own_bytes(c, room), &format!("a run over {tokens} tokens"))?;
         let rows = |width: usize| -> Result<Vec<f32>> {
             let len = tokens
                 .checked_mul(width)
@@ -65,7 +93,7 @@ impl State {
             gate: rows(ff)?,
             up: rows(ff)?,
             int8: Int8Rows::with_capacity(tokens, d.max(ff))?,
-            bf16: Bf16Rows::with_capacity(tokens, d.max(ff))?,
+            bf16: Bf16Rows::with_capacity(if room.bf16 { tokens } else { 0 }, d.max(ff))?,
             attention,
             layout: Layout::with_capacity(tokens)?,
             charge,
@@ -74,20 +102,20 @@ impl State {
         Ok(())
     }
 
-    /// Bytes that [`State::reserve`] takes for `tokens` tokens.
-    pub fn bytes(c: &Config, tokens: usize) -> usize {
-        State::own_bytes(c, tokens).saturating_add(Scratch::bytes(tokens, c.kv_heads, c.head_dim))
+    /// Bytes that [`State::reserve`] takes.
+    pub fn bytes(c: &Config, room: Room) -> usize {
+        State::own_bytes(c, room).saturating_add(Scratch::bytes(room.packed(), c.kv_heads, c.head_dim))
     }
 
     /// Without those that the memory of attention counts itself.
-    fn own_bytes(c: &Config, tokens: usize) -> usize {
+    fn own_bytes(c: &Config, Room { tokens, bf16, .. }: Room) -> usize {
         let widest = c.d_model.max(c.d_ff);
         let floats = 3 * c.d_model + 2 * c.kv_dim() + 2 * c.d_ff;
         tokens
             .saturating_mul(floats * 4)
             .saturating_add(Layout::bytes(tokens))
             .saturating_add(Int8Rows::bytes(tokens, widest))
-            .saturating_add(Bf16Rows::bytes(tokens, widest))
+            .saturating_add(Bf16Rows::bytes(if bf16 { tokens } else { 0 }, widest))
     }
 
     pub(super) fn buffer(&mut self, buffer: Buffer) -> &mut Vec<f32> {

@@ -373,6 +373,11 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn attention_precision(&self) -> Precision {
-        if self.fast && self.exec.kernels.prefers_bf16() { Precision::Bf16 } else { Precision::F32 }
+        if self.uses_bf16() { Precision::Bf16 } else { Precision::F32 }
+    }
+
+    /// Whether products and attention may be in bfloat16.
+    pub(super) fn uses_bf16(&self) -> bool {
+        self.fast && self.exec.kernels.prefers_bf16()
     }
 }

@@ -41,7 +41,7 @@ pub struct Attention<'a> {
 pub enum Precision {
     F32,
     /// Queries, keys, values and probabilities are rounded to bfloat16; where
-    /// [`Kernels::has_bf16_attention`](super::Kernels::has_bf16_attention).
+    /// [`Kernels::has_bf16`](super::Kernels::has_bf16).
     Bf16,
 }
 
@@ -53,13 +53,18 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for a sequence of `rows` keys and values in [`Precision::Bf16`] (f32 needs none); it counts against the
-    /// budget of `exec`. A call that needs more, as several sequences may, makes it grow.
+    /// Room for sequences of `rows` keys and values in [`Precision::Bf16`] (f32 needs none), each counted as
+    /// [`Scratch::padded`]; it counts against the budget of `exec`. A call that needs more makes it grow.
     ///
     /// # Errors
     /// `OutOfMemory`, after which there is no room at all.
     pub fn reserve(&mut self, exec: &Exec, rows: usize, kv_heads: usize, head_dim: usize) -> Result<()> {
         self.grow(exec, packed_lines(rows, head_dim).saturating_mul(2 * kv_heads))
+    }
+
+    /// The keys that a sequence of `keys` takes room for.
+    pub fn padded(keys: usize) -> usize {
+        keys.div_ceil(PADDED_KEYS).saturating_mul(PADDED_KEYS)
     }
 
     /// Bytes that [`Scratch::reserve`] takes.
@@ -85,7 +90,7 @@ const PADDED_DIMS: usize = 32;
 
 /// Lines that `keys` packed keys (or values) of a head take.
 fn packed_lines(keys: usize, head_dim: usize) -> usize {
-    keys.div_ceil(PADDED_KEYS).saturating_mul(PADDED_KEYS).saturating_mul(head_dim.div_ceil(PADDED_DIMS))
+    Scratch::padded(keys).saturating_mul(head_dim.div_ceil(PADDED_DIMS))
 }
 
 /// Where a row's head begins and how rows follow each other.

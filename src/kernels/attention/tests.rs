@@ -116,7 +116,7 @@ impl Case {
 
 fn variants() -> impl Iterator<Item = (&'static Kernels, Precision)> {
     let in_f32 = Kernels::available().iter().map(|k| (k, Precision::F32));
-    let in_bf16 = Kernels::available().iter().filter(|k| k.has_bf16_attention()).map(|k| (k, Precision::Bf16));
+    let in_bf16 = Kernels::available().iter().filter(|k| k.has_bf16()).map(|k| (k, Precision::Bf16));
     in_f32.chain(in_bf16)
 }
 
@@ -251,7 +251,7 @@ fn packed_keys_count_against_the_budget() {
     let mut rng = Random(12);
     let case = Case::new(&mut rng, 2, 2, 64, &[100, 3]);
     let threads = Threads::new(1).unwrap();
-    for kernels in Kernels::available().iter().filter(|k| k.has_bf16_attention()) {
+    for kernels in Kernels::available().iter().filter(|k| k.has_bf16()) {
         let bytes = Scratch::bytes(100, 2, 64) + Scratch::bytes(3, 2, 64);
         let mut out = vec![0.0; case.q.len()];
         for (limit, fits) in [(bytes - 1, false), (bytes, true)] {
