@@ -22,24 +22,34 @@ pub enum DeviceChoice {
     Cpu,
     /// The graphics card of this number, counted from 0 as the driver does.
     Cuda(usize),
+    /// The same with the kernels for every card since Ampere alone: for a card of Hopper on which those of its own go wrong in a
+    /// way that the library did not find. No context of the process tries them on that card from then on.
+    CudaAmpere(usize),
 }
 
 impl FromStr for DeviceChoice {
     type Err = Error;
 
-    /// `auto`, `cpu`, `cuda` (the first one) or `cuda:1`.
+    /// `auto`, `cpu`, `cuda` (the first one) or `cuda:1`; with `/ampere` behind it [`DeviceChoice::CudaAmpere`].
     ///
     /// # Errors
     /// `InvalidArgument`, naming those.
     fn from_str(s: &str) -> Result<Self, Error> {
-        let index = match s {
-            "auto" => return Ok(DeviceChoice::Auto),
-            "cpu" => return Ok(DeviceChoice::Cpu),
+        let (card, choice): (_, fn(usize) -> Self) = match s.strip_suffix("/ampere") {
+            Some(card) => (card, DeviceChoice::CudaAmpere),
+            None => (s, DeviceChoice::Cuda),
+        };
+        let index = match card {
+            "auto" if card == s => return Ok(DeviceChoice::Auto),
+            "cpu" if card == s => return Ok(DeviceChoice::Cpu),
             "cuda" => Some(0),
-            _ => s.strip_prefix("cuda:").filter(|n| n.bytes().all(|b| b.is_ascii_digit())).and_then(|n| n.parse().ok()),
+            _ => card
+                .strip_prefix("cuda:")
+                .filter(|n| n.bytes().all(|b| b.is_ascii_digit()))
+                .and_then(|n| n.parse().ok()),
         };
         let unknown = || Error::invalid(format!("device `{s}` is not one of auto, cpu, cuda or cuda:N"));
-        index.map(DeviceChoice::Cuda).ok_or_else(unknown)
+        index.map(choice).ok_or_else(unknown)
     }
 }
 
@@ -49,6 +59,7 @@ impl fmt::Display for DeviceChoice {
             DeviceChoice::Auto => f.write_str("auto"),
             DeviceChoice::Cpu => f.write_str("cpu"),
             DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+            DeviceChoice::CudaAmpere(index) => write!(f, "cuda:{index}/ampere"),
         }
     }
 }

@@ -418,7 +418,9 @@ fn without_cards(device: DeviceChoice) -> Result<Option<String>> {
     match device {
         DeviceChoice::Cpu => Ok(None),
         DeviceChoice::Auto => Ok(Some(REASON.to_owned())),
-        DeviceChoice::Cuda(_) => Err(Error::invalid(format!("{device} cannot be used: {REASON}"))),
+        DeviceChoice::Cuda(_) | DeviceChoice::CudaAmpere(_) => {
+            Err(Error::invalid(format!("{device} cannot be used: {REASON}")))
+        }
     }
 }
 
@@ -473,7 +475,8 @@ impl Inner {
         let (images, bytes) = self.images()?;
         #[cfg(feature = "cuda")]
         if let Some(card) = &self.card {
-            return card.with_images(|on_card| images.encode_on(on_card, exec, bytes, pixels, (height, width)));
+            return card
+                .with_images(&self.model, |on_card| images.encode_on(on_card, exec, bytes, pixels, (height, width)));
         }
         images.encode_latent(exec, bytes, pixels, height, width, self.compute == Compute::Fast)
     }
@@ -488,7 +491,8 @@ impl Inner {
         let (images, bytes) = self.images()?;
         #[cfg(feature = "cuda")]
         if let Some(card) = &self.card {
-            return card.with_images(|on_card| images.decode_on(on_card, exec, bytes, codes, (height, width)));
+            return card
+                .with_images(&self.model, |on_card| images.decode_on(on_card, exec, bytes, codes, (height, width)));
         }
         images.decode_float(exec, bytes, codes, height, width, self.compute == Compute::Fast)
     }

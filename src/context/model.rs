@@ -18,6 +18,8 @@ use crate::model::{Compute, Config, PackedWeights, Transformer};
 use crate::parallel::Exec;
 use crate::prompt::{self, ChatTemplate, Message, Vocabulary};
 use crate::tokenizer::Tokenizer;
+#[cfg(feature = "cuda")]
+use crate::vq::CudaConvs;
 use crate::vq::ImageTokenizer;
 
 /// How a model file is brought into memory.
@@ -65,6 +67,9 @@ struct Inner {
     /// by card and first layer
     #[cfg(feature = "cuda")]
     on_cards: Shared<(usize, usize), CudaWeights>,
+    /// of the image tokenizer, by card
+    #[cfg(feature = "cuda")]
+    convs_on_cards: Shared<usize, CudaConvs>,
 }
 
 /// Built when first used: a vocabulary of 126 thousand entries takes longer to index than the file to open.
@@ -145,6 +150,8 @@ impl Model {
             packed: Shared::default(),
             #[cfg(feature = "cuda")]
             on_cards: Shared::default(),
+            #[cfg(feature = "cuda")]
+            convs_on_cards: Shared::default(),
         };
         Ok(Model { inner: Arc::new(inner) })
     }
@@ -272,6 +279,12 @@ impl Model {
             self.check_file()?;
             CudaWeights::new(gpu, self.transformer(), self.bytes(), first, progress)
         })
+    }
+
+    /// The image tokenizer's weights on a card, for the contexts that use them there.
+    #[cfg(feature = "cuda")]
+    pub(super) fn convs_on_card(&self, gpu: &Arc<Gpu>) -> Result<Arc<CudaConvs>> {
+        self.inner.convs_on_cards.get(Arc::as_ptr(gpu) as usize, || Ok(CudaConvs::default()))
     }
 
     /// The first layer of those that contexts have on a card, if any has.

@@ -244,11 +244,6 @@ impl Kernels {
         false
     }
 
-    /// Whether attention in bfloat16 is in hardware here.
-    pub fn has_bf16_attention(&self) -> bool {
-        self.has_bf16()
-    }
-
     /// The token of AMX, where these kernels use it.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn amx(&self) -> Option<super::amx::Amx> {

@@ -171,6 +171,11 @@ impl CudaState {
         Ok(CudaState { queue, tokens: 0, buffers: None, moves: 0, layout: Layout::default() })
     }
 
+    /// Waits until all that was queued is done.
+    pub fn wait(&self) -> Result<()> {
+        self.queue.wait()
+    }
+
     /// Bytes on the card that a batch of `tokens` tokens takes.
     pub fn bytes(c: &Config, tokens: usize) -> usize {
         let floats = 3 * c.d_model + 2 * c.kv_dim() + 2 * c.d_ff;
@@ -349,7 +354,7 @@ impl<'a> Cuda<'a> {
         let Input { rows, width, has_int8, has_bf16, .. } = self.input;
         let (queue, buffers) = (&self.state.queue, self.buffers()?);
         let source = buffers.source(&self.input, self.config.rms_eps);
-        match ops::arithmetic(w.dtype) {
+        match self.weights.matrix(w)?.arithmetic(rows) {
             Arithmetic::Int8(scales) if has_int8 != Some(scales) => {
                 ops::quantize(queue, source, Int8 { memory: &buffers.int8, n: rows, k: width, scales })?;
                 self.input.has_int8 = Some(scales);
@@ -367,7 +372,7 @@ impl<'a> Cuda<'a> {
     fn product(&self, w: Weights, y: Part<'_, f32>, epilogue: Epilogue) -> Result<()> {
         let Input { rows, width, .. } = self.input;
         let (queue, buffers) = (&self.state.queue, self.buffers()?);
-        match ops::arithmetic(w.dtype()) {
+        match w.arithmetic(rows) {
             Arithmetic::Int8(scales) => {
                 let x = Int8 { memory: &buffers.int8, n: rows, k: width, scales };
                 ops::product_int8(queue, w, x, y, epilogue)

@@ -93,9 +93,9 @@ impl Middle {
         self.block_2.tally(tally, height, width);
     }
 
-    /// Numbers in its feature map.
-    pub fn numbers(&self, height: u64, width: u64) -> u64 {
-        height.saturating_mul(width).saturating_mul(self.block_1.conv2.outputs as u64)
+    /// Of its feature map.
+    pub fn channels(&self) -> u64 {
+        self.block_1.conv2.outputs as u64
     }
 
     pub fn run<B: Backend>(&self, run: &mut B, x: B::Map) -> Result<B::Map> {

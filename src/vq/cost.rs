@@ -1,6 +1,7 @@
 //! What a pass through the network takes, from sizes alone: the layers name their convolutions, nothing is run.
 
 use super::weights::ConvWeights;
+use crate::kernels::attention;
 use crate::kernels::conv::{Bytes, Sampling};
 
 /// Work and memory of encoding or decoding one picture.
@@ -52,15 +53,21 @@ impl Tally {
         self.multiply_adds = self.multiply_adds.saturating_add(multiply_adds);
     }
 
-    /// `coarsest`: numbers in a feature map of the middle, where the attention holds three more.
-    pub fn finish(self, coarsest: u64) -> Cost {
+    /// `positions` and `channels` of a feature map of the middle, where the attention holds three more, and packs two of them.
+    pub fn finish(self, positions: u64, channels: u64) -> Cost {
         // A block holds its input, what is between its convolutions, and its output where it cannot share the input's
         // memory; next to them stands what a convolution needs.
+        let coarsest = positions.saturating_mul(channels);
         let maps = self.map.saturating_mul(3).saturating_add(coarsest.saturating_mul(3));
         let sum = |bytes: &[u64]| bytes.iter().fold(0u64, |sum, n| sum.saturating_add(*n));
+        let [rows, dim] = [positions, channels].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+        let packed = attention::Scratch::bytes(rows, 1, dim) as u64;
         Cost {
             multiply_adds: self.multiply_adds,
-            shared_bytes: maps.saturating_mul(size_of::<f32>() as u64).saturating_add(sum(&self.bytes.shared)),
+            shared_bytes: maps
+                .saturating_mul(size_of::<f32>() as u64)
+                .saturating_add(sum(&self.bytes.shared))
+                .saturating_add(packed),
             thread_bytes: sum(&self.bytes.thread),
         }
     }

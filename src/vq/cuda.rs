@@ -1,8 +1,9 @@
-//! Encoder and decoder on a graphics card. Weights go there in bfloat16 when they are first used, in two terms those of the
-//! encoder, so that codes stay what they are; channels are filled up to a multiple of 8 with zeros.
+//! Encoder and decoder on a graphics card. Weights go there in bfloat16 when a context first uses them, for all contexts of the
+//! card, in two terms those of the encoder, so that codes stay what they are; channels are filled up to a multiple of 8 with
+//! zeros.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::config::Config;
 use super::run::Backend;
@@ -16,12 +17,17 @@ use crate::memory::{try_push, try_reserve_entry, try_vec};
 use crate::parallel::Exec;
 use crate::tensor;
 
-/// What a context has of the image tokenizer on a card: weights, and memory for feature maps that is kept while a picture
-/// is worked on.
+/// Weights of convolutions on a card, by where they begin in the file, as contexts have used them so far.
+#[derive(Default)]
+pub(crate) struct CudaConvs(Mutex<HashMap<usize, Arc<Conv>>>);
+
+/// What a context has of the image tokenizer on a card.
 pub(crate) struct CudaImages {
     queue: Queue,
-    /// by where they begin in the file
-    convs: HashMap<usize, Conv>,
+    shared: Arc<CudaConvs>,
+    /// those of them that this context has used
+    convs: HashMap<usize, Arc<Conv>>,
+    /// with what one run at a time measures, so not shared
     norms: HashMap<usize, GroupNorm>,
 }
 
@@ -106,13 +112,54 @@ pub(super) struct CudaRun<'a> {
 const WHAT: &str = "a feature map of the image tokenizer";
 const WEIGHTS: &str = "the image tokenizer's weights";
 
+impl CudaConvs {
+    /// The weights that `weights` are in the file, which are brought to the card unless they are there.
+    fn get(&self, queue: &Queue, weights: &ConvWeights, bytes: &[u8], split: bool) -> Result<Arc<Conv>> {
+        // locked while they are copied, so that nobody copies them again
+        let mut convs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(conv) = convs.get(&weights.begin()) {
+            return Ok(conv.clone());
+        }
+        let conv = Arc::new(Conv::new(queue, weights, bytes, split)?);
+        try_reserve_entry(&mut convs, WEIGHTS)?;
+        convs.insert(weights.begin(), conv.clone());
+        Ok(conv)
+    }
+}
+
+impl Conv {
+    /// Waits until they are there, as other queues will use them.
+    fn new(queue: &Queue, weights: &ConvWeights, bytes: &[u8], split: bool) -> Result<Self> {
+        let (matrix, bias) = (weights.matrix(bytes)?, weights.bias(bytes)?);
+        let padded = weights.inputs.next_multiple_of(8);
+        let (cells, inputs) = (weights.kernel * weights.kernel, weights.inputs);
+        let mut floats = try_vec(matrix.rows() * cells * padded, WEIGHTS)?;
+        let mut row = try_vec(matrix.cols(), WEIGHTS)?;
+        for (r, to) in floats.chunks_exact_mut(cells * padded).enumerate() {
+            tensor::dequantize(matrix.dtype(), matrix.row(r), &mut row)?;
+            for (from, to) in row.chunks_exact(inputs).zip(to.chunks_exact_mut(padded)) {
+                to[..inputs].copy_from_slice(from);
+            }
+        }
+        // rounded on the card, as everything else is
+        let there = queue.upload(&floats, WEIGHTS)?;
+        let terms = TermsMemory::new(queue.gpu(), floats.len(), split, WEIGHTS)?;
+        pad(queue, there.all(), padded, padded, terms.all())?;
+        let conv = Conv { terms, cols: cells * padded, bias: queue.upload(&bias, WEIGHTS)? };
+        queue.wait()?;
+        Ok(conv)
+    }
+}
+
 impl CudaImages {
+    /// With the weights that contexts share.
+    ///
     /// # Errors
     /// `Device`, where the kernels do not compute on this card what they should; those of a card.
-    pub fn new(gpu: &Arc<Gpu>) -> Result<Self> {
+    pub fn new(gpu: &Arc<Gpu>, shared: Arc<CudaConvs>) -> Result<Self> {
         let queue = Queue::new(gpu)?;
         image_check(&queue)?;
-        Ok(CudaImages { queue, convs: HashMap::new(), norms: HashMap::new() })
+        Ok(CudaImages { queue, shared, convs: HashMap::new(), norms: HashMap::new() })
     }
 
     /// An error where the kernels do not have the sizes of an image tokenizer.
@@ -138,29 +185,13 @@ impl CudaImages {
         Ok(CudaRun { images: self, exec, bytes, config, split, free: Vec::new(), input: None, sums: None })
     }
 
-    /// Brings a convolution's weights to the card, unless they are there.
+    /// Takes a convolution's weights, which come to the card unless they are there.
     fn load_conv(&mut self, weights: &ConvWeights, bytes: &[u8], split: bool) -> Result<()> {
-        if self.convs.contains_key(&weights.begin()) {
-            return Ok(());
+        if !self.convs.contains_key(&weights.begin()) {
+            let conv = self.shared.get(&self.queue, weights, bytes, split)?;
+            try_reserve_entry(&mut self.convs, WEIGHTS)?;
+            self.convs.insert(weights.begin(), conv);
         }
-        let (gpu, matrix, bias) = (self.queue.gpu(), weights.matrix(bytes)?, weights.bias(bytes)?);
-        let padded = weights.inputs.next_multiple_of(8);
-        let (cells, inputs) = (weights.kernel * weights.kernel, weights.inputs);
-        let mut floats = try_vec(matrix.rows() * cells * padded, WEIGHTS)?;
-        let mut row = try_vec(matrix.cols(), WEIGHTS)?;
-        for (r, to) in floats.chunks_exact_mut(cells * padded).enumerate() {
-            tensor::dequantize(matrix.dtype(), matrix.row(r), &mut row)?;
-            for (from, to) in row.chunks_exact(inputs).zip(to.chunks_exact_mut(padded)) {
-                to[..inputs].copy_from_slice(from);
-            }
-        }
-        // rounded on the card, as everything else is
-        let there = self.queue.upload(&floats, WEIGHTS)?;
-        let terms = TermsMemory::new(gpu, floats.len(), split, WEIGHTS)?;
-        pad(&self.queue, there.all(), padded, padded, terms.all())?;
-        let conv = Conv { terms, cols: cells * padded, bias: self.queue.upload(&bias, WEIGHTS)? };
-        try_reserve_entry(&mut self.convs, WEIGHTS)?;
-        self.convs.insert(weights.begin(), conv);
         Ok(())
     }
 

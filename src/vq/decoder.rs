@@ -57,7 +57,7 @@ impl Decoder {
             }
         }
         self.head.tally(&mut tally, h, w);
-        tally.finish(self.middle.numbers(height, width))
+        tally.finish(height.saturating_mul(width), self.middle.channels())
     }
 
     /// Bits as -1 and 1 [height, width, z_channels] to pixels [height * downsampling, width * downsampling, 3],

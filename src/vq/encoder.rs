@@ -57,7 +57,7 @@ impl Encoder {
         self.middle.tally(&mut tally, h, w);
         self.head.tally(&mut tally, h, w);
         tally.conv(&self.quant_conv, Sampling::Same, h, w);
-        tally.finish(self.middle.numbers(h, w))
+        tally.finish(h.saturating_mul(w), self.middle.channels())
     }
 
     /// Pixels [height, width, 3] in [-1, 1] to latents [height / downsampling, width / downsampling, z_channels].

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernels::conv::{self, Precision};
-use crate::memory::{Charge, try_reserve};
+use crate::memory::{Charge, try_copy, try_push, try_reserve};
 
 /// Activations of a picture: [height, width, channels], channels fastest.
 #[derive(Debug)]
@@ -53,7 +53,16 @@ impl Scratch {
 
     /// Keeps the memory of a feature map that is done with.
     pub fn recycle(&mut self, features: Features) {
-        self.free.push(features.data); // a handful at most
+        // where there is no memory for the list, the map's is given back
+        let _ = try_push(&mut self.free, features.data, "a list of feature maps");
+    }
+
+    /// The numbers of the last map, in memory of their own where the map's was made for a larger one.
+    pub fn finish(&mut self, features: Features) -> Result<Vec<f32>> {
+        if features.data.capacity() / 2 <= features.data.len() {
+            return Ok(features.data);
+        }
+        try_copy(&features.data, "what comes of an image tokenizer")
     }
 }
 

@@ -27,7 +27,7 @@ mod tests;
 pub use config::{Config, Levels};
 pub use cost::Cost;
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::CudaImages;
+pub(crate) use cuda::{CudaConvs, CudaImages};
 
 use decoder::Decoder;
 use encoder::Encoder;
@@ -103,7 +103,8 @@ impl ImageTokenizer {
         let mut input = run.scratch.features(height, width, 3)?;
         input.data.copy_from_slice(pixels);
         let latent = self.encoder.run(&mut run, input)?;
-        self.encoded(latent.height, latent.width, latent.data)
+        let (height, width) = (latent.height, latent.width);
+        self.encoded(height, width, run.scratch.finish(latent)?)
     }
 
     /// [`ImageTokenizer::encode_latent`] on a graphics card.
@@ -162,7 +163,8 @@ impl ImageTokenizer {
         run.scratch.precision = if fast { Precision::Bf16 } else { Precision::Exact };
         let mut bits = run.scratch.features(height, width, self.config.z_channels)?;
         self.spread_bits(codes, &mut bits.data);
-        Ok(self.decoder.run(&mut run, bits)?.data)
+        let pixels = self.decoder.run(&mut run, bits)?;
+        run.scratch.finish(pixels)
     }
 
     /// [`ImageTokenizer::decode_float`] on a graphics card.

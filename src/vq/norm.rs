@@ -1,14 +1,10 @@
-//! Group normalization (arXiv 1803.08494) with the swish that follows it. The statistics take one pass over a
-//! feature map; what comes of them is a scale and a shift per channel, which the reader of the map applies.
-
-use rayon::prelude::*;
+//! Group normalization (arXiv 1803.08494) with the swish that follows it. The convolution that made a feature map has taken the
+//! sums; what comes of them is a scale and a shift per channel, which the reader of the map applies.
 
 use super::features::Features;
-use crate::error::Result;
-use crate::parallel::{Exec, try_vec};
-
-/// Positions whose sums are made by one thread in one go. Fixed, so that sums do not depend on the threads.
-const BLOCK: usize = 1024;
+use crate::error::{Error, Result};
+use crate::memory::try_vec;
+use crate::parallel::Exec;
 
 /// Normalization as it is applied: `x * scale[c] + shift[c]`, then swish where asked for.
 #[derive(Debug)]
@@ -29,14 +25,7 @@ pub(super) fn group_norm(
     swish: bool,
 ) -> Result<Norm> {
     exec.check()?;
-    let taken;
-    let sums = match &x.sums {
-        Some(sums) => sums,
-        None => {
-            taken = statistics(exec, x)?;
-            &taken
-        }
-    };
+    let sums = x.sums.as_ref().ok_or_else(|| Error::Internal("a feature map without sums is normalized".to_owned()))?;
     let (sum, square) = sums.split_at(x.channels);
     let size = x.channels / groups;
     let count = (size * x.positions()) as f64;
@@ -57,31 +46,4 @@ pub(super) fn group_norm(
         }
     }
     Ok(norm)
-}
-
-/// [2, channels]: sums and sums of squares, in f64 so that their difference keeps enough digits.
-fn statistics(exec: &Exec, x: &Features) -> Result<Vec<f64>> {
-    let c = x.channels;
-    let blocks = x.positions().div_ceil(BLOCK);
-    let mut partial = try_vec::<f64>(blocks * 2 * c, "sums of a group normalization")?;
-    exec.run(|| {
-        let blocks = x.data.par_chunks(BLOCK * c);
-        partial.par_chunks_mut(2 * c).zip(blocks).for_each(|(sums, block)| {
-            let (sum, square) = sums.split_at_mut(c);
-            for position in block.chunks_exact(c) {
-                for ((s, q), &v) in sum.iter_mut().zip(square.iter_mut()).zip(position) {
-                    let v = f64::from(v);
-                    *s += v;
-                    *q += v * v;
-                }
-            }
-        });
-    });
-    let mut total = try_vec(2 * c, "sums of a group normalization")?;
-    for block in partial.chunks_exact(2 * c) {
-        for (t, v) in total.iter_mut().zip(block) {
-            *t += v;
-        }
-    }
-    Ok(total)
 }

@@ -94,7 +94,7 @@ impl Backend for Run<'_> {
         let k = self.conv(k, x, Some(norm), Sampling::Same)?;
         let v = self.conv(v, x, Some(norm), Sampling::Same)?;
         let mut h = self.scratch.features(x.height, x.width, x.channels)?;
-        let fast = self.scratch.precision == conv::Precision::Bf16 && self.exec.kernels.has_bf16_attention();
+        let fast = self.scratch.precision == conv::Precision::Bf16 && self.exec.kernels.prefers_bf16();
         let precision = if fast { Precision::Bf16 } else { Precision::F32 };
         let sequence = 0..x.positions();
         let attention = Attention {

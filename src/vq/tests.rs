@@ -140,6 +140,18 @@ fn check_conv(sides: (usize, usize), channels: (usize, usize), kernel: usize, sa
 const PRECISIONS: [(Precision, f64); 3] =
     [(Precision::Exact, 3e-6), (Precision::Split, 2e-5), (Precision::Bf16, 1.5e-2)];
 
+/// Of every channel, and behind them those of the squares.
+fn sums(x: &Features) -> Vec<f64> {
+    let mut sums = vec![0.0; 2 * x.channels];
+    for pixel in x.data.chunks_exact(x.channels) {
+        for (c, v) in pixel.iter().map(|v| f64::from(*v)).enumerate() {
+            sums[c] += v;
+            sums[x.channels + c] += v * v;
+        }
+    }
+    sums
+}
+
 /// The sums that a convolution took are those of its results.
 fn assert_sums(y: &Features) {
     let sums = y.sums.as_ref().expect("convolutions take sums");
@@ -229,6 +241,7 @@ fn group_norm_agrees_with_its_definition() {
         let mut x = random.features(height, width, channels);
         x.data.iter_mut().enumerate().for_each(|(i, v)| *v = *v * 0.1 + (i % channels) as f32 * 3.0);
         let (weight, bias) = (random.floats(channels), random.floats(channels));
+        x.sums = Some(sums(&x));
         let norm = group_norm(&exec, &x, (&weight, &bias), groups, 1e-6, true).unwrap();
         assert!(norm.swish);
         let affine = |(i, v): (usize, &f32)| v * norm.scale[i % channels] + norm.shift[i % channels];
@@ -467,7 +480,8 @@ fn attention_agrees_with_its_definition_over_several_tiles_of_queries() {
 
     let threads = Threads::new(2).unwrap();
     let exec = Exec::new(&threads, Kernels::best(), None);
-    let x = Random(17).features(height, width, c);
+    let mut x = Random(17).features(height, width, c);
+    x.sums = Some(sums(&x));
     let n = x.positions();
     let linear = |w: &[f32], b: &[f32], x: &[f64]| -> Vec<f64> {
         let row = |(o, b): (usize, &f32)| f64::from(*b) + (0..c).map(|i| f64::from(w[o * c + i]) * x[i]).sum::<f64>();

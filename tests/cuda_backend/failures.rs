@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use mmada::kernels::cuda::allow_hopper;
 use mmada::{Canceller, Context, ContextOptions, DeviceChoice, Error, Model, SequenceRequest};
 use mmada_quantize::{Recipe, Shape, SynthOptions, synth};
 
@@ -87,6 +88,33 @@ fn a_card_of_hopper_multiplies_weights_that_were_unpacked() {
 }
 
 #[test]
+fn weights_of_groups_of_16_are_multiplied_in_bfloat16_by_a_card_of_hopper() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    driver.set("CAPABILITY", "9.0");
+    driver.set("DRIVER", "12.0");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("q6_k.gguf");
+    let sizes = Shape { layers: 1, d_model: 256, heads: 4, kv_heads: 4, d_ff: 256, vq: None, ..Shape::tiny() };
+    synth(&SynthOptions::new(sizes, &file, Recipe::from_name("q6_k").unwrap()), &mut |_| ()).unwrap();
+    let model = Model::open(&file).unwrap();
+    let on_card = Context::new(&model, card.options()).unwrap();
+    let on_cpu = Context::new(&model, ContextOptions::default()).unwrap();
+    for (tokens, large) in [(70, true), (20, false)] {
+        let ran = || [driver.count("ran product_bf16_128_sm90"), driver.count("ran product_Q6_K_blocks")];
+        let before = ran();
+        let (ids, rows) = ((0..tokens as u32).map(|i| i * 5 % 300).collect::<Vec<_>>(), [0, tokens - 1]);
+        let batch = [SequenceRequest { ids: &ids, rows: &rows, vocab: 0..200 }];
+        for (got, expected) in on_card.logits(&batch).unwrap().iter().zip(&on_cpu.logits(&batch).unwrap()) {
+            close(got, expected, 0.02);
+        }
+        let [in_bf16, in_int8] = [0, 1].map(|i| ran()[i] - before[i]);
+        // what comes after attention is of two rows alone
+        assert!(in_int8 > 0 && (in_bf16 > 0) == large, "{in_bf16} and {in_int8} products of {tokens} tokens");
+    }
+}
+
+#[test]
 fn long_sequences_attend_by_a_kernel_of_their_own_on_a_card_of_hopper() {
     let card = Card::open();
     let Some(driver) = card.driver() else { return };
@@ -133,6 +161,83 @@ fn attention_for_hopper_that_comes_out_wrong_is_left_alone_with_a_sentence() {
     let before = ran();
     pass(&context, 130).unwrap();
     assert_eq!(ran(), before);
+}
+
+#[test]
+fn kernels_for_hopper_that_end_the_context_are_not_tried_again() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    for kernel in [format!("attention_{}_sm90", demo().config().head_dim), "product_bf16_256_sm90".to_owned()] {
+        driver.restart();
+        driver.set("CAPABILITY", "9.0");
+        driver.set("DRIVER", "12.0");
+        driver.set("FAIL_KERNEL", format!("{kernel}:719")); // CUDA_ERROR_LAUNCH_FAILED, as after a trap
+        driver.set("RENEW", 1);
+        allow_hopper(0, true);
+        let lines = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let heard = lines.clone();
+        let logger = mmada::Logger::new(move |_, line: &str| heard.lock().unwrap().push(line.to_owned()));
+        let options = || ContextOptions { logger: Some(logger.clone()), ..card.options() };
+        let context = Context::new(demo(), options()).unwrap();
+        let left_alone = |line: &String| line.contains("left alone") && line.contains("CUDA_ERROR_LAUNCH_FAILED");
+        assert_eq!(lines.lock().unwrap().iter().filter(|line| left_alone(line)).count(), 1, "{kernel}");
+        pass(&context, 130).unwrap();
+        drop(context);
+        pass(&Context::new(demo(), options()).unwrap(), 130).unwrap();
+        assert_eq!(driver.count(&format!("ran {kernel}")), 1);
+    }
+}
+
+#[test]
+fn where_a_driver_gives_no_other_context_the_error_says_how_to_do_without_kernels_for_hopper() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    driver.set("CAPABILITY", "9.0");
+    driver.set("DRIVER", "12.0");
+    driver.set("FAIL_KERNEL", "product_bf16_128_sm90:719");
+    let error = refused(card.options());
+    let text = error.to_string();
+    assert!(
+        matches!(error, Error::Device { .. }) && text.starts_with("cuda:0: kernels for Hopper have ended"),
+        "{text}"
+    );
+    assert!(text.contains("CUDA_ERROR_LAUNCH_FAILED") && text.ends_with("with the device cuda:0/ampere"), "{text}");
+    pass(&cpu(), 4).unwrap();
+}
+
+#[test]
+fn a_card_of_hopper_that_is_lost_in_a_pass_is_opened_again_without_kernels_of_its_own() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    driver.set("CAPABILITY", "9.0");
+    driver.set("DRIVER", "12.0");
+    let context = card.context(None);
+    let kernel = format!("attention_{}_sm90", demo().config().head_dim);
+    driver.set("FAIL_KERNEL", format!("{kernel}:719"));
+    driver.set("RENEW", 1);
+    pass(&context, 130).unwrap_err();
+    drop(context);
+    let before = driver.count(&format!("ran {kernel}"));
+    pass(&card.context(None), 130).unwrap();
+    assert_eq!(driver.count(&format!("ran {kernel}")), before);
+}
+
+#[test]
+fn kernels_for_hopper_can_be_left_alone_by_choice() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    driver.set("CAPABILITY", "9.0");
+    driver.set("DRIVER", "12.0");
+    let device: DeviceChoice = "cuda:0/ampere".parse().unwrap();
+    assert_eq!((device, device.to_string()), (DeviceChoice::CudaAmpere(0), "cuda:0/ampere".to_owned()));
+    let kernel = format!("ran attention_{}_sm90", demo().config().head_dim);
+    let context = Context::new(demo(), ContextOptions { device, ..card.options() }).unwrap();
+    pass(&context, 130).unwrap();
+    assert_eq!(driver.count(&kernel), 0);
+    drop(context);
+    allow_hopper(0, true);
+    pass(&card.context(None), 130).unwrap();
+    assert!(driver.count(&kernel) > 0);
 }
 
 #[test]

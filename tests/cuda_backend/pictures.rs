@@ -78,6 +78,24 @@ fn convolutions_that_come_out_wrong_are_an_error_and_the_rest_goes_on() {
 }
 
 #[test]
+fn contexts_on_one_card_share_the_weights_of_the_image_tokenizer() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    let (first, second) = (card.context(None), card.context(None));
+    let (codes, before) = (codes(4), driver.count("bytes"));
+    let decode = |context: &Context| context.decode_float(&codes, 2, 2).unwrap();
+    let expected = decode(&first);
+    let weights = driver.count("bytes") - before;
+    assert_eq!(decode(&second), expected);
+    let both = driver.count("bytes") - before;
+    assert!(both < weights + weights / 10, "{both} bytes for two, {weights} for one");
+    drop(first);
+    assert_eq!(decode(&second), expected);
+    drop(second);
+    assert_eq!(driver.count("allocations"), 0);
+}
+
+#[test]
 fn a_cancelled_picture_can_be_followed_by_another_and_all_memory_is_given_back() {
     let card = Card::open();
     let context = card.context(None);

@@ -31,7 +31,8 @@ pub struct Common {
     /// Keep the weights unpacked in memory (`info` says how much): faster where few tokens run at a time
     #[arg(long, global = true)]
     pub pack: bool,
-    /// Where the model runs: cpu, cuda (the first graphics card of NVIDIA's), cuda:N, or auto (a card, or else the cpu)
+    /// Where the model runs: cpu, cuda (the first graphics card of NVIDIA's), cuda:N, or auto (a card, or else the cpu);
+    /// with /ampere behind it a card of Hopper runs no kernels of its own
     #[arg(long, global = true, value_name = "DEVICE", default_value_t)]
     pub device: DeviceChoice,
     /// How many of the network's layers run on the graphics card, the others on the cpu; otherwise as many as fit

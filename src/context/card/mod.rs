@@ -10,7 +10,7 @@ use super::{ContextOptions, LogLevel, Model};
 use crate::backend::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::kernels::cuda::sampling::{Choosing, Sampling};
-use crate::kernels::cuda::{Gpu, cards, self_check};
+use crate::kernels::cuda::{Gpu, allow_hopper, cards, open_checked};
 use crate::memory::{try_collect, try_with_capacity};
 use crate::model::{
     Backend, Compute, Cpu, Cuda, CudaState, CudaWeights, Logits, Observers, Offload, Run, SequenceRequest, State,
@@ -36,6 +36,13 @@ struct CardState {
 impl CardState {
     fn new(gpu: &Arc<Gpu>) -> Result<Self> {
         Ok(CardState { steps: Steps::default(), pass: CudaState::new(gpu)?, images: None })
+    }
+}
+
+impl Drop for CardState {
+    fn drop(&mut self) {
+        // a step that was ended by an error may have left copies on their way
+        let _ = self.pass.wait();
     }
 }
 
@@ -71,12 +78,15 @@ impl Card {
     pub fn for_options(model: &Model, options: &ContextOptions) -> Result<(Option<Card>, Option<String>)> {
         match options.device {
             DeviceChoice::Cpu => Ok((None, None)),
-            DeviceChoice::Cuda(index) => match of_the_processor(options) {
-                Some(what) => {
-                    Err(Error::invalid(format!("{what} and device {}: only the cpu has that", options.device)))
+            DeviceChoice::Cuda(index) | DeviceChoice::CudaAmpere(index) => {
+                if let Some(what) = of_the_processor(options) {
+                    return Err(Error::invalid(format!("{what} and device {}: only the cpu has that", options.device)));
                 }
-                None => Card::open(index, model, options).map(|card| (Some(card), None)),
-            },
+                if matches!(options.device, DeviceChoice::CudaAmpere(_)) {
+                    allow_hopper(index, false);
+                }
+                Card::open(index, model, options).map(|card| (Some(card), None))
+            }
             DeviceChoice::Auto => {
                 if let Some(what) = of_the_processor(options) {
                     return Ok((None, Some(format!("{what}: only the cpu has that"))));
@@ -98,13 +108,13 @@ impl Card {
     }
 
     fn open(index: usize, model: &Model, options: &ContextOptions) -> Result<Card> {
-        let gpu = Gpu::open(index)?;
         let (transformer, c) = (model.transformer(), model.config());
         CudaWeights::check(c, model.file())?;
         if let Some(images) = model.images() {
             CudaImages::check(images.config(), model.file())?;
         }
-        if let (Some(sentence), Some(logger)) = (self_check(&gpu, c.head_dim)?, &options.logger) {
+        let (gpu, sentence) = open_checked(index, c.head_dim)?;
+        if let (Some(sentence), Some(logger)) = (sentence, &options.logger) {
             logger.log(LogLevel::Warn, &format!("{}: {sentence}", model.file()));
         }
         let first = match options.gpu_layers {
@@ -147,11 +157,12 @@ impl Card {
         }
     }
 
-    /// Runs the image tokenizer.
-    pub fn with_images<R>(&self, work: impl FnOnce(&mut CudaImages) -> Result<R>) -> Result<R> {
+    /// Runs the model's image tokenizer.
+    pub fn with_images<R>(&self, model: &Model, work: impl FnOnce(&mut CudaImages) -> Result<R>) -> Result<R> {
         let mut state = self.lock()?;
         if state.images.is_none() {
-            state.images = Some(CudaImages::new(self.weights.gpu())?);
+            let gpu = self.weights.gpu();
+            state.images = Some(CudaImages::new(gpu, model.convs_on_card(gpu)?)?);
         }
         let images = state.images.as_mut();
         work(images.ok_or_else(|| Error::Internal("an image tokenizer that was just made".to_owned()))?)
@@ -171,11 +182,22 @@ impl Card {
         let mut on_card = self.lock()?;
         let (transformer, exec) = (model.transformer(), run.exec());
         let mut cuda = Cuda::new(&self.weights, &mut on_card.pass, model.config(), exec);
-        if self.first_layer() == 0 {
-            return transformer.forward_on(&mut cuda, batch, logits, observers);
+        let outcome = if self.first_layer() == 0 {
+            transformer.forward_on(&mut cuda, batch, logits, observers)
+        } else {
+            let cpu = Cpu::new(run, state, transformer);
+            exec.run(|| transformer.forward_on(&mut Offload::new(cpu, cuda), batch, logits, observers))
+        };
+        outcome.inspect_err(|error| self.suspect_hopper(error))
+    }
+
+    /// After an error that has ended the card's context: its own kernels, which may have done it, are not tried again in this
+    /// process.
+    fn suspect_hopper(&self, error: &Error) {
+        let gpu = self.weights.gpu();
+        if matches!(error, Error::Device { .. }) && gpu.uses_hopper() && gpu.is_lost() {
+            allow_hopper(gpu.card().index, false);
         }
-        let cpu = Cpu::new(run, state, transformer);
-        exec.run(|| transformer.forward_on(&mut Offload::new(cpu, cuda), batch, logits, observers))
     }
 }
 
@@ -269,12 +291,13 @@ impl Card {
         steps.set_draws(seed, places(&step, batch, draws))?;
         steps.set_forbidden(forbidden)?;
         let pass = Pass { transformer, step: &step, batch: &filled };
-        if self.first_layer() == 0 {
-            steps.run(&mut cuda, pass, true)?;
+        let outcome = if self.first_layer() == 0 {
+            steps.run(&mut cuda, pass, true)
         } else {
             let mut both = Offload::new(Cpu::new(run, state, transformer), cuda);
-            exec.run(|| steps.run(&mut both, pass, false))?;
-        }
+            exec.run(|| steps.run(&mut both, pass, false))
+        };
+        outcome.inspect_err(|error| self.suspect_hopper(error))?;
         Ok((locked, step))
     }
 }

@@ -22,15 +22,6 @@ impl Sampling {
             Sampling::Up => input.checked_mul(2),
         }
     }
-
-    /// The input row that row `ky` of the window at output row `y` reads; None: zeros. Columns likewise.
-    pub fn source(self, y: usize, ky: usize, side: usize) -> Option<usize> {
-        match self {
-            Sampling::Same => (y + ky).checked_sub(1).filter(|&y| y < side),
-            Sampling::Down => Some(2 * y + ky).filter(|&y| y < side),
-            Sampling::Up => (y + ky).checked_sub(1).map(|y| y / 2).filter(|&y| y < side),
-        }
-    }
 }
 
 /// Outputs of a block, and positions of the widest tile.

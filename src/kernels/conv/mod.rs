@@ -54,7 +54,7 @@ pub enum Precision {
     #[default]
     Exact,
     /// Pixels and weights as the sum of two numbers in bfloat16 each, and three of the four products: what is left out
-    /// is some 2^-17 of a product. Weights that were stored in 16 bits lose nothing.
+    /// is some 2^-17 of a product. Weights that were stored in 16 bits lose nothing where pixels are not repeated.
     Split,
     /// Pixels and weights rounded to bfloat16.
     Bf16,
@@ -125,7 +125,10 @@ impl Bytes {
         };
         let bytes = of(&Float::<Portable>::MEASURES);
         #[cfg(target_arch = "x86_64")]
-        let bytes = bytes.max(of(&pairs::InPairs::MEASURES)).max(of(&amx::InTiles::<true>::MEASURES));
+        let bytes = bytes
+            .max(of(&pairs::InPairs::MEASURES))
+            .max(of(&amx::InTiles::<false>::MEASURES))
+            .max(of(&amx::InTiles::<true>::MEASURES));
         bytes
     }
 
@@ -157,7 +160,7 @@ impl Op for InFloat<'_> {
 
 impl Convolution<'_> {
     fn channels(&self) -> usize {
-        self.weights.cols() / (self.kernel * self.kernel)
+        self.weights.cols() / (self.kernel * self.kernel).max(1)
     }
 
     /// `y = conv(x) + bias`, or `y += conv(x) + bias`, for `y` [height, width, outputs] of the result. Returns the sums
@@ -183,11 +186,14 @@ impl Convolution<'_> {
             "a window"
         );
         assert!(self.kernel == 3 || self.sampling == Sampling::Same, "a 1x1 window moves by 1");
-        assert!(self.x.len() == self.height * self.width * channels, "the pixels of a convolution");
+        let product = |sides: [usize; 3]| sides.into_iter().try_fold(1usize, usize::checked_mul);
+        let pixels = product([self.height, self.width, channels]);
+        assert!(pixels == Some(self.x.len()), "the pixels of a convolution");
         assert!(self.bias.len() == self.weights.rows(), "the biases of a convolution");
         assert!(self.norm.is_none_or(|n| n.scale.len() == channels && n.shift.len() == channels), "a normalization");
-        let sides = [self.height, self.width].map(|side| self.sampling.output_side(side).unwrap_or(usize::MAX));
-        assert!(y.len() == sides[0] * sides[1] * self.bias.len(), "the results of a convolution");
+        let [height, width] =
+            [self.height, self.width].map(|side| self.sampling.output_side(side).unwrap_or(usize::MAX));
+        assert!(product([height, width, self.bias.len()]) == Some(y.len()), "the results of a convolution");
         #[cfg(target_arch = "x86_64")]
         match (precision, exec.kernels.amx(), exec.kernels.bf16()) {
             (Precision::Bf16, Some(amx), _) => {

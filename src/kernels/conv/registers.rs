@@ -22,7 +22,7 @@ pub trait Products: Copy {
 /// [`Unit::multiply`](super::unit::Unit::multiply) for one term.
 ///
 /// # Safety
-/// As that function. Where not all results of a tile are wanted, four pixels at a time are written.
+/// As that function. Where not all results of a tile are wanted, several pixels at a time are written.
 #[inline(always)]
 pub unsafe fn multiply<P: Products, const BLOCKS: usize>(
     products: P,
@@ -46,7 +46,7 @@ pub unsafe fn multiply<P: Products, const BLOCKS: usize>(
     }
 }
 
-/// All tiles, of MR vectors of outputs x NR pixels; what is left over is in tiles of 8 and 4 pixels.
+/// All tiles, of MR vectors of outputs x NR pixels; what is left over is in tiles of fewer pixels.
 ///
 /// # Safety
 /// As [`multiply`].

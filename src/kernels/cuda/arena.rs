@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::device::{Gpu, Memory, Part, Pinned, Queue};
+use super::device::Gpu;
+use super::memory::{Memory, Part, Pinned};
+use super::queue::Queue;
 use crate::error::{Error, Result};
 use crate::memory::{try_push, try_reserve_entry};
 
@@ -79,6 +81,13 @@ impl Arena {
 struct Lane {
     queue: Queue,
     piece: Pinned<u8>,
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // a copy may be on its way from the piece, where others were not waited for because of an error
+        let _ = self.queue.wait();
+    }
 }
 
 impl Lane {

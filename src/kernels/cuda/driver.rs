@@ -2,11 +2,12 @@
 //! for, and so is every function of it that is used here, because cudarc panics where one is missing.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice, CUresult};
 
 use crate::error::{Error, Result};
+use crate::memory::try_push;
 
 /// The oldest driver that translates the PTX of `ptx/` (ISA 7.8): that of CUDA 11.8.
 const OLDEST_DRIVER: c_int = 11080;
@@ -15,8 +16,8 @@ const OLDEST_FOR_HOPPER: c_int = 12000;
 /// The first processors with tensor cores for bfloat16 and with cp.async.
 const OLDEST_CAPABILITY: (i32, i32) = (8, 0);
 
-/// All that is called, here and in `device`.
-const FUNCTIONS: [&CStr; 35] = [
+/// All that is called, here, in `device`, `memory` and `queue`.
+const FUNCTIONS: [&CStr; 36] = [
     c"cuInit",
     c"cuDriverGetVersion",
     c"cuGetErrorName",
@@ -28,6 +29,7 @@ const FUNCTIONS: [&CStr; 35] = [
     c"cuDeviceGetAttribute",
     c"cuDevicePrimaryCtxRetain",
     c"cuDevicePrimaryCtxRelease_v2",
+    c"cuCtxGetCurrent",
     c"cuCtxSetCurrent",
     c"cuMemGetInfo_v2",
     c"cuMemAlloc_v2",
@@ -148,7 +150,23 @@ pub(super) fn knows_hopper(card: &Card) -> bool {
     let status = unsafe { sys::cuDriverGetVersion(&mut version) };
     // `sm_90a` is for this processor alone
     let is_new = status == CUresult::CUDA_SUCCESS && version >= OLDEST_FOR_HOPPER;
-    card.compute_capability == (9, 0) && is_new && has_function(TENSOR_MAPS)
+    card.compute_capability == (9, 0) && is_new && has_function(TENSOR_MAPS) && !without_hopper().contains(&card.index)
+}
+
+/// Whether kernels for Hopper may be used on a card that is opened from now on. They may until this says otherwise.
+pub fn allow_hopper(index: usize, allow: bool) {
+    let mut without = without_hopper();
+    without.retain(|&other| other != index);
+    if !allow {
+        // where there is no memory for the list they are found wrong again
+        let _ = try_push(&mut without, index, "a list of devices");
+    }
+}
+
+/// Cards on which kernels for Hopper are left alone by this process.
+fn without_hopper() -> MutexGuard<'static, Vec<usize>> {
+    static WITHOUT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    WITHOUT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn too_old(version: c_int) -> String {

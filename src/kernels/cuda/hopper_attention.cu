@@ -320,14 +320,16 @@ __device__ __forceinline__ void attend(M& memory, Ring<M::STAGES>& ring, const C
         wgmma_wait<1>(s);
         release(memory, keys);
         take_out(s, call.mask, tile.start + step * KEYS, tile.end);
-        if (soften(s, run, shrink)) {
-            wgmma_wait<0>(run.out, p);
+        const bool rose = soften(s, run, shrink);
+        // the exponentials come before the wait, which is for the whole warpgroup and so outside what a warp decides
+        #pragma unroll
+        for (int i = 0; i < KEYS / 2; i++) pin(s[i]);
+        wgmma_wait<0>(run.out, p);
+        release(memory, ring.stage);
+        if (rose) {
             #pragma unroll
             for (int i = 0; i < M::DIM / 2; i++) run.out[i] *= shrink[i / 2 % 2];
         }
-        // past the branch, or ptxas would wait here before it takes the exponentials
-        wgmma_wait<0>(run.out, p);
-        release(memory, ring.stage);
         ring.next();
         round_all(p, s);
     }

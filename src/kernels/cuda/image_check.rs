@@ -1,10 +1,12 @@
-//! Whether the image tokenizer's kernels compute on a card what they should, before a picture is trusted to them: a
-//! normalization and a convolution of each kind, beside the processor's.
+//! Whether the image tokenizer's own kernels compute on a card what they should, before a picture is trusted to them: a
+//! normalization and a convolution of each kind, stored and added, beside the processor's. Its products are those that
+//! `self_check` has looked at.
 
 use std::sync::atomic::Ordering;
 
-use super::device::{Memory, Queue};
 use super::images::{GroupNorm, Matrix, Sides, Terms, convolve, pad};
+use super::memory::Memory;
+use super::queue::Queue;
 use super::self_check::{download, is_wrong, numbers};
 use crate::error::Result;
 use crate::kernels::conv::{Convolution, Normalization, Precision, Sampling, Scratch};
@@ -49,7 +51,6 @@ pub fn image_check(queue: &Queue) -> Result<()> {
     for sampling in [Sampling::Same, Sampling::Down, Sampling::Up] {
         let [height, width] = [SIDES.height, SIDES.width].map(|side| sampling.output_side(side).unwrap_or(0));
         let y = Memory::new(gpu, height * width * OUTPUTS, WHAT)?;
-        convolve(queue, on_card, (input.terms(), SIDES), sampling, there.all(), y.all(), Epilogue::Store)?;
         let mut expected = try_vec(y.len(), WHAT)?;
         let convolution = Convolution {
             weights: &on_cpu,
@@ -61,9 +62,12 @@ pub fn image_check(queue: &Queue) -> Result<()> {
             norm: Some(Normalization { scale: &scale, shift: &shift, swish: true }),
             sampling,
         };
-        convolution.run(&exec, Precision::Exact, &mut Scratch::default(), &mut expected, Epilogue::Store)?;
-        if !close(&download(queue, &y)?, &expected) {
-            return Err(is_wrong(gpu, "convolutions"));
+        for epilogue in [Epilogue::Store, Epilogue::Add] {
+            convolve(queue, on_card, (input.terms(), SIDES), sampling, there.all(), y.all(), epilogue)?;
+            convolution.run(&exec, Precision::Exact, &mut Scratch::default(), &mut expected, epilogue)?;
+            if !close(&download(queue, &y)?, &expected) {
+                return Err(is_wrong(gpu, "convolutions"));
+            }
         }
     }
     gpu.images_are_checked.store(true, Ordering::Release);

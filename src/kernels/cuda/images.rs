@@ -1,9 +1,10 @@
 //! The image tokenizer's kernels as functions of feature maps [positions, channels]. Numbers go into products in bfloat16, in
 //! one term or in two, of which the second is what rounding left of the first.
 
-use super::device::{Argument, Grid, Memory, Part, Queue};
+use super::memory::{Memory, Part};
 use super::operations::{LARGE, STEP, Weights};
 use super::operations::{adds, check, product_bf16, rows_grid};
+use super::queue::{Argument, Grid, Queue};
 use crate::error::Result;
 use crate::kernels::conv::Sampling;
 use crate::kernels::product::Epilogue;

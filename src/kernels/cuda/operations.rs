@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use super::device::{Argument, Grid, Indices, Memory, Part, Queue};
+use super::memory::{Indices, Memory, Part};
+use super::queue::{Argument, Grid, Queue};
 use super::unpacked::Unpacked;
 use crate::error::{Error, Result};
 use crate::kernels::activations::Scales;
@@ -60,6 +61,14 @@ impl<'a> Weights<'a> {
     /// Where the rows are, and how many bytes apart.
     pub(super) fn place(&self) -> [Argument<'_>; 2] {
         [self.data.into(), (self.row_bytes() as u64).into()]
+    }
+
+    /// How products with so many tokens are computed.
+    pub fn arithmetic(&self, tokens: usize) -> Arithmetic {
+        match self.unpacked(tokens) {
+            Some((unpacked, _)) if unpacked.is_bf16() => Arithmetic::Bf16,
+            _ => arithmetic(self.dtype),
+        }
     }
 
     /// What Hopper's kernels multiply for so many tokens, where they are the faster ones.
@@ -492,7 +501,7 @@ pub fn attention_by(
                 _ => ("attention_128_sm90", 128, 384, 230_512),
             };
             // as many blocks as there are multiprocessors, which go through the tiles in turn
-            let blocks = (longest.div_ceil(queries) * heads * sequences).min(queue.gpu().multiprocessors());
+            let blocks = (longest.div_ceil(queries) * heads * sequences).min(queue.blocks());
             (name, Grid { blocks: [blocks, 1, 1], threads, shared }, &mut arguments[..])
         }
     };

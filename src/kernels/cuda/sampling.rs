@@ -1,8 +1,9 @@
 //! From logits to tokens where the logits are: what the sampler computes on the processor (`sampler::choose`,
 //! `sampler::image`), with the same random numbers.
 
-use super::device::{Argument, Part, Queue};
+use super::memory::Part;
 use super::operations::{check, rows_grid};
+use super::queue::{Argument, Queue};
 use crate::error::Result;
 
 /// Words that say where the random numbers of a row come from: the key's two, the step and the position

@@ -5,9 +5,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::device::{Checks, Gpu, Indices, Memory, Queue};
-use super::driver::knows_hopper;
+use super::device::{Checks, Gpu};
+use super::driver::{allow_hopper, knows_hopper};
+use super::memory::{Indices, Memory};
 use super::operations::{self as ops, AttentionKernel, Heads, Int8, Int8Memory, Weights};
+use super::queue::Queue;
 use super::unpacked::Unpacked;
 use crate::error::{Error, Result};
 use crate::kernels::attention::{Attention, Precision, Scratch};
@@ -17,16 +19,29 @@ use crate::memory::{try_collect, try_vec};
 use crate::parallel::{Exec, Threads};
 use crate::tensor::{GgmlType, Matrix, quantize};
 
-/// Enough for Hopper's kernels to be taken, where weights are unpacked.
-const TOKENS: usize = 65;
-const ROWS: usize = 40;
-const COLS: usize = 256;
 const WHAT: &str = "a check of a graphics card";
+
+/// Sizes of a product.
+#[derive(Clone, Copy)]
+struct Sizes {
+    tokens: usize,
+    rows: usize,
+    cols: usize,
+}
+
+/// Parts of tiles, and enough for Hopper's kernels to be taken where weights are unpacked.
+const SMALL: Sizes = Sizes { tokens: 65, rows: 40, cols: 256 };
+/// What Hopper's kernels do in passes: tiles of 256 tokens, rings of tiles that are filled again and again.
+const LARGE: Sizes = Sizes { tokens: 300, rows: 300, cols: 2048 };
+/// Of kernels that go through tiles in turn: each has several.
+const BLOCKS: usize = 2;
+/// Of attention for every card.
+const TOKENS: usize = 65;
 
 /// An error if kernels do not give on this card what they give on the processor. Products, and attention of heads of `dim`, are
 /// looked at once each, while it goes well: what a model does not use is not translated for it. Kernels for Hopper that go
 /// wrong are left alone, products and attention by themselves, as others do their work: a sentence says so. Those that had to
-/// be ended have taken the context with them, though.
+/// be ended have taken the context with them, though: [`open_checked`] begins another.
 pub fn self_check(gpu: &Arc<Gpu>, dim: usize) -> Result<Option<String>> {
     let attention = gpu.attention_checks(dim).ok_or_else(|| is_wrong(gpu, &format!("attentions of heads of {dim}")))?;
     let products = once(gpu, &gpu.product_checks, |hopper| compare_products(gpu, hopper))?;
@@ -34,7 +49,39 @@ pub fn self_check(gpu: &Arc<Gpu>, dim: usize) -> Result<Option<String>> {
         false => compare_attentions(gpu, dim),
         true => compare_hopper_attentions(gpu, dim),
     })?;
-    Ok(products.or(attentions).map(|error| format!("kernels for Hopper are left alone: {error}")))
+    Ok(products.or(attentions).map(|error| left_alone(&error)))
+}
+
+/// The card `index`, after [`self_check`], and its sentence. If kernels for Hopper have ended its context, there is another one
+/// without them, now and whenever this process opens the card again.
+///
+/// # Errors
+/// Those of [`Gpu::open`] and [`self_check`]. `Device`, with what to do, if there is no other context: the driver need not give a
+/// process one after such an error, and does not while somebody else in it holds the one that has ended.
+pub fn open_checked(index: usize, dim: usize) -> Result<(Arc<Gpu>, Option<String>)> {
+    let gpu = Gpu::open(index)?;
+    let could_be_hopper = knows_hopper(gpu.card());
+    match self_check(&gpu, dim) {
+        Err(error) if could_be_hopper && !knows_hopper(gpu.card()) => {
+            drop(gpu);
+            let begin = || Gpu::open(index).and_then(|gpu| self_check(&gpu, dim).map(|_| gpu));
+            match begin() {
+                Ok(gpu) => Ok((gpu, Some(left_alone(&error)))),
+                Err(again) => Err(Error::Device {
+                    device: format!("cuda:{index}"),
+                    reason: format!(
+                        "kernels for Hopper have ended its context ({error}), and no other can be had ({again}): begin a new \
+                         process, with the device cuda:{index}/ampere"
+                    ),
+                }),
+            }
+        }
+        outcome => Ok((gpu, outcome?)),
+    }
+}
+
+fn left_alone(reason: &Error) -> String {
+    format!("kernels for Hopper are left alone: {reason}")
 }
 
 /// Compares kernels for every card, then those for Hopper, where it is one, unless that was done. Returns what speaks against
@@ -53,13 +100,18 @@ fn once(gpu: &Gpu, checks: &Checks, compare: impl Fn(bool) -> Result<()>) -> Res
     Ok(reason)
 }
 
-/// What speaks against kernels that others can do the work of: an error of the device, which may be their own, if others can
-/// still run on it.
+/// What speaks against kernels that others can do the work of: an error of the device, which may be their own. It is an error
+/// where nothing else can run any more; they are not tried again then.
 fn reason_against(gpu: &Gpu, outcome: Result<()>) -> Result<Option<Error>> {
     match outcome {
         Ok(()) => Ok(None),
         Err(error @ Error::Device { .. }) if !gpu.is_lost() => Ok(Some(error)),
-        Err(error) => Err(error),
+        Err(error) => {
+            if matches!(error, Error::Device { .. }) {
+                allow_hopper(gpu.card().index, false);
+            }
+            Err(error)
+        }
     }
 }
 
@@ -69,27 +121,58 @@ pub(super) fn is_wrong(gpu: &Gpu, what: &str) -> Error {
 
 /// With `unpacked`, products are those of Hopper's kernels.
 fn compare_products(gpu: &Arc<Gpu>, unpacked: bool) -> Result<()> {
-    let queue = Queue::new(gpu)?;
+    let queue = Queue::with_blocks(gpu, BLOCKS)?;
     let threads = Threads::new(1)?;
     let exec = Exec::new(&threads, Kernels::best(), None);
-    let wrong = |what: &str| is_wrong(gpu, what);
-    let x = numbers(1, TOKENS * COLS)?;
-    let rows = numbers(2, ROWS * COLS)?;
-    for (scales, dtype) in [(Scales::Blocks, GgmlType::Q8_0), (Scales::Wide, GgmlType::Q4_K)] {
-        let mut bytes = try_vec(dtype.row_bytes(ROWS * COLS).unwrap_or(0), WHAT)?;
-        quantize(dtype, &rows, &mut bytes)?;
-        let got = int8_product(&queue, (dtype, &bytes), &x, scales, unpacked)?;
-        let w = Matrix::new(dtype, ROWS, COLS, &bytes).ok_or_else(|| wrong("sizes"))?;
-        let (mut quantized, mut y) = (Int8Rows::default(), try_vec(TOKENS * ROWS, WHAT)?);
-        quantized.quantize(&exec, &x, COLS, scales)?;
-        matmul(&exec, &w, Activations::Int8(&quantized), &mut y, ROWS, Epilogue::Store)?;
-        // the same sums in the same order
-        if got.iter().zip(&y).any(|(a, b)| a.to_bits() != b.to_bits()) {
-            return Err(wrong("products of quantized weights"));
+    let sizes: &[Sizes] = if unpacked { &[SMALL, LARGE] } else { &[SMALL] };
+    for &sizes in sizes {
+        let (x, w) = (numbers(1, sizes.tokens * sizes.cols)?, numbers(2, sizes.rows * sizes.cols)?);
+        for (scales, dtype) in
+            [(Scales::Blocks, GgmlType::Q8_0), (Scales::Blocks, GgmlType::Q5_1), (Scales::Wide, GgmlType::Q4_K)]
+        {
+            compare_int8(&exec, &queue, sizes, (&w, &x), (scales, dtype), unpacked)?;
         }
+        compare_bf16(&exec, &queue, sizes, (&w, &x), unpacked)?;
     }
-    let y = try_collect(x.chunks_exact(COLS).flat_map(|x| rows.chunks_exact(COLS).map(|w| dot(w, x))), WHAT)?;
-    if close(&bf16_product(&queue, &rows, &x, unpacked)?, &y) { Ok(()) } else { Err(wrong("products in bfloat16")) }
+    Ok(())
+}
+
+fn compare_int8(
+    exec: &Exec,
+    queue: &Queue,
+    Sizes { tokens, rows, cols }: Sizes,
+    (w, x): (&[f32], &[f32]),
+    (scales, dtype): (Scales, GgmlType),
+    unpacked: bool,
+) -> Result<()> {
+    let wrong = |what: &str| is_wrong(queue.gpu(), what);
+    let mut bytes = try_vec(dtype.row_bytes(rows * cols).unwrap_or(0), WHAT)?;
+    quantize(dtype, w, &mut bytes)?;
+    let got = int8_product(queue, (dtype, rows, cols, &bytes), (x, tokens), scales, unpacked)?;
+    let w = Matrix::new(dtype, rows, cols, &bytes).ok_or_else(|| wrong("sizes"))?;
+    let (mut quantized, mut y) = (Int8Rows::default(), try_vec(tokens * rows, WHAT)?);
+    quantized.quantize(exec, x, cols, scales)?;
+    matmul(exec, &w, Activations::Int8(&quantized), &mut y, rows, Epilogue::Store)?;
+    // the same sums in the same order
+    match got.iter().zip(&y).all(|(a, b)| a.to_bits() == b.to_bits()) {
+        true => Ok(()),
+        false => Err(wrong("products of quantized weights")),
+    }
+}
+
+fn compare_bf16(
+    exec: &Exec,
+    queue: &Queue,
+    Sizes { tokens, rows, cols }: Sizes,
+    (w, x): (&[f32], &[f32]),
+    unpacked: bool,
+) -> Result<()> {
+    let wrong = |what: &str| is_wrong(queue.gpu(), what);
+    let mut y = try_vec(tokens * rows, WHAT)?;
+    let as_matrix = Matrix::from_f32(rows, cols, w).ok_or_else(|| wrong("sizes"))?;
+    matmul(exec, &as_matrix, Activations::F32 { x, k: cols }, &mut y, rows, Epilogue::Store)?;
+    let got = bf16_product(queue, (rows, cols, w), (x, tokens), unpacked)?;
+    if close(&got, &y) { Ok(()) } else { Err(wrong("products in bfloat16")) }
 }
 
 /// Attention by the kernels for every card, beside the processor's.
@@ -117,7 +200,7 @@ fn compare_attentions(gpu: &Arc<Gpu>, dim: usize) -> Result<()> {
 fn compare_hopper_attentions(gpu: &Arc<Gpu>, dim: usize) -> Result<()> {
     const QUERIES: usize = 200;
     const KEYS: usize = 700;
-    let queue = Queue::new(gpu)?;
+    let queue = Queue::with_blocks(gpu, BLOCKS)?;
     let heads = Heads { heads: 2, kv_heads: 1, dim };
     let (d, kv) = (heads.heads * dim, heads.kv_heads * dim);
     let (mut q, k, v) = (numbers(6, KEYS * d)?, numbers(7, KEYS * kv)?, numbers(8, KEYS * kv)?);
@@ -164,29 +247,34 @@ fn rounded(queue: &Queue, from: &[f32], k: usize) -> Result<Memory<u16>> {
 
 fn int8_product(
     queue: &Queue,
-    (dtype, bytes): (GgmlType, &[u8]),
-    x: &[f32],
+    (dtype, rows, cols, bytes): (GgmlType, usize, usize, &[u8]),
+    (x, n): (&[f32], usize),
     scales: Scales,
     unpacked: bool,
 ) -> Result<Vec<f32>> {
     let gpu = queue.gpu();
-    let (w, x, y) = (queue.upload(bytes, WHAT)?, queue.upload(x, WHAT)?, Memory::new(gpu, TOKENS * ROWS, WHAT)?);
-    let memory = Int8Memory::new(queue, TOKENS, COLS)?;
-    let quantized = Int8 { memory: &memory, n: TOKENS, k: COLS, scales };
+    let (w, x, y) = (queue.upload(bytes, WHAT)?, queue.upload(x, WHAT)?, Memory::new(gpu, n * rows, WHAT)?);
+    let memory = Int8Memory::new(queue, n, cols)?;
+    let quantized = Int8 { memory: &memory, n, k: cols, scales };
     ops::quantize(queue, ops::Source::Plain(x.all()), quantized)?;
-    let w = Weights::new(dtype, ROWS, COLS, w.all())?;
+    let w = Weights::new(dtype, rows, cols, w.all())?;
     let unpacked = if unpacked { Unpacked::new(queue, w)? } else { None };
     ops::product_int8(queue, w.with_unpacked(unpacked.as_ref()), quantized, y.all(), Epilogue::Store)?;
     download(queue, &y)
 }
 
-fn bf16_product(queue: &Queue, rows: &[f32], x: &[f32], unpacked: bool) -> Result<Vec<f32>> {
-    let bytes: &[u8] = bytemuck::cast_slice(rows);
-    let (w, y) = (queue.upload(bytes, WHAT)?, Memory::new(queue.gpu(), TOKENS * ROWS, WHAT)?);
-    let (w, x) = (Weights::new(GgmlType::F32, ROWS, COLS, w.all())?, rounded(queue, x, COLS)?);
+fn bf16_product(
+    queue: &Queue,
+    (rows, cols, w): (usize, usize, &[f32]),
+    (x, n): (&[f32], usize),
+    unpacked: bool,
+) -> Result<Vec<f32>> {
+    let bytes: &[u8] = bytemuck::cast_slice(w);
+    let (w, y) = (queue.upload(bytes, WHAT)?, Memory::new(queue.gpu(), n * rows, WHAT)?);
+    let (w, x) = (Weights::new(GgmlType::F32, rows, cols, w.all())?, rounded(queue, x, cols)?);
     let unpacked = if unpacked { Unpacked::new(queue, w)? } else { None };
     let w = w.with_unpacked(unpacked.as_ref());
-    ops::product_bf16(queue, w, (x.all(), COLS, TOKENS), None, y.all(), Epilogue::Store)?;
+    ops::product_bf16(queue, w, (x.all(), cols, n), None, y.all(), Epilogue::Store)?;
     download(queue, &y)
 }
 

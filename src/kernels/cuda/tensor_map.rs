@@ -5,7 +5,8 @@ use std::ptr;
 
 use cudarc::driver::sys::{self, CUtensorMap};
 
-use super::device::{Gpu, Part};
+use super::device::Gpu;
+use super::memory::Part;
 use crate::error::{Error, Result};
 
 /// A matrix of bytes, in boxes of [`BOX_BYTES`] by so many rows. It holds an address: whoever has it keeps the memory.
@@ -40,7 +41,7 @@ impl TensorMap {
                 "{bytes} bytes of a graphics card as a matrix with rows of {row_bytes}"
             )));
         }
-        gpu.enter()?;
+        let _entered = gpu.enter()?;
         // innermost first
         let (dims, strides) = ([row_bytes as u64, count as u64], [row_bytes as u64]);
         let (box_dims, element_strides) = ([BOX_BYTES, box_rows as u32], [1, 1]);

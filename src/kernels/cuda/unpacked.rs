@@ -1,8 +1,11 @@
 //! Weights that Hopper's kernels multiply (hopper.cu): unpacked from their blocks once, when they have come to the card, for a
-//! byte of memory each (two for floats). Results are the same to the bit; without the memory, products unpack on the way.
+//! byte of memory each. Results are the same to the bit; without the memory, products unpack on the way. Floats take two
+//! bytes, and so does Q6_K, whose groups of 16 are too short for an int8 product of wgmma, which sums 32: it is multiplied in
+//! bfloat16, at half the rate, where the other kernels would unpack it for every tile.
 
-use super::device::{Argument, Grid, Memory, Part, Queue};
+use super::memory::{Memory, Part};
 use super::operations::{Int8, Weights, adds, arithmetic, check};
+use super::queue::{Argument, Grid, Queue};
 use super::tensor_map::TensorMap;
 use crate::error::Result;
 use crate::kernels::activations::Scales;
@@ -37,14 +40,12 @@ const WHAT: &str = "unpacked weights";
 const ROWS: usize = 128;
 
 impl Form {
-    /// `None` where weights of the type stay in their blocks: those with a scale for 16.
-    fn of(dtype: GgmlType) -> Option<Form> {
+    fn of(dtype: GgmlType) -> Form {
         use GgmlType::*;
         match (arithmetic(dtype), dtype) {
-            (Arithmetic::Int8(Scales::Wide), _) => Some(Form::Wide),
-            (Arithmetic::Int8(_), Q6_K | Q3_K | Q2_K) => None,
-            (Arithmetic::Int8(_), _) => Some(Form::Blocks { offset: matches!(dtype, Q4_1 | Q5_1 | Q4_K | Q5_K) }),
-            _ => Some(Form::Bf16),
+            (Arithmetic::Int8(Scales::Wide), _) => Form::Wide,
+            (Arithmetic::Bf16 | Arithmetic::F32, _) | (_, Q6_K | Q3_K | Q2_K) => Form::Bf16,
+            (Arithmetic::Int8(_), _) => Form::Blocks { offset: matches!(dtype, Q4_1 | Q5_1 | Q4_K | Q5_K) },
         }
     }
 
@@ -59,22 +60,24 @@ impl Form {
 }
 
 impl Unpacked {
-    /// Bytes that `new` takes; 0 for weights that stay as they are.
+    /// Bytes that `new` takes.
     pub fn bytes(dtype: GgmlType, rows: usize, cols: usize) -> usize {
-        Form::of(dtype).map_or(0, |form| {
-            let (data, scales) = form.row(cols);
-            let arrays = if form == (Form::Blocks { offset: true }) { 2 } else { 1 };
-            rows.saturating_mul(data.saturating_add(4 * arrays * scales))
-        })
+        let form = Form::of(dtype);
+        let (data, scales) = form.row(cols);
+        let arrays = if form == (Form::Blocks { offset: true }) { 2 } else { 1 };
+        rows.saturating_mul(data.saturating_add(4 * arrays * scales))
     }
 
-    /// Queues the unpacking of `w`; `None` if its type stays as it is, or there is nothing of it.
+    /// Queues the unpacking of `w`; `None` if there is nothing of it.
     ///
     /// # Errors
     /// `OutOfMemory`, `Device`.
     pub fn new(queue: &Queue, w: Weights) -> Result<Option<Unpacked>> {
         let (dtype, rows, cols) = (w.dtype(), w.rows(), w.cols());
-        let Some(form) = Form::of(dtype).filter(|_| rows * cols > 0) else { return Ok(None) };
+        if rows * cols == 0 {
+            return Ok(None);
+        }
+        let form = Form::of(dtype);
         let (data, scales) = form.row(cols);
         let gpu = queue.gpu();
         let offsets = if form == (Form::Blocks { offset: true }) { rows * scales } else { 0 };
@@ -201,8 +204,8 @@ impl Unpacked {
     }
 }
 
-/// As many blocks as there are multiprocessors, which go through the tiles in turn.
+/// As many blocks as the queue has for them, which go through the tiles in turn.
 fn tiles(queue: &Queue, (rows, n): (usize, usize), tokens: usize, shared: usize) -> Grid {
     let tiles = rows.div_ceil(ROWS) * n.div_ceil(tokens);
-    Grid { blocks: [tiles.min(queue.gpu().multiprocessors()), 1, 1], threads: 384, shared }
+    Grid { blocks: [tiles.min(queue.blocks()), 1, 1], threads: 384, shared }
 }

@@ -260,11 +260,16 @@ void finish(const Product& product) {
     }
 }
 
+/// What all threads of a warpgroup have to do at once (".aligned"), whether or not it is one thing for all of them.
+void aligned(int operation) {
+    standin::together_in_group(operation, nullptr, [](void* const (&)[WARPGROUP], unsigned) {});
+}
+
 }  // namespace
 
 void set_registers(int count) {
     if (count % 8 || count < 24 || count > 256) standin::fail("setmaxnreg of a number that is not 24, 32 .. 256");
-    standin::together_in_group(20, nullptr, [](void* const (&)[WARPGROUP], unsigned) {});
+    aligned(20);
     const standin::Unseen unseen;
     registers[warpgroup()] = count;
 }
@@ -276,9 +281,16 @@ void cp_async_4(void* shared, const void* global, bool there) {
     standin::start_copy(shared, there ? global : nullptr, 4);
 }
 
-void wgmma_fence() { self().fenced = true; }
-void wgmma_commit() { self().groups++; }
+void wgmma_fence() {
+    aligned(22);
+    self().fenced = true;
+}
+void wgmma_commit() {
+    aligned(23);
+    self().groups++;
+}
 void wgmma_wait_all_but(int groups) {
+    aligned(24 + groups);
     Thread& thread = self();
     const uint64_t until = thread.groups < uint64_t(groups) ? 0 : thread.groups - uint64_t(groups);
     std::list<Product> ended;

@@ -190,10 +190,13 @@ EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     return on_device(device, [&](CUdevice) -> CUresult {
         Context& context = state().contexts[device];
         if (!context.retained) return INVALID_CONTEXT;
-        if (context.error) return context.error;
-        const CUresult status = finish_all(context);
+        if (context.error && !settings().renew) return context.error;
+        const CUresult status = context.error ? SUCCESS : finish_all(context);
         counters().contexts--;
-        if (--context.retained == 0) destroy(context);
+        if (--context.retained == 0) {
+            destroy(context);
+            context.error = SUCCESS;
+        }
         return status;
     });
 }

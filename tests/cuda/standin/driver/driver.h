@@ -64,6 +64,9 @@ struct Settings {
     std::string name = "Stand-in";
     bool quiet = false;  // messages are not written
     std::string skip_kernel;  // one that does nothing, so that its results are wrong
+    bool renew = false;  // a context that has ended, once nobody holds it, which NVIDIA does not promise
+    std::string fail_kernel;  // one that ends the context
+    CUresult kernel_error = LAUNCH_FAILED;
     // what is to fail: the number of calls until then, 0 for never
     uint64_t fail_launch = 0, fail_allocation = 0;
     CUresult launch_error = LAUNCH_FAILED;

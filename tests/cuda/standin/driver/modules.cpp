@@ -116,6 +116,7 @@ Work launch_of(const Function& function, const Size& size, void** arguments) {
         const unsigned order = unsigned(counters().kernels++);
         counters().ran[name]++;
         if (name == settings().skip_kernel) return;
+        if (name == settings().fail_kernel) throw Lost{settings().kernel_error};
         standin::launch(name, kernel, size.grid, size.block, size.shared, pointers.data(), order);
     };
 }

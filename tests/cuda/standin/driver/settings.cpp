@@ -47,6 +47,11 @@ const Setting SETTINGS[] = {
          auto [calls, error] = numbers(v, ':');
          s.fail_launch = calls, s.launch_error = CUresult(error);
      }},
+    {"MMADA_STANDIN_FAIL_KERNEL", [](Settings& s, const std::string& v) {
+         const size_t at = v.find(':');
+         s.fail_kernel = v.substr(0, at), s.kernel_error = CUresult(number(at == std::string::npos ? "" : v.substr(at + 1)));
+     }},
+    {"MMADA_STANDIN_RENEW", [](Settings& s, const std::string& v) { s.renew = number(v) != 0; }},
     {"MMADA_STANDIN_SKIP_KERNEL", [](Settings& s, const std::string& v) { s.skip_kernel = v; }},
     {"MMADA_STANDIN_FAIL_ALLOCATION", [](Settings& s, const std::string& v) { s.fail_allocation = number(v); }},
 };
