@@ -86,6 +86,11 @@ template <int GROUPS>
 __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
 }
+/// Ends the launch with an error. Neither the compiler nor ptxas moves it past other volatile assembly, so that what
+/// `condition` hangs on is computed before what comes next.
+__device__ __forceinline__ void trap_if(bool condition) {
+    if (condition) asm volatile("trap;" ::: "memory");
+}
 __device__ __forceinline__ void pin(float& v) { asm volatile("" : "+f"(v)::"memory"); }
 __device__ __forceinline__ void pin(int& v) { asm volatile("" : "+r"(v)::"memory"); }
 __device__ __forceinline__ void pin(uint32_t& v) { asm volatile("" : "+r"(v)::"memory"); }

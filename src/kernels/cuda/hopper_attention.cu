@@ -321,9 +321,9 @@ __device__ __forceinline__ void attend(M& memory, Ring<M::STAGES>& ring, const C
         release(memory, keys);
         take_out(s, call.mask, tile.start + step * KEYS, tile.end);
         const bool rose = soften(s, run, shrink);
-        // the exponentials come before the wait, which is for the whole warpgroup and so outside what a warp decides
-        #pragma unroll
-        for (int i = 0; i < KEYS / 2; i++) pin(s[i]);
+        // Sums are never negative: this keeps ptxas from waiting before it takes the exponentials, which the products of values
+        // leave time for. The wait is the whole warpgroup's, and so outside of what a warp decides.
+        trap_if(run.sum[0] + run.sum[1] < 0.0f);
         wgmma_wait<0>(run.out, p);
         release(memory, ring.stage);
         if (rose) {

@@ -274,6 +274,10 @@ void set_registers(int count) {
     registers[warpgroup()] = count;
 }
 
+void trap_if(bool condition) {
+    if (condition) standin::fail("trap");
+}
+
 void cp_async_4(void* shared, const void* global, bool there) {
     if (uintptr_t(shared) % 4 || (there && uintptr_t(global) % 4)) {
         standin::fail("cp.async of 4 bytes from or to an address that is no multiple of 4");

@@ -22,8 +22,7 @@ void mbarrier_wait(uint64_t* barrier, uint32_t parity);
 void cp_async_4(void* shared, const void* global, bool there);
 void fence_async_proxy();
 
-template <class T>
-void pin(T&) {}
+void trap_if(bool condition);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait_all_but(int groups);
