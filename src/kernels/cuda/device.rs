@@ -67,14 +67,15 @@ impl Gpu {
     ///
     /// # Errors
     /// `InvalidArgument`, in one sentence: no driver, one that is too old, no such card, or a card that is too old.
-    /// `Device` if it does not start.
+    /// `Device` if it does not start, or while somebody holds one that an error has ended.
     pub fn open(index: usize) -> Result<Arc<Gpu>> {
         static OPEN: Mutex<Vec<Weak<Gpu>>> = Mutex::new(Vec::new());
         let card = find(index)?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|gpu| gpu.strong_count() > 0);
-        if let Some(gpu) = open.iter().filter_map(Weak::upgrade).find(|gpu| gpu.card == card && !gpu.is_lost()) {
-            return Ok(gpu);
+        if let Some(gpu) = open.iter().filter_map(Weak::upgrade).find(|gpu| gpu.card == card) {
+            // the driver gives the same context to all of a process, also one that an error has ended
+            return if gpu.is_lost() { Err(gpu.has_ended()) } else { Ok(gpu) };
         }
         let gpu = Arc::new(Gpu::start(card)?);
         try_push(&mut open, Arc::downgrade(&gpu), "a list of devices")?;
@@ -154,14 +155,29 @@ impl Gpu {
         matches!(self.free_memory(), Err(Error::Device { .. }))
     }
 
+    fn has_ended(&self) -> Error {
+        let reason =
+            "an error has ended its use by this process; free all that still uses it, then try again".to_owned();
+        Error::Device { device: self.name(), reason }
+    }
+
     /// Makes its context the thread's.
     pub(super) fn enter(&self) -> Result<()> {
         // SAFETY: the context was retained and is released by `drop` alone
         self.check(unsafe { sys::cuCtxSetCurrent(self.context) }, "be used")
     }
 
-    /// `Device` with what the driver says, unless it says that all is well: the card cannot `verb`.
+    /// `Device` with what the driver says, unless it says that all is well: the card cannot `verb`. `OutOfMemory` where it says
+    /// that: translating kernels, launching them and preparing graphs take memory that nobody asked for by size.
     pub(super) fn check(&self, status: CUresult, verb: &str) -> Result<()> {
+        if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (mut free, mut total) = (0, 0);
+            // SAFETY: a context that was retained, or null for none; both pointers outlive the calls
+            let told = unsafe { (sys::cuCtxSetCurrent(self.context), sys::cuMemGetInfo_v2(&mut free, &mut total)) };
+            let is_known = told == (CUresult::CUDA_SUCCESS, CUresult::CUDA_SUCCESS);
+            let free = if is_known { format!(", which has {free} bytes free,") } else { String::new() };
+            return Err(Error::OutOfMemory { what: format!("{}{free} could not {verb}", self.name()), bytes: 0 });
+        }
         check(status).map_err(|reason| Error::Device {
             device: self.name(),
             reason: format!("it could not {verb}: the driver says {reason}"),
@@ -749,9 +765,8 @@ impl Queue {
     /// forgets the graph before it frees memory.
     pub(crate) fn record(&self, queue: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let recording = Recording::begin(self)?;
-        let queued = queue();
-        let graph = recording.end();
-        let graph = queued.and(graph)?;
+        queue()?; // what was recorded until then is forgotten
+        let graph = recording.end()?;
         let mut recorded = Graph { gpu: self.gpu.clone(), handle: ptr::null_mut() };
         // SAFETY: the graph has just been recorded; what is made of it does not need it
         let status = unsafe {
