@@ -190,10 +190,12 @@ EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     return on_device(device, [&](CUdevice) -> CUresult {
         Context& context = state().contexts[device];
         if (!context.retained) return INVALID_CONTEXT;
-        if (context.error) return context.error;
-        const CUresult status = finish_all(context);
+        const CUresult status = context.error ? context.error : finish_all(context);
         counters().contexts--;
-        if (--context.retained == 0) destroy(context);
+        if (--context.retained == 0) {
+            destroy(context);
+            if (settings().recovers) context.error = SUCCESS;
+        }
         return status;
     });
 }
