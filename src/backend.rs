@@ -160,3 +160,35 @@ impl fmt::Display for BuildInfo {
         self.features.iter().try_for_each(|name| write!(f, " {name}"))
     }
 }
+
+#[cfg(all(test, not(feature = "cuda")))]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::{Context, ContextOptions, Logger, Model};
+
+    #[test]
+    fn without_cuda_cards_are_refused_in_a_sentence_and_auto_is_the_processor() {
+        const REASON: &str = "this library was built without CUDA";
+        let cards = backends().into_iter().find(|backend| backend.name == "cuda").unwrap();
+        assert_eq!((cards.devices.len(), cards.unavailable.as_deref()), (0, Some(REASON)));
+        assert!(!build_info().features.contains(&"cuda"));
+        let model = Model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/mmada-shapes.gguf")).unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let heard = lines.clone();
+        let logger = Logger::new(move |_, line: &str| heard.lock().unwrap().push(line.to_owned()));
+        let on = |device| {
+            Context::new(
+                &model,
+                ContextOptions { threads: 1, device, logger: Some(logger.clone()), ..Default::default() },
+            )
+        };
+        let error = on(DeviceChoice::Cuda(1)).err().unwrap();
+        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+        assert_eq!(error.to_string(), format!("cuda:1 cannot be used: {REASON}"));
+        let context = on(DeviceChoice::Auto).unwrap();
+        assert_eq!((context.device(), context.gpu_layers()), ("cpu".to_owned(), 0));
+        assert!(lines.lock().unwrap()[0].contains(&format!("running on the cpu: {REASON}")), "{lines:?}");
+    }
+}

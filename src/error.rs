@@ -28,8 +28,8 @@ pub enum Error {
     /// A picture could not be decoded, or is larger than the limits allow.
     #[error("{file}: {reason}")]
     Image { file: String, reason: String },
-    /// An allocation sized by a model or a request failed.
-    #[error("out of memory: {what} needs {bytes} bytes")]
+    /// An allocation sized by a model or a request failed. `bytes` is 0 where a driver does not say how many it wanted.
+    #[error("out of memory: {what}{}", needs(*bytes))]
     OutOfMemory { what: String, bytes: usize },
     /// The work was cancelled by the caller.
     #[error("cancelled")]
@@ -46,6 +46,11 @@ pub enum Error {
     /// A graphics card failed: its driver reported an error, or its memory is gone.
     #[error("{device}: {reason}")]
     Device { device: String, reason: String },
+}
+
+/// What was asked for, where that is known.
+fn needs(bytes: usize) -> String {
+    if bytes == 0 { String::new() } else { format!(" needs {bytes} bytes") }
 }
 
 impl Error {

@@ -505,11 +505,43 @@ fn failures_come_when_a_test_wants_them() {
     assert_eq!(gpu.launch(turn, x, 1), CUresult::CUDA_SUCCESS);
     assert_eq!(gpu.launch(turn, x, 1), CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
     assert_eq!(gpu.download(x, 32), counted(1));
+    let (ptx, mut module) = (ptx("7.8", "sm_80", "right_in_warp"), null_mut());
+    driver.set("FAIL_MODULE", 1);
+    refused!(cuModuleLoadDataEx(&mut module, ptx.as_ptr().cast(), 0, null_mut(), null_mut()), CUDA_ERROR_OUT_OF_MEMORY);
+    ok!(cuModuleLoadDataEx(&mut module, ptx.as_ptr().cast(), 0, null_mut(), null_mut()));
     // one that stays is found later
     driver.set("FAIL_LAUNCH", "1:700");
     assert_eq!(gpu.launch(turn, x, 1), CUresult::CUDA_SUCCESS);
     refused!(cuStreamSynchronize(gpu.stream), CUDA_ERROR_ILLEGAL_ADDRESS);
     refused!(cuMemAlloc_v2(&mut memory, 4), CUDA_ERROR_ILLEGAL_ADDRESS);
+}
+
+#[test]
+fn an_error_that_stays_ends_with_its_context_where_a_test_wants_that() {
+    let driver = Driver::open();
+    for recovers in [0, 1] {
+        driver.restart();
+        driver.set("RECOVERS", recovers);
+        let gpu = Gpu::new(0);
+        let (x, turn, mut context) = (gpu.upload(&counted(0)), gpu.function("right_in_warp"), null_mut());
+        ok!(cuDevicePrimaryCtxRetain(&mut context, gpu.device));
+        driver.set("FAIL_LAUNCH", "1:719");
+        assert_eq!(gpu.launch(turn, x, 1), CUresult::CUDA_SUCCESS);
+        refused!(cuStreamSynchronize(gpu.stream), CUDA_ERROR_LAUNCH_FAILED);
+        // somebody else has it
+        refused!(cuDevicePrimaryCtxRelease_v2(gpu.device), CUDA_ERROR_LAUNCH_FAILED);
+        refused!(cuDevicePrimaryCtxRetain(&mut context, gpu.device), CUDA_ERROR_LAUNCH_FAILED);
+        refused!(cuDevicePrimaryCtxRelease_v2(gpu.device), CUDA_ERROR_LAUNCH_FAILED);
+        assert_eq!(driver.count("contexts"), 0);
+        if recovers == 0 {
+            refused!(cuDevicePrimaryCtxRetain(&mut context, gpu.device), CUDA_ERROR_LAUNCH_FAILED);
+            continue;
+        }
+        let gpu = Gpu::new(0);
+        let x = gpu.upload(&counted(0));
+        gpu.turn(x, 1);
+        assert_eq!(gpu.download(x, 32), counted(1));
+    }
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! The demo model, on the processor and on a card.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::library::Driver;
 use mmada::kernels::cuda::allow_hopper;
 use mmada::{Context, ContextOptions, DeviceChoice, Generation, Model};
+use mmada_quantize::{Recipe, Shape, SynthOptions, synth};
 
 /// A card that is there, or a stand-in for its driver, which one test at a time has to itself.
 pub struct Card {
@@ -36,7 +37,7 @@ impl Card {
 }
 
 /// Whether the tests run on a card.
-fn is_card() -> bool {
+pub fn is_card() -> bool {
     std::env::var_os("MMADA_CUDA_CARD").is_some()
 }
 
@@ -54,6 +55,13 @@ pub fn demo() -> &'static Model {
 /// A context of the demo model on the processor.
 pub fn cpu() -> Context {
     Context::new(demo(), ContextOptions { threads: 2, ..Default::default() }).unwrap()
+}
+
+/// A model of random weights with all that the tests need, and no image tokenizer.
+pub fn random(folder: &Path, recipe: &str, shape: Shape) -> Model {
+    let file = folder.join(format!("{recipe}.gguf"));
+    synth(&SynthOptions::new(shape, &file, Recipe::from_name(recipe).unwrap()), &mut |_| ()).unwrap();
+    Model::open(&file).unwrap()
 }
 
 pub fn run(mut generation: Generation) -> Generation {

@@ -19,8 +19,16 @@ pub struct Fixture {
     converted: OnceLock<Result<Model, String>>,
 }
 
+/// In the repository, or in the folder that `MMADA_TEST_DATA` names.
 fn own_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+    let root = std::env::var_os("MMADA_TEST_DATA").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join("tests/golden")
+}
+
+/// Where converted checkpoints go: cargo's folder, unless this runs where nothing was built.
+fn scratch() -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    if folder.exists() { folder } else { std::env::temp_dir() }
 }
 
 /// The folders to be tested, in order. An error for one that is no checkpoint.
@@ -108,7 +116,7 @@ impl Fixture {
     fn convert(&self) -> mmada::Result<Model> {
         let index = fixtures().iter().position(|f| f.folder == self.folder).unwrap_or_default();
         let name = format!("golden-{index}.gguf"); // replaced whole by every run: another run keeps what it has mapped
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let path = scratch().join(name);
         let vq = Some(self.folder.join("vq")).filter(|vq| vq.is_dir());
         api::convert(&self.folder, vq.as_deref(), GgmlType::F32, &path)?;
         let model = Model::open(&path)?;

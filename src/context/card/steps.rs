@@ -189,9 +189,15 @@ impl Steps {
         } else if seen.contains(step) {
             // kernels are there and memory stays: nothing but queueing is left to do
             let queue = backend.cuda().shared_queue();
-            let graph = queue.record(|| room.queue(backend, pass))?;
-            queue.repeat(&graph)?;
-            keep(graphs, (step.clone(), graph))?;
+            match queue.record(|| room.queue(backend, pass)) {
+                Ok(graph) => {
+                    queue.repeat(&graph)?;
+                    keep(graphs, (step.clone(), graph))?;
+                }
+                // a graph takes memory, and saves no more than time
+                Err(Error::OutOfMemory { .. }) => room.queue(backend, pass)?,
+                Err(error) => return Err(error),
+            }
         } else {
             room.queue(backend, pass)?;
             if recorded {

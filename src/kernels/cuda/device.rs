@@ -64,14 +64,15 @@ impl Gpu {
     ///
     /// # Errors
     /// `InvalidArgument`, in one sentence: no driver, one that is too old, no such card, or a card that is too old.
-    /// `Device` if it does not start.
+    /// `Device` if it does not start, or while somebody holds one that an error has ended.
     pub fn open(index: usize) -> Result<Arc<Gpu>> {
         static OPEN: Mutex<Vec<Weak<Gpu>>> = Mutex::new(Vec::new());
         let card = find(index)?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|gpu| gpu.strong_count() > 0);
-        if let Some(gpu) = open.iter().filter_map(Weak::upgrade).find(|gpu| gpu.card == card && !gpu.is_lost()) {
-            return Ok(gpu);
+        if let Some(gpu) = open.iter().filter_map(Weak::upgrade).find(|gpu| gpu.card == card) {
+            // the driver gives the same context to all of a process, also one that an error has ended
+            return if gpu.is_lost() { Err(gpu.has_ended()) } else { Ok(gpu) };
         }
         let gpu = Arc::new(Gpu::start(card)?);
         try_push(&mut open, Arc::downgrade(&gpu), "a list of devices")?;
@@ -157,6 +158,12 @@ impl Gpu {
         matches!(self.free_memory(), Err(Error::Device { .. }))
     }
 
+    fn has_ended(&self) -> Error {
+        let reason =
+            "an error has ended its use by this process; free all that still uses it, then try again".to_owned();
+        Error::Device { device: self.name(), reason }
+    }
+
     /// Makes its context the thread's for as long as the answer is held: whoever calls the library may work on another card.
     pub(super) fn enter(&self) -> Result<Entered> {
         let mut before = ptr::null_mut();
@@ -167,8 +174,17 @@ impl Gpu {
         Ok(Entered { before })
     }
 
-    /// `Device` with what the driver says, unless it says that all is well: the card cannot `verb`.
+    /// `Device` with what the driver says, unless it says that all is well: the card cannot `verb`. `OutOfMemory` where it says
+    /// that: translating kernels, launching them and preparing graphs take memory that nobody asked for by size.
     pub(super) fn check(&self, status: CUresult, verb: &str) -> Result<()> {
+        if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (mut free, mut total) = (0, 0);
+            // SAFETY: both pointers outlive the call, which fails where no context is current
+            let told = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+            let is_known = told == CUresult::CUDA_SUCCESS;
+            let free = if is_known { format!(", which has {free} bytes free,") } else { String::new() };
+            return Err(Error::OutOfMemory { what: format!("{}{free} could not {verb}", self.name()), bytes: 0 });
+        }
         check(status).map_err(|reason| Error::Device {
             device: self.name(),
             reason: format!("it could not {verb}: the driver says {reason}"),

@@ -190,12 +190,11 @@ EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     return on_device(device, [&](CUdevice) -> CUresult {
         Context& context = state().contexts[device];
         if (!context.retained) return INVALID_CONTEXT;
-        if (context.error && !settings().renew) return context.error;
-        const CUresult status = context.error ? SUCCESS : finish_all(context);
+        const CUresult status = context.error ? context.error : finish_all(context);
         counters().contexts--;
         if (--context.retained == 0) {
             destroy(context);
-            context.error = SUCCESS;
+            if (settings().recovers) context.error = SUCCESS;
         }
         return status;
     });

@@ -64,12 +64,14 @@ struct Settings {
     std::string name = "Stand-in";
     bool quiet = false;  // messages are not written
     std::string skip_kernel;  // one that does nothing, so that its results are wrong
-    bool renew = false;  // a context that has ended, once nobody holds it, which NVIDIA does not promise
     std::string fail_kernel;  // one that ends the context
     CUresult kernel_error = LAUNCH_FAILED;
-    // what is to fail: the number of calls until then, 0 for never
-    uint64_t fail_launch = 0, fail_allocation = 0;
+    // what is to fail: the number of calls until then, 0 for never; modules and graphs for want of memory
+    uint64_t fail_launch = 0, fail_allocation = 0, fail_module = 0, fail_graph = 0;
     CUresult launch_error = LAUNCH_FAILED;
+    // whether a device that an error has ended begins anew once nobody has its context any more. NVIDIA promises it of no
+    // error: "the process must be terminated and relaunched"
+    bool recovers = false;
 };
 Settings& settings();
 Settings settings_of_environment();
@@ -88,6 +90,9 @@ struct Counters {
     std::map<std::string, uint64_t> ran;                  // kernels by name
 };
 Counters& counters();
+
+/// Whether a call is the one that is to fail, of those that `calls` counts down.
+bool is_to_fail(uint64_t& calls);
 
 /// Whether an error stays: every later call of the context gives it.
 bool is_sticky(CUresult error);

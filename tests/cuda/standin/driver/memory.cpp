@@ -30,11 +30,6 @@ bool is_pinned(Context& context, const void* at, size_t bytes) {
 
 size_t pages(size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
 
-bool is_to_fail() {
-    uint64_t& calls = settings().fail_allocation;
-    return calls && --calls == 0;
-}
-
 /// A copy or a fill between addresses that have been checked.
 template <class F>
 CUresult transfer(CUhandle handle, F body) {
@@ -77,7 +72,7 @@ EXPORT CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
         if (!address || !bytes) return INVALID_VALUE;
         if (const CUresult status = unsafe_while_capturing(context, "cuMemAlloc")) return status;
         const size_t free = settings().memory - std::min(context.used, settings().memory);
-        if (is_to_fail() || bytes > free) return OUT_OF_MEMORY;
+        if (is_to_fail(settings().fail_allocation) || bytes > free) return OUT_OF_MEMORY;
         const unsigned char* memory = standin::allocate(bytes, &context);
         if (!memory) return OUT_OF_MEMORY;
         *address = CUdeviceptr(memory);
@@ -116,7 +111,7 @@ EXPORT CUresult cuMemHostAlloc(void** memory, size_t bytes, unsigned flags) {
     return in_context([&](Context& context) -> CUresult {
         if (!memory || !bytes || flags > 7) return INVALID_VALUE;
         if (const CUresult status = unsafe_while_capturing(context, "cuMemHostAlloc")) return status;
-        if (is_to_fail() || bytes > SIZE_MAX / 2) return OUT_OF_MEMORY;
+        if (is_to_fail(settings().fail_allocation) || bytes > SIZE_MAX / 2) return OUT_OF_MEMORY;
         void* mapped =
             mmap(nullptr, pages(bytes) + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (mapped == MAP_FAILED) return OUT_OF_MEMORY;

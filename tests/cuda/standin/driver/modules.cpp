@@ -56,6 +56,7 @@ CUresult load(Context& context, CUhandle* handle, const void* image) {
     const auto driver = driver_for(ptx->version);
     if (!driver || settings().version < *driver) return UNSUPPORTED_PTX_VERSION;
     if (!runs(*ptx)) return NO_BINARY_FOR_GPU;
+    if (is_to_fail(settings().fail_module)) return OUT_OF_MEMORY;
     *handle = state().modules.add(std::make_shared<Module>(Module{&context, *ptx, {}}));
     return SUCCESS;
 }

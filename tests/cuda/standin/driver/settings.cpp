@@ -51,9 +51,11 @@ const Setting SETTINGS[] = {
          const size_t at = v.find(':');
          s.fail_kernel = v.substr(0, at), s.kernel_error = CUresult(number(at == std::string::npos ? "" : v.substr(at + 1)));
      }},
-    {"MMADA_STANDIN_RENEW", [](Settings& s, const std::string& v) { s.renew = number(v) != 0; }},
     {"MMADA_STANDIN_SKIP_KERNEL", [](Settings& s, const std::string& v) { s.skip_kernel = v; }},
     {"MMADA_STANDIN_FAIL_ALLOCATION", [](Settings& s, const std::string& v) { s.fail_allocation = number(v); }},
+    {"MMADA_STANDIN_FAIL_MODULE", [](Settings& s, const std::string& v) { s.fail_module = number(v); }},
+    {"MMADA_STANDIN_FAIL_GRAPH", [](Settings& s, const std::string& v) { s.fail_graph = number(v); }},
+    {"MMADA_STANDIN_RECOVERS", [](Settings& s, const std::string& v) { s.recovers = number(v) != 0; }},
 };
 
 struct Counter {
@@ -83,6 +85,8 @@ Settings& settings() {
     static auto& settings = *new Settings(settings_of_environment());
     return settings;
 }
+
+bool is_to_fail(uint64_t& calls) { return calls && --calls == 0; }
 
 Counters& counters() {
     static auto& counters = *new Counters;

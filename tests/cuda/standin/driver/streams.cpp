@@ -145,8 +145,7 @@ CUresult enqueue(Context& context, const std::shared_ptr<Stream>& stream, Work w
 }
 
 CUresult launch_or_fail(Context& context, const std::shared_ptr<Stream>& stream, Work work) {
-    uint64_t& calls = settings().fail_launch;
-    if (!calls || --calls) return enqueue(context, stream, std::move(work));
+    if (!is_to_fail(settings().fail_launch)) return enqueue(context, stream, std::move(work));
     // errors that stay are found while kernels run, others by the call
     const CUresult error = settings().launch_error;
     if (!is_sticky(error)) return error;
@@ -290,6 +289,7 @@ EXPORT CUresult cuGraphInstantiateWithFlags(CUhandle* handle, CUhandle graph, un
         const auto recorded = state().graphs.find(graph);
         if (!recorded) return INVALID_HANDLE;
         if (!handle || flags) return INVALID_VALUE;
+        if (is_to_fail(settings().fail_graph)) return OUT_OF_MEMORY;
         *handle = state().executables.add(recorded);
         return SUCCESS;
     });
