@@ -9,7 +9,7 @@ use mmada::{Canceller, Context, ContextOptions, DeviceChoice, Error, Model, Sequ
 use mmada_quantize::{Recipe, Shape, SynthOptions, synth};
 
 use crate::library;
-use crate::support::{Card, close, cpu, demo};
+use crate::support::{Card, close, cpu, data, demo, program};
 
 /// Runs a pass over a few tokens.
 fn pass(context: &Context, tokens: usize) -> mmada::Result<()> {
@@ -355,8 +355,7 @@ fn a_second_context_has_the_layers_of_the_first_where_the_card_has_room_for_one_
 
 #[test]
 fn nothing_of_cuda_is_linked() {
-    let program = env!("CARGO_BIN_EXE_mmada");
-    let Ok(done) = Command::new("readelf").args(["--dynamic", "--wide", program]).output() else { return };
+    let Ok(done) = Command::new("readelf").args(["--dynamic", "--wide"]).arg(program()).output() else { return };
     let text = String::from_utf8(done.stdout).unwrap();
     let needed: Vec<&str> = text.lines().filter(|line| line.contains("(NEEDED)")).collect();
     assert!(
@@ -368,8 +367,8 @@ fn nothing_of_cuda_is_linked() {
 #[test]
 fn the_program_runs_on_a_card_by_name_and_lists_it() {
     let card = Card::open();
-    let program = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mmada"));
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(program());
         command.args(arguments);
         if card.driver().is_some() {
             command.env("LD_LIBRARY_PATH", library::path().parent().unwrap());
@@ -378,11 +377,22 @@ fn the_program_runs_on_a_card_by_name_and_lists_it() {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         String::from_utf8(done.stdout).unwrap()
     };
-    let system = program(&["info", "--system"]);
+    let system = run(&["info", "--system"]);
     assert!(system.contains("cuda:0") && system.contains("compute capability"), "{system}");
-    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/mmada-shapes.gguf");
-    let ask = ["ask", "-m", model, "--gen-length", "8", "--block-length", "8", "--steps", "4", "What is 2 + 3?"];
-    let on = |device: &[&str]| program(&[&ask[..], device].concat());
+    let model = data("models/mmada-shapes.gguf");
+    let ask = [
+        "ask",
+        "-m",
+        model.to_str().unwrap(),
+        "--gen-length",
+        "8",
+        "--block-length",
+        "8",
+        "--steps",
+        "4",
+        "What is 2 + 3?",
+    ];
+    let on = |device: &[&str]| run(&[&ask[..], device].concat());
     assert_eq!(on(&["--device", "cuda"]), on(&[]));
     assert_eq!(on(&["--device", "cuda:0", "--gpu-layers", "2"]), on(&["--device", "cpu"]));
 }
