@@ -174,6 +174,11 @@ fn weights(dtype: GgmlType, rows: usize, cols: usize) -> Outcome<Vec<u8>> {
     const DIFFERENT: usize = 64;
     let row = dtype.row_bytes(cols).ok_or("rows of whole blocks")?;
     let mut few = vec![0; DIFFERENT * row];
-    tensor::quantize(dtype, &floats(0..DIFFERENT * cols), &mut few)?;
-    Ok((0..rows).flat_map(|r| few[r % DIFFERENT * row..][..row].iter().copied()).collect())
+    let x = floats(0..DIFFERENT * cols);
+    for (x, row) in x.chunks_exact(cols).zip(few.chunks_exact_mut(row)) {
+        Kernels::best().quantize(dtype, x, None, row)?;
+    }
+    let mut all = few.repeat(rows.div_ceil(DIFFERENT));
+    all.truncate(rows * row);
+    Ok(all)
 }
