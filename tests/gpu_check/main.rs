@@ -38,7 +38,8 @@ fn what_was_packed_runs_elsewhere_and_every_line_is_in_the_table() {
     let (packed, there, out) = (folder.path().join("packed"), folder.path().join("there"), folder.path().join("out"));
     let mut pack = python(&root().join("scripts/gpu-check"));
     // the programs of this build: what is missing of it is the bench
-    pack.args(["--pack", "--standalone", "--profile", "dev", "--folder"]).arg(&packed);
+    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    pack.args(["--pack", "--standalone", "--profile", profile, "--folder"]).arg(&packed);
     succeed(&mut pack);
     std::fs::rename(&packed, &there).unwrap();
 
