@@ -16,6 +16,9 @@ const TOKENS: usize = 1024;
 const USUAL: &str = "Q8_0,Q4_0,IQ4_NL,Q4_K,Q5_K,Q6_K,BF16,F16";
 const OTHERS: &str = "Q4_1,Q5_0,Q5_1,Q3_K,Q2_K,IQ4_XS,MXFP4,F32";
 
+/// What is multiplied: a type, the rows and columns of its matrices, and the tokens of each.
+pub type Products<'a> = (GgmlType, &'a [(usize, usize)], &'a [usize]);
+
 pub struct Options {
     pub device: usize,
     types: Vec<String>,
@@ -77,12 +80,10 @@ impl Options {
         }
     }
 
-    /// What is multiplied: a type, its shapes, and the tokens of each.
-    ///
     /// # Errors
     /// For a type that there is not.
-    pub fn products(&self) -> Outcome<Vec<(GgmlType, &'static [(usize, usize)], &[usize])>> {
-        let shapes: &'static [_] = if self.quick { &QUICK_SHAPES } else { &SHAPES };
+    pub fn products(&self) -> Outcome<Vec<Products<'_>>> {
+        let shapes: &[_] = if self.quick { &QUICK_SHAPES } else { &SHAPES };
         let few: &[usize] = if self.quick { &[8, 64] } else { &[TOKENS] };
         let dtype = |name: &String| GgmlType::all().find(|t| t.name() == name).ok_or_else(|| format!("no type {name}"));
         let usual = self.types.iter().map(|name| Ok((dtype(name)?, shapes, &self.n[..])));
