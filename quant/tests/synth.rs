@@ -74,6 +74,31 @@ fn the_bytes_depend_on_the_seed_and_on_nothing_else() {
 }
 
 #[test]
+fn few_rows_that_differ_come_again_in_a_file_of_the_same_size() {
+    let folder = TempDir::new().unwrap();
+    let (plain, few) = (folder.path().join("plain.gguf"), folder.path().join("few.gguf"));
+    make(&SynthOptions::new(Shape::tiny(), &plain, recipe("Q8_0"))).unwrap();
+    // the embedding has 1024 rows: the last time only some of them come
+    let options = SynthOptions::new(Shape::tiny(), &few, recipe("Q8_0"));
+    let mut last = (0, 1);
+    synth(&SynthOptions { distinct_rows: Some(100), ..options }, &mut |event| {
+        if let mmada_quantize::Progress::Bytes { done, total, .. } = event {
+            last = (done.max(last.0), total);
+        }
+    })
+    .unwrap();
+    let [plain, few] = [plain, few].map(|file| std::fs::read(file).unwrap());
+    assert_eq!(plain.len(), few.len());
+    let header = Header::parse(&few, "few.gguf").unwrap();
+    let tensor = header.tensor("token_embd.weight").unwrap();
+    assert_eq!((tensor.dtype, tensor.cols(), tensor.rows()), (GgmlType::Q8_0, 256, 1024));
+    let row = |file: &[u8], row: usize| tensor.data(file)[row * 272..][..272].to_vec();
+    assert!((0..1024).all(|r| row(&few, r) == row(&plain, r % 100)));
+    assert_ne!(row(&few, 0), row(&few, 99));
+    assert!(last.0 <= last.1, "{last:?}");
+}
+
+#[test]
 fn text_only_models_have_no_image_codes() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("text.gguf");

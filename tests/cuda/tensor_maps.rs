@@ -5,8 +5,7 @@ use std::ptr::null_mut;
 
 use cudarc::driver::sys::*;
 
-use crate::driver::Gpu;
-use crate::library::Driver;
+use crate::driver::{Gpu, stand_in};
 
 /// What a tensor map is made of, that a test changes.
 #[derive(Clone, Copy)]
@@ -52,7 +51,7 @@ impl Tiled {
 
 #[test]
 fn tensor_maps_keep_to_the_manual() {
-    let driver = Driver::open();
+    let Some(driver) = stand_in() else { return };
     let gpu = Gpu::new(0);
     use CUresult::*;
     use CUtensorMapSwizzle::*;

@@ -1,18 +1,10 @@
 //! The program on a card, and that neither it nor the library needs anything of CUDA to be loaded.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::library;
-use crate::support::{Card, data, is_card};
-
-/// Where a card is the program lies beside the folder of the tests' files.
-fn program() -> PathBuf {
-    match std::env::var_os("MMADA_TEST_DATA") {
-        Some(data) => Path::new(&data).with_file_name("mmada"),
-        None => env!("CARGO_BIN_EXE_mmada").into(),
-    }
-}
+use crate::support::{Card, data, is_card, program};
 
 /// What a tool of binutils says of a file.
 fn tool(name: &str, arguments: &[&str], file: &Path) -> String {
@@ -48,8 +40,8 @@ fn nothing_of_cuda_is_linked() {
 #[test]
 fn the_program_runs_on_a_card_by_name_and_lists_it() {
     let card = Card::open();
-    let program = |arguments: &[&str]| {
-        let mut command = Command::new(self::program());
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(program());
         command.args(arguments);
         if card.driver().is_some() {
             command.env("LD_LIBRARY_PATH", library::folder());
@@ -58,7 +50,7 @@ fn the_program_runs_on_a_card_by_name_and_lists_it() {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         String::from_utf8(done.stdout).unwrap()
     };
-    let system = program(&["info", "--system"]);
+    let system = run(&["info", "--system"]);
     assert!(system.contains("cuda:0") && system.contains("compute capability"), "{system}");
     let model = data("models/mmada-shapes.gguf");
     let ask = [
@@ -73,7 +65,7 @@ fn the_program_runs_on_a_card_by_name_and_lists_it() {
         "4",
         "What is 2 + 3?",
     ];
-    let on = |device: &[&str]| program(&[&ask[..], device].concat());
+    let on = |device: &[&str]| run(&[&ask[..], device].concat());
     assert_eq!(on(&["--device", "cuda"]), on(&[]));
     assert_eq!(on(&["--device", "cuda:0", "--gpu-layers", "2"]), on(&["--device", "cpu"]));
 }

@@ -7,11 +7,10 @@ use mmada_quantize::Shape;
 use crate::beside;
 use crate::support::{Card, close, random};
 
-/// Recipes, with kernels that a card before Hopper runs for them and one that Hopper does. (Blocks with a scale for 16 weights
-/// stay as they are.)
+/// Recipes, with kernels that a card before Hopper runs for them and one that Hopper does.
 const RECIPES: [(&str, [&str; 2]); 3] = [
     ("Q4_K_M", ["product_Q4_K_wide", "unpack_Q4_K_wide"]),
-    ("Q6_K", ["product_Q6_K_blocks", "product_Q6_K_blocks"]),
+    ("Q6_K", ["product_Q6_K_blocks", "unpack_Q6_K_bf16"]),
     ("IQ4_NL", ["product_IQ4_NL_wide", "unpack_IQ4_NL_wide"]),
 ];
 

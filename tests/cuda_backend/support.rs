@@ -47,6 +47,11 @@ pub fn data(path: &str) -> PathBuf {
     PathBuf::from(root).join(path)
 }
 
+/// The command line that these tests were built with, or what `MMADA_TEST_PROGRAM` names: on another machine it lies elsewhere.
+pub fn program() -> PathBuf {
+    std::env::var_os("MMADA_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_mmada").into()).into()
+}
+
 pub fn demo() -> &'static Model {
     static DEMO: OnceLock<Model> = OnceLock::new();
     DEMO.get_or_init(|| Model::open(data("models/mmada-shapes.gguf")).unwrap())

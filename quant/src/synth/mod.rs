@@ -5,10 +5,11 @@ mod weights;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use mmada::gguf::{GgmlType, MetaValue, TensorSpec, Writer};
+use mmada::parallel::try_vec;
 use mmada::prompt::MMADA_CHAT_TEMPLATE;
 use mmada::{Error, Result};
 
@@ -22,7 +23,7 @@ use crate::sampling::Sampling;
 use crate::tokenizer::TextTokenizer;
 use crate::tokens::Roles;
 use crate::vq::{Half, Layout, NORM_GROUPS};
-use crate::write::{encode_tensor, spec_bytes, thread_pool};
+use crate::write::{Sink, encode_tensor, spec_bytes, thread_pool};
 use weights::RandomRows;
 
 /// The sizes of a model.
@@ -114,6 +115,8 @@ pub struct SynthOptions {
     pub dry_run: bool,
     /// Threads; 0 means one per core.
     pub threads: usize,
+    /// After so many rows of a tensor the same come again: a large file in little time. `None`: all of them differ.
+    pub distinct_rows: Option<usize>,
     /// Set it to stop; the partial output is removed.
     pub cancel: Option<Arc<AtomicBool>>,
 }
@@ -128,6 +131,7 @@ impl SynthOptions {
             seed: 0,
             dry_run: false,
             threads: 0,
+            distinct_rows: None,
             cancel: None,
         }
     }
@@ -161,16 +165,26 @@ pub fn synth(options: &SynthOptions, progress: &mut dyn FnMut(Progress)) -> Resu
         let mut done = 0;
         for (index, (spec, spread)) in tensors.iter().enumerate() {
             let source = RandomRows::new(options.seed, &spec.name, *spread);
+            let rows: usize = spec.dims.iter().skip(1).product();
+            let distinct = options.distinct_rows.map_or(rows, |distinct| distinct.clamp(1, rows));
             let job = Job {
                 dtype: spec.dtype,
-                rows: spec.dims.iter().skip(1).product(),
+                rows: distinct,
                 cols: spec.dims.first().copied().unwrap_or(1),
                 importance: None,
                 allow_nonfinite: false,
                 measure: !spec.dtype.is_float(),
             };
             let (line, cancel) = (line(index, spec), options.cancel.as_deref());
-            encode_tensor(&pool, &source, &job, line, &mut writer, cancel, (&mut done, total), progress)?;
+            if distinct == rows {
+                encode_tensor(&pool, &source, &job, line, &mut writer, cancel, (&mut done, total), progress)?;
+            } else {
+                let all = done + spec_bytes(spec);
+                let mut out = Repeat::new(&mut writer, spec_bytes(spec) / rows as u64 * distinct as u64)?;
+                encode_tensor(&pool, &source, &job, line, &mut out, cancel, (&mut done, total), progress)?;
+                out.fill_up(spec_bytes(spec), cancel)?;
+                done = all;
+            }
         }
         writer.finish()?;
     }
@@ -183,6 +197,43 @@ pub fn synth(options: &SynthOptions, progress: &mut dyn FnMut(Progress)) -> Resu
         seconds: started.elapsed(),
         has_images: layout.is_some(),
     })
+}
+
+/// A tensor whose first rows are made, and come again until it is whole.
+struct Repeat<'a> {
+    writer: &'a mut Writer,
+    rows: Vec<u8>,
+    written: usize,
+}
+
+impl<'a> Repeat<'a> {
+    /// For rows of so many bytes together.
+    fn new(writer: &'a mut Writer, bytes: u64) -> Result<Self> {
+        let bytes = usize::try_from(bytes).map_err(|_| Error::invalid("too many rows that differ"))?;
+        Ok(Repeat { writer, rows: try_vec(bytes, "rows of weights")?, written: 0 })
+    }
+
+    /// Writes the rows again until there are so many bytes.
+    fn fill_up(&mut self, bytes: u64, cancel: Option<&AtomicBool>) -> Result<()> {
+        let mut rest = bytes - self.rows.len() as u64;
+        while rest > 0 {
+            if cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+                return Err(Error::Cancelled);
+            }
+            let some = self.rows.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
+            self.writer.write(&self.rows[..some])?;
+            rest -= some as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Repeat<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.rows[self.written..self.written + bytes.len()].copy_from_slice(bytes);
+        self.written += bytes.len();
+        self.writer.write(bytes)
+    }
 }
 
 /// How a tensor's weights are distributed.

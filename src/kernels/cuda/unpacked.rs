@@ -114,7 +114,7 @@ impl Unpacked {
     }
 
     /// Whether products with so many tokens are worth its kernels.
-    pub(super) fn pays(&self, tokens: usize) -> bool {
+    pub fn pays(&self, tokens: usize) -> bool {
         tokens >= LEAST_TOKENS
     }
 
