@@ -33,6 +33,8 @@ class Run:
         self.end = time.monotonic() + seconds
         self.environment = environment
         self.parts, self.numbers, self.card, self.failed = [], [], None, False
+        # whether kernels for Hopper are left alone
+        self.ampere = False
 
     def part(self, name, command, limit, needed=True, measures=False, judge=None, environment=None):
         """Runs a command for `limit` seconds at most, and reads its numbers; where it `measures` there must be some.

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! cargo bench --bench cuda -- [--only check,products,hopper,attention,steps,pictures] [--device 0]
-//!     [--types Q4_K,Q8_0] [--n 8,128,1024] [--recipes Q4_K_M,Q8_0] [--layers 32] [--folder DIR] [--quick]
+//!     [--types Q4_K,Q8_0] [--n 8,128,1024] [--recipes Q4_K_M,Q8_0] [--layers 32] [--folder DIR] [--quick] [--ampere]
 //! ```
 //!
 //! | section | |
@@ -21,7 +21,7 @@
 //! | `first-step` | from opening a file that is in memory to the end of a first step; the process does nothing before it |
 //! | `steps`, `pictures` | of a whole model |
 //!
-//! `--quick` takes one tiny shape of everything, once: whether all of it runs.
+//! `--quick` takes one tiny shape of everything, once: whether all of it runs. `--ampere` leaves kernels for Hopper alone.
 
 #[cfg(feature = "cuda")]
 mod attention;
@@ -49,7 +49,8 @@ fn main() -> std::process::ExitCode {
 
 #[cfg(feature = "cuda")]
 fn run(o: &options::Options, failures: &mut timing::Failures) -> timing::Outcome<()> {
-    use mmada::kernels::cuda::{Gpu, Queue, cards};
+    use mmada::kernels::cuda::{Gpu, Queue, allow_hopper, cards};
+    allow_hopper(o.device, !o.ampere);
     for recipe in &o.recipes {
         if o.wants("file") {
             failures.note(recipe, models::file(o, recipe).map(|_| ()));

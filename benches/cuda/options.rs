@@ -30,6 +30,7 @@ pub struct Options {
     pub folder: PathBuf,
     only: Vec<String>,
     pub quick: bool,
+    pub ampere: bool,
 }
 
 fn list(text: &str) -> Vec<String> {
@@ -39,7 +40,7 @@ fn list(text: &str) -> Vec<String> {
 impl Options {
     pub fn parse() -> Outcome<Self> {
         let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-        let quick = arguments.iter().any(|a| a == "--quick");
+        let [quick, ampere] = ["--quick", "--ampere"].map(|flag| arguments.iter().any(|a| a == flag));
         let mut o = Options {
             device: 0,
             types: list(if quick { "Q8_0,Q4_K,BF16" } else { USUAL }),
@@ -50,8 +51,9 @@ impl Options {
             folder: PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
             only: list("check,products,hopper,attention,steps,pictures"),
             quick,
+            ampere,
         };
-        let mut arguments = arguments.into_iter().filter(|a| a != "--quick");
+        let mut arguments = arguments.into_iter().filter(|a| !["--quick", "--ampere"].contains(&&a[..]));
         while let Some(name) = arguments.next() {
             let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
             match &name[..] {

@@ -78,9 +78,9 @@ impl<'a> Case<'a> {
         let seconds = best(self.o.quick, self.queue, || Unpacked::new(self.queue, w).map(drop))?;
         line(&format!("unpacking {dtype} {rows}x{cols}"), 1e3 * seconds, "ms");
         for &n in n.iter().filter(|&&n| unpacked.pays(n)) {
-            self.int8(n, Some(&unpacked))?;
-            if self.is_float() {
-                self.bf16(n, Some(&unpacked))?;
+            match w.with_unpacked(Some(&unpacked)).arithmetic(n) {
+                Arithmetic::Int8(_) => self.int8(n, Some(&unpacked))?,
+                _ => self.bf16(n, Some(&unpacked))?,
             }
         }
         Ok(())

@@ -66,6 +66,7 @@ fn what_was_packed_runs_elsewhere_and_every_line_is_in_the_table() {
         "| hopper product int8 Q8_0 96x256 n=64 | ",
         "| hopper product int8 Q4_K 96x256 n=64 | ",
         "| hopper product bf16 BF16 96x256 n=64 | ",
+        "| hopper product bf16 Q6_K 96x256 n=64 | ",
         "| attention 2 heads of 64, 130 tokens | ",
         "| ampere attention 1 heads of 128, 130 tokens | ",
         "| Q4_K_M weights on the card | ",
