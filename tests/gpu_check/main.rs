@@ -1,5 +1,5 @@
-//! `scripts/gpu-check`, which has to be right the first time on a machine that is only lent: packed here, carried to a folder
-//! that knows nothing of this one, and run there over the stand-in for the driver (tests/cuda/README.md).
+//! `scripts/gpu-check`, which has to be right the first time, as few people have such a card at hand: packed here, carried to a
+//! folder that knows nothing of this one, and run there over the stand-in for the driver (tests/cuda/README.md).
 
 #![cfg(all(feature = "cuda", feature = "cli", target_os = "linux", target_arch = "x86_64"))]
 
