@@ -124,8 +124,8 @@ fn compare_products(gpu: &Arc<Gpu>, unpacked: bool) -> Result<()> {
     let queue = Queue::with_blocks(gpu, BLOCKS)?;
     let threads = Threads::new(1)?;
     let exec = Exec::new(&threads, Kernels::best(), None);
-    // Hopper's kernels are few; of the others, which every type has its own of, two stand for all: each takes the driver some
-    // tenths of a second to translate
+    // Hopper's kernels are few; of the others, which every type has its own of, two stand for all: the driver has to translate
+    // each
     const TYPES: [(Scales, GgmlType); 3] =
         [(Scales::Blocks, GgmlType::Q8_0), (Scales::Wide, GgmlType::Q4_K), (Scales::Blocks, GgmlType::Q5_1)];
     let (sizes, types): (&[Sizes], _) = if unpacked { (&[SMALL, LARGE], &TYPES[..]) } else { (&[SMALL], &TYPES[..2]) };
