@@ -25,6 +25,7 @@ fn main() {
 mod ptx {
     use std::fmt::Write as _;
     use std::io::{Result, Write as _};
+    use std::ops::Range;
     use std::path::PathBuf;
     use std::{env, fs};
 
@@ -35,25 +36,28 @@ mod ptx {
     const ENTRY: &str = "\n.visible .entry ";
     const END: &str = "\n}\n";
 
-    /// Writes `kernels.deflate`, modules one after the other, and `kernels.rs`, where each lies and how long its text is, by
-    /// name.
+    /// Writes `kernels.deflate`, compressed pieces one after the other, and `kernels.rs`, which two pieces a kernel is made of, what
+    /// its file's kernels share and its own, and how long its text is, by name.
     pub fn pack() -> Result<()> {
         println!("cargo::rerun-if-changed={FOLDER}");
-        let mut modules = Vec::new();
+        let (mut packed, mut kernels) = (Vec::new(), Vec::new());
         for file in fs::read_dir(FOLDER)? {
             let path = file?.path();
-            if path.extension().is_some_and(|extension| extension == "ptx") {
-                modules.extend(cut(&fs::read_to_string(path)?.replace("\r\n", "\n")));
+            if path.extension().is_none_or(|extension| extension != "ptx") {
+                continue;
+            }
+            let text = fs::read_to_string(path)?.replace("\r\n", "\n");
+            let (common, entries) = cut(&text);
+            let shared = compress(&mut packed, &common)?;
+            for entry in entries {
+                let name = entry[ENTRY.len()..].split('(').next().unwrap_or_default().to_owned();
+                kernels.push((name, shared.clone(), compress(&mut packed, entry)?, common.len() + entry.len()));
             }
         }
-        modules.sort();
-        let (mut packed, mut list) = (Vec::new(), "[\n".to_owned());
-        for (name, text) in modules {
-            let start = packed.len();
-            let mut encoder = DeflateEncoder::new(&mut packed, Compression::best());
-            encoder.write_all(text.as_bytes())?;
-            encoder.finish()?;
-            let _ = writeln!(list, "    ({name:?}, {start}..{}, {}),", packed.len(), text.len());
+        kernels.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut list = "[\n".to_owned();
+        for kernel in kernels {
+            let _ = writeln!(list, "    {kernel:?},");
         }
         list.push_str("]\n");
         let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
@@ -61,19 +65,26 @@ mod ptx {
         fs::write(out.join("kernels.rs"), list)
     }
 
-    /// The names of a file's entry points, each with a module of what stands between them, the version and variables of all of
-    /// them, and the entry point.
-    fn cut(file: &str) -> Vec<(String, String)> {
+    /// Where the compressed text is then.
+    fn compress(packed: &mut Vec<u8>, text: &str) -> Result<Range<usize>> {
+        let start = packed.len();
+        let mut encoder = DeflateEncoder::new(&mut *packed, Compression::default());
+        encoder.write_all(text.as_bytes())?;
+        encoder.finish()?;
+        Ok(start..packed.len())
+    }
+
+    /// What stands between a file's entry points, the version and variables of all of them; and the entry points.
+    fn cut(file: &str) -> (String, Vec<&str>) {
         let (mut common, mut entries, mut rest) = (String::new(), Vec::new(), file);
         while let Some(at) = rest.find(ENTRY) {
-            common.push_str(&rest[..=at]);
-            rest = &rest[at + 1..];
+            common.push_str(&rest[..at]);
+            rest = &rest[at..];
             let end = rest.find(END).map_or(rest.len(), |end| end + END.len());
             entries.push(&rest[..end]);
             rest = &rest[end..];
         }
         common.push_str(rest);
-        let name = |entry: &str| entry[ENTRY.len() - 1..].split('(').next().unwrap_or_default().to_owned();
-        entries.into_iter().map(|entry| (name(entry), format!("{common}\n{entry}"))).collect()
+        (common, entries)
     }
 }

@@ -6,16 +6,18 @@ use std::ops::Range;
 
 use flate2::read::DeflateDecoder;
 
-/// By name: where the compressed module lies in [`MODULES`], and the bytes of its text.
-static KERNELS: &[(&str, Range<usize>, usize)] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
-static MODULES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.deflate"));
+/// By name: where in [`PIECES`] lie what its file's kernels share and what is its own, compressed, and the bytes of both.
+static KERNELS: &[(&str, Range<usize>, Range<usize>, usize)] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+static PIECES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.deflate"));
 
 /// A module with the kernel `name` alone: its file's declarations, and its entry point.
 pub fn ptx_of(name: &str) -> Option<String> {
     let at = KERNELS.binary_search_by_key(&name, |(name, ..)| name).ok()?;
-    let (_, range, len) = &KERNELS[at];
+    let (_, shared, own, len) = &KERNELS[at];
     let mut text = String::with_capacity(*len);
-    DeflateDecoder::new(&MODULES[range.clone()]).read_to_string(&mut text).ok()?;
+    for piece in [shared, own] {
+        DeflateDecoder::new(&PIECES[piece.clone()]).read_to_string(&mut text).ok()?;
+    }
     Some(text)
 }
 
