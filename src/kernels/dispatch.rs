@@ -11,8 +11,8 @@ use super::isa::{Isa, LANES, Op};
 use super::packed::PackPanel;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
-use super::product::Bf16Tiles;
-use super::product::{Activations, Panel, PanelTask, Scratch};
+use super::product::{Activations, Bf16Tiles};
+use super::product::{Panel, PanelTask, Scratch};
 use super::unpack::Arithmetic;
 use crate::error::{Error, Result};
 use crate::tensor::GgmlType;
