@@ -20,7 +20,7 @@ def results(context):
     answer = context.ask("What is 17 + 25?", gen_length=8, block_length=8, steps=4)
     drawing = context.begin_image("a red circle on a white background", seed=7, steps=2)
     drawing.step()
-    return [int(i) for i in answer.ids], [int(i) for i in drawing.codes()]
+    return [int(i) for i in answer.ids], drawing.codes().ravel().tolist()
 """
 
 
