@@ -23,7 +23,8 @@ pub enum DeviceChoice {
     /// The graphics card of this number, counted from 0 as the driver does.
     Cuda(usize),
     /// The same with the kernels for every card since Ampere alone: for a card of Hopper on which those of its own go wrong in a
-    /// way that the library did not find. No context of the process tries them on that card from then on.
+    /// way that the library did not find. No context of the process takes them on that card from then on, but for steps that
+    /// one has recorded before.
     CudaAmpere(usize),
 }
 

@@ -116,9 +116,9 @@ impl CudaWeights {
         self.first
     }
 
+    /// As it lies in the file.
     fn matrix(&self, t: &TensorRef) -> Result<Weights<'_>> {
-        let w = Weights::new(t.dtype, t.rows, t.cols, self.arena.bytes_of(t.begin(), t.bytes())?)?;
-        Ok(w.with_unpacked(self.unpacked.get(&t.begin())))
+        Weights::new(t.dtype, t.rows, t.cols, self.arena.bytes_of(t.begin(), t.bytes())?)
     }
 
     fn vector(&self, t: &TensorRef) -> Result<Part<'_, f32>> {
@@ -234,6 +234,8 @@ pub struct Cuda<'a> {
     /// whose cancel flag is looked at
     exec: &'a Exec<'a>,
     input: Input<Part<'a, f32>>,
+    /// whether weights that were unpacked are multiplied: the same throughout, as inputs are made ready for one or the other
+    has_hopper: bool,
     /// whether the batch was staged before: see [`Cuda::stage`]
     staged: bool,
 }
@@ -295,7 +297,14 @@ impl Buffers {
 
 impl<'a> Cuda<'a> {
     pub fn new(weights: &'a CudaWeights, state: &'a mut CudaState, config: &'a Config, exec: &'a Exec<'a>) -> Self {
-        Cuda { weights, state, config, exec, input: Input::default(), staged: false }
+        let has_hopper = weights.gpu.has_hopper();
+        Cuda { weights, state, config, exec, input: Input::default(), has_hopper, staged: false }
+    }
+
+    /// A matrix to multiply with.
+    fn matrix(&self, t: &TensorRef) -> Result<Weights<'a>> {
+        let unpacked = self.weights.unpacked.get(&t.begin()).filter(|_| self.has_hopper);
+        Ok(self.weights.matrix(t)?.with_unpacked(unpacked))
     }
 
     /// Makes room for a batch, which was checked, and puts it where copies take it from, so that a pass over it can be
@@ -354,7 +363,7 @@ impl<'a> Cuda<'a> {
         let Input { rows, width, has_int8, has_bf16, .. } = self.input;
         let (queue, buffers) = (&self.state.queue, self.buffers()?);
         let source = buffers.source(&self.input, self.config.rms_eps);
-        match self.weights.matrix(w)?.arithmetic(rows) {
+        match self.matrix(w)?.arithmetic(rows) {
             Arithmetic::Int8(scales) if has_int8 != Some(scales) => {
                 ops::quantize(queue, source, Int8 { memory: &buffers.int8, n: rows, k: width, scales })?;
                 self.input.has_int8 = Some(scales);
@@ -387,7 +396,7 @@ impl<'a> Cuda<'a> {
     /// Queues the product of some rows of the output with its input, whose number of rows is that of `y` by those of ids.
     pub fn logits_to(&mut self, w: &TensorRef, ids: Range<u32>, y: Part<'_, f32>) -> Result<()> {
         self.prepare(w)?;
-        let w = self.weights.matrix(w)?.slice(ids.start as usize..ids.end as usize);
+        let w = self.matrix(w)?.slice(ids.start as usize..ids.end as usize);
         self.product(w, y, Epilogue::Store)
     }
 }
@@ -453,7 +462,7 @@ impl Backend for Cuda<'_> {
 
     fn project(&mut self, w: &TensorRef, to: Buffer, epilogue: Epilogue) -> Result<()> {
         self.prepare(w)?;
-        self.product(self.weights.matrix(w)?, self.buffers()?.part(to, self.input.rows * w.rows), epilogue)
+        self.product(self.matrix(w)?, self.buffers()?.part(to, self.input.rows * w.rows), epilogue)
     }
 
     fn rotate(&mut self, buffer: Buffer, rows: usize) -> Result<()> {

@@ -269,6 +269,19 @@ fn group_norm_agrees_with_its_definition() {
 }
 
 #[test]
+fn what_comes_of_a_run_has_memory_of_its_size() {
+    let mut scratch = Scratch::default();
+    let large = scratch.features(40, 40, 4).unwrap();
+    scratch.recycle(large);
+    let mut small = scratch.features(4, 4, 4).unwrap();
+    small.data.iter_mut().enumerate().for_each(|(i, v)| *v = i as f32);
+    assert!(small.data.capacity() >= 40 * 40 * 4);
+    let numbers = scratch.finish(small).unwrap();
+    assert!(numbers.capacity() <= 2 * numbers.len());
+    assert!(numbers.len() == 64 && numbers.iter().enumerate().all(|(i, v)| *v == i as f32));
+}
+
+#[test]
 fn scratch_reuses_the_smallest_buffer_that_fits() {
     let mut scratch = Scratch::default();
     let (small, large) = (scratch.features(4, 4, 4).unwrap(), scratch.features(40, 40, 4).unwrap());

@@ -148,6 +148,7 @@ fn products_of_warpgroups_that_are_not_waited_for_or_not_fenced_are_found() {
     for (kernel, message) in [
         ("defect_wgmma_unfenced", "without wgmma.fence"),
         ("defect_wgmma_shifted", "does not begin where the swizzle does"),
+        ("defect_wgmma_wait_of_some", "threads of a warpgroup are at different operations"),
         ("defect_wgmma_written", "an accumulator of wgmma was written"),
         ("defect_wgmma_operand_written", "a first operand of wgmma in registers was written"),
         ("defect_wgmma_transposed_shifted", "atoms do not begin where the swizzle does"),

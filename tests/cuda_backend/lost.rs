@@ -3,7 +3,7 @@
 use mmada::{Context, ContextOptions, DeviceChoice, Error, SequenceRequest, TextOptions};
 
 use crate::library::Driver;
-use crate::support::{Card, close, cpu, demo};
+use crate::support::{Card, close, cpu, demo, warnings};
 
 /// Logits of a few tokens.
 fn logits(context: &Context) -> mmada::Result<Vec<f32>> {
@@ -58,12 +58,13 @@ fn while_a_lost_card_is_held_new_contexts_are_told_and_auto_takes_the_processor(
         assert!(is_lost(&error) && error.to_string().contains("free all that still uses it"), "{error}");
     };
     refused();
-    let lines = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
-    let heard = lines.clone();
-    let logger = mmada::Logger::new(move |_, line: &str| heard.lock().unwrap().push_str(line));
+    let (logger, lines) = warnings();
     let auto = ContextOptions { device: DeviceChoice::Auto, logger: Some(logger), ..card.options() };
     assert_eq!(Context::new(demo(), auto).unwrap().device(), "cpu");
-    assert!(lines.lock().unwrap().contains("running on the cpu: cuda:0 (Stand-in): an error has ended"), "{lines:?}");
+    assert!(
+        lines.lock().unwrap().concat().contains("running on the cpu: cuda:0 (Stand-in): an error has ended"),
+        "{lines:?}"
+    );
     // a generation holds its context's card too
     drop(context);
     refused();

@@ -23,6 +23,7 @@ mod failures;
 mod fixture;
 mod generations;
 mod golden;
+mod hopper;
 #[path = "../cuda/library.rs"]
 mod library;
 mod lost;

@@ -1,11 +1,11 @@
 //! The demo model, on the processor and on a card.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::library::Driver;
 use mmada::kernels::cuda::allow_hopper;
-use mmada::{Context, ContextOptions, DeviceChoice, Generation, Model};
+use mmada::{Context, ContextOptions, DeviceChoice, Error, Generation, LogLevel, Logger, Model, SequenceRequest};
 use mmada_quantize::{Recipe, Shape, SynthOptions, synth};
 
 /// A card that is there, or a stand-in for its driver, which one test at a time has to itself.
@@ -67,6 +67,29 @@ pub fn random(folder: &Path, recipe: &str, shape: Shape) -> Model {
     let file = folder.join(format!("{recipe}.gguf"));
     synth(&SynthOptions::new(shape, &file, Recipe::from_name(recipe).unwrap()), &mut |_| ()).unwrap();
     Model::open(&file).unwrap()
+}
+
+/// Runs a pass over a few tokens.
+pub fn pass(context: &Context, tokens: usize) -> mmada::Result<()> {
+    let ids = vec![7; tokens];
+    context.logits(&[SequenceRequest { ids: &ids, rows: &[0], vocab: 0..40 }]).map(|_| ())
+}
+
+/// The error of a context of the demo model that cannot be.
+pub fn refused(options: ContextOptions) -> Error {
+    Context::new(demo(), options).err().expect("a context that cannot be")
+}
+
+/// Who hears warnings, and what it has heard.
+pub fn warnings() -> (Logger, Arc<Mutex<Vec<String>>>) {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let heard = lines.clone();
+    let logger = Logger::new(move |level, line: &str| {
+        if level == LogLevel::Warn {
+            heard.lock().unwrap().push(line.to_owned());
+        }
+    });
+    (logger, lines)
 }
 
 pub fn run(mut generation: Generation) -> Generation {

@@ -3,6 +3,7 @@
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use cudarc::driver::sys;
 use mmada::{Context, DrawFromIds, TextOptions};
 
 use crate::support::{Card, demo, run};
@@ -67,4 +68,34 @@ fn two_contexts_in_two_threads_give_what_they_give_one_after_the_other() {
         // of both, all but the first two steps of each kind
         assert!(driver.count("graph_launches") - before > 2 * 2 * 6);
     }
+}
+
+#[test]
+fn what_a_program_has_made_current_is_current_again_after_every_call() {
+    let card = Card::open();
+    let Some(driver) = card.driver() else { return };
+    driver.set("DEVICES", 2);
+    let mut other = std::ptr::null_mut();
+    // SAFETY: there are two devices; the pointer outlives the call, and the context is released at the end
+    unsafe {
+        assert_eq!(sys::cuInit(0), sys::CUresult::CUDA_SUCCESS);
+        assert_eq!(sys::cuDevicePrimaryCtxRetain(&mut other, 1), sys::CUresult::CUDA_SUCCESS);
+        assert_eq!(sys::cuCtxSetCurrent(other), sys::CUresult::CUDA_SUCCESS);
+    }
+    let is_still_current = |after: &str| {
+        let mut current = std::ptr::null_mut();
+        // SAFETY: the driver has started; the pointer outlives the call
+        assert_eq!(unsafe { sys::cuCtxGetCurrent(&mut current) }, sys::CUresult::CUDA_SUCCESS);
+        assert_eq!(current, other, "after {after}");
+    };
+    let context = card.context(None);
+    is_still_current("a context is made");
+    results(&context, 1);
+    is_still_current("generations");
+    context.decode_image(&[1; 4], 2, 2).unwrap();
+    is_still_current("a picture");
+    drop(context);
+    is_still_current("all is freed");
+    // SAFETY: it was retained above
+    assert_eq!(unsafe { sys::cuDevicePrimaryCtxRelease_v2(1) }, sys::CUresult::CUDA_SUCCESS);
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUfunction, CUmodule, CUresult};
 
-use super::driver::{Card, check, find};
+use super::driver::{Card, check, find, hopper_is_allowed};
 use super::modules;
 use crate::error::{Error, Result};
 use crate::memory::try_push;
@@ -112,21 +112,36 @@ impl Gpu {
         format!("cuda:{} ({})", self.card.index, self.card.name)
     }
 
+    /// The same and the memory that is free there, as far as the driver tells: `cuda:0 (NVIDIA H100), which has 5 bytes free,`.
+    /// Its context is the thread's.
+    pub(super) fn name_with_free(&self) -> String {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both pointers outlive the call, which fails where no context is current
+        match unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) } {
+            CUresult::CUDA_SUCCESS => format!("{}, which has {free} bytes free,", self.name()),
+            _ => self.name(),
+        }
+    }
+
     /// Whether weights are worth unpacking for Hopper's kernels ([`Unpacked`](super::Unpacked)); known once `self_check` has
     /// run.
     pub fn has_hopper(&self) -> bool {
-        self.product_checks.has_hopper.load(Ordering::Relaxed)
+        self.is_right(&self.product_checks)
     }
 
     /// Whether long sequences attend by Hopper's kernels with heads of `dim`; known once `self_check` has run.
     pub fn has_hopper_attention(&self, dim: usize) -> bool {
-        self.attention_checks(dim).is_some_and(|checks| checks.has_hopper.load(Ordering::Relaxed))
+        self.attention_checks(dim).is_some_and(|checks| self.is_right(checks))
     }
 
     /// Whether anything on it runs by Hopper's kernels.
     pub fn uses_hopper(&self) -> bool {
-        let mut checks = self.attention_checks.iter().chain([&self.product_checks]);
-        checks.any(|checks| checks.has_hopper.load(Ordering::Relaxed))
+        self.attention_checks.iter().chain([&self.product_checks]).any(|checks| self.is_right(checks))
+    }
+
+    /// Whether Hopper's kernels of a kind were found to be right, and nobody has said to leave them alone.
+    fn is_right(&self, checks: &Checks) -> bool {
+        checks.has_hopper.load(Ordering::Relaxed) && hopper_is_allowed(self.card.index)
     }
 
     /// `None` for heads that attention has no kernels for.
@@ -178,12 +193,7 @@ impl Gpu {
     /// that: translating kernels, launching them and preparing graphs take memory that nobody asked for by size.
     pub(super) fn check(&self, status: CUresult, verb: &str) -> Result<()> {
         if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let (mut free, mut total) = (0, 0);
-            // SAFETY: both pointers outlive the call, which fails where no context is current
-            let told = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
-            let is_known = told == CUresult::CUDA_SUCCESS;
-            let free = if is_known { format!(", which has {free} bytes free,") } else { String::new() };
-            return Err(Error::OutOfMemory { what: format!("{}{free} could not {verb}", self.name()), bytes: 0 });
+            return Err(Error::OutOfMemory { what: format!("{} could not {verb}", self.name_with_free()), bytes: 0 });
         }
         check(status).map_err(|reason| Error::Device {
             device: self.name(),

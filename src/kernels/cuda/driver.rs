@@ -150,10 +150,11 @@ pub(super) fn knows_hopper(card: &Card) -> bool {
     let status = unsafe { sys::cuDriverGetVersion(&mut version) };
     // `sm_90a` is for this processor alone
     let is_new = status == CUresult::CUDA_SUCCESS && version >= OLDEST_FOR_HOPPER;
-    card.compute_capability == (9, 0) && is_new && has_function(TENSOR_MAPS) && !without_hopper().contains(&card.index)
+    card.compute_capability == (9, 0) && is_new && has_function(TENSOR_MAPS) && hopper_is_allowed(card.index)
 }
 
-/// Whether kernels for Hopper may be used on a card that is opened from now on. They may until this says otherwise.
+/// Whether kernels for Hopper may be used on a card, by passes that begin from now on (steps that were recorded are what they
+/// are). They may until this says otherwise.
 pub fn allow_hopper(index: usize, allow: bool) {
     let mut without = without_hopper();
     without.retain(|&other| other != index);
@@ -161,6 +162,11 @@ pub fn allow_hopper(index: usize, allow: bool) {
         // where there is no memory for the list they are found wrong again
         let _ = try_push(&mut without, index, "a list of devices");
     }
+}
+
+/// What [`allow_hopper`] has said last.
+pub(super) fn hopper_is_allowed(index: usize) -> bool {
+    !without_hopper().contains(&index)
 }
 
 /// Cards on which kernels for Hopper are left alone by this process.

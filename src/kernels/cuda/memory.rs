@@ -32,8 +32,7 @@ impl<T: Pod> Memory<T> {
         // SAFETY: the context is current; the pointer outlives the call
         match unsafe { sys::cuMemAlloc_v2(&mut memory.at, bytes) } {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let (free, name) = (gpu.free_memory()?, gpu.name());
-                Err(Error::OutOfMemory { what: format!("{what} on {name}, which has {free} bytes free,"), bytes })
+                Err(Error::OutOfMemory { what: format!("{what} on {}", gpu.name_with_free()), bytes })
             }
             status => gpu.check(status, &format!("give {bytes} bytes")).map(|()| memory),
         }

@@ -102,6 +102,21 @@ KERNEL defect_wgmma_written(float* x, int) {
 }
 REGISTER(defect_wgmma_written)
 
+// Waits where some warps do not.
+KERNEL defect_wgmma_wait_of_some(float* x, int) {
+    TILE(tile);
+    const uint64_t rows = operand(tile, 0) & ~((uint64_t)0x3fff << 32);
+    float d[64] = {};
+    wgmma_fence();
+    wgmma_bf16(d, rows, rows);
+    wgmma_commit();
+    if (threadIdx.x < 64) wgmma_wait<0>(d);
+    wgmma_wait<0>(d);
+    wgmma_fence();
+    x[threadIdx.x] = d[0];
+}
+REGISTER(defect_wgmma_wait_of_some)
+
 // A product of a first operand in registers and a second one in rows of columns, both of numbers that are all different:
 // x[64][64] becomes the sums. `WRITES`: to the operand in registers before the product has been waited for.
 template <bool WRITES, int SHIFT>
